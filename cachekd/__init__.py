@@ -1,0 +1,56 @@
+"""cachekd: offline two-stage logit caching for knowledge distillation of language models.
+
+Names are loaded on first use: ``import cachekd`` and opening a cache need no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cachekd.capture import precompute
+    from cachekd.config import PrecomputeConfig, TrainConfig
+    from cachekd.store.reader import Cache, open_cache
+    from cachekd.training.collate import Collator
+    from cachekd.training.loader import CacheDataset, EpochSampler
+    from cachekd.training.run import train
+    from cachekd.training.trainer import DistillTrainer
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Cache": "cachekd.store.reader",
+    "CacheDataset": "cachekd.training.loader",
+    "Collator": "cachekd.training.collate",
+    "DistillTrainer": "cachekd.training.trainer",
+    "EpochSampler": "cachekd.training.loader",
+    "PrecomputeConfig": "cachekd.config",
+    "TrainConfig": "cachekd.config",
+    "open_cache": "cachekd.store.reader",
+    "precompute": "cachekd.capture",
+    "train": "cachekd.training.run",
+}
+
+__all__ = [
+    "Cache",
+    "CacheDataset",
+    "Collator",
+    "DistillTrainer",
+    "EpochSampler",
+    "PrecomputeConfig",
+    "TrainConfig",
+    "open_cache",
+    "precompute",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cachekd' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

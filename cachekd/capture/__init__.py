@@ -1,0 +1,121 @@
+"""Precompute: plan, run the missing units, seal. The first of the two stages.
+
+Comes in: a `PrecomputeConfig`. Goes out: a sealed cache, and a report of what was done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cachekd.capture.prepare import Job, prepare_job
+from cachekd.capture.unit import describe, run_unit, score_batch
+from cachekd.config import PrecomputeConfig
+from cachekd.engines.local import run_units
+from cachekd.errors import Incomplete
+from cachekd.plugins import find
+from cachekd.signals import StopFlag, stop_on_signals
+from cachekd.store.layout import plan_name, samples_name
+from cachekd.store.seal import seal
+from cachekd.store.state import read_state, write_identity
+from cachekd.teachers import Teacher
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a capture is: tokens of this run's missing documents."""
+
+    tokens_done: int
+    tokens_total: int
+    seconds: float
+
+
+def precompute(
+    config: PrecomputeConfig, *, progress: Callable[[Progress], None] | None = None
+) -> dict[str, Any]:
+    """Run a teacher over data once and store its targets; continue what was begun.
+
+    Args:
+        config: see `PrecomputeConfig`.
+        progress: called after each teacher batch.
+
+    Returns:
+        a report of plain JSON types: counts, bytes, seconds, ids, and the seal's root digest.
+
+    Raises:
+        Incomplete: stopped by a signal or by ``max_hours``; the same call continues.
+        CachekdError: anything else that is wrong; what was committed before stays whole.
+    """
+    started = time.monotonic()
+    with stop_on_signals() as flag:
+        job = prepare_job(config)
+        report = describe(job)
+        if config.dry_run:
+            return {**report, "dry_run": True}
+        if job.todo:
+            report |= _score_all(job, flag, started, progress)
+        elif job.files:
+            _write_plan(job)
+    if config.seal:
+        sealed = seal(job.location)
+        report |= {"root": sealed.root, "generation": sealed.generation, **sealed.totals}
+    return {**report, "sealed": config.seal, "seconds": time.monotonic() - started}
+
+
+def _write_plan(job: Job) -> None:
+    """Make the job known in the cache: identity, samples, then the plan that names them."""
+    write_identity(job.location, job.identity)
+    for digest, data in job.files.items():
+        job.location.create(samples_name(digest), data)
+    job.location.create(plan_name(job.plan_digest), job.plan_data)
+
+
+def _score_all(
+    job: Job, flag: StopFlag, started: float, progress: Callable[[Progress], None] | None
+) -> dict[str, Any]:
+    teacher: Teacher = find("teachers", job.config.backend).load(
+        job.config, job.facts, job.plan.threads
+    )
+    # A trial before anything is written: a teacher that gives NaN or does not fit its tokenizer
+    # must not leave a cache behind.
+    score_batch(job, teacher, job.plan.units[job.todo[0]][0])
+    _write_plan(job)
+    begun = time.monotonic()
+    total = sum(map(job.unit_tokens, job.todo))
+    done_tokens = 0
+
+    def scored(tokens: int) -> None:
+        nonlocal done_tokens
+        done_tokens += tokens
+        if progress:
+            progress(Progress(done_tokens, total, time.monotonic() - begun))
+
+    def do(number: int) -> None:
+        run_unit(job, teacher, number, stop_asked=lambda: flag.asked, scored=scored)
+
+    hours = job.config.max_hours
+    deadline = started + 3600 * hours if hours is not None else float("inf")
+    try:
+        done = run_units(
+            [(number, job.unit_tokens(number)) for number in job.todo],
+            do,
+            stop_asked=lambda: flag.asked,
+            seconds_left=lambda: deadline - time.monotonic(),
+        )
+    except Incomplete:
+        done = None
+    if done != len(job.todo):
+        raise _incomplete(job, flag)
+    seconds = time.monotonic() - begun
+    return {"score_seconds": seconds, "tokens_per_second": total / max(seconds, 1e-9)}
+
+
+def _incomplete(job: Job, flag: StopFlag) -> Incomplete:
+    left = len(read_state(job.location).missing_units(job.plan_digest))
+    why = "by a signal" if flag.asked else f"before --max-hours {job.config.max_hours}"
+    return Incomplete(
+        f"stopped {why}: {len(job.plan.units) - left} of {len(job.plan.units)} units are committed "
+        f"in {job.location.url}. Run the same command again to continue"
+    )

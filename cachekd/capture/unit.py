@@ -1,0 +1,160 @@
+"""One unit: its batches to the teacher, its shard to the store, then the record that commits it."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from cachekd.capture.prepare import Job
+from cachekd.errors import CorruptCache, Incomplete, TeacherError
+from cachekd.store.layout import shard_name, unit_name
+from cachekd.store.plan import PlannedBatch
+from cachekd.store.shards import write_shard
+from cachekd.store.state import UnitRecord, load_unit
+from cachekd.teachers import Teacher
+from cachekd.types import TopKLogits
+
+
+def run_unit(
+    job: Job,
+    teacher: Teacher,
+    number: int,
+    *,
+    stop_asked: Callable[[], bool],
+    scored: Callable[[int], None],
+) -> None:
+    """Score a unit and commit it.
+
+    Args:
+        job: what it is a part of.
+        teacher: loaded teacher.
+        number: which unit.
+        stop_asked: looked at between batches.
+        scored: told the tokens of each batch that is done.
+
+    Raises:
+        Incomplete: a stop was asked for; nothing of the unit is kept.
+        TeacherError: the teacher gave what cannot be stored, or has no memory for one document.
+    """
+    started = time.monotonic()
+    targets: list[TopKLogits] = []
+    splits: dict[str, int] = {}
+    for place, batch in enumerate(job.plan.units[number]):
+        if stop_asked():
+            raise Incomplete("stopped between two batches")
+        scores, pieces = score_batch(job, teacher, batch)
+        targets += scores
+        if pieces > 1:
+            splits[str(place)] = pieces
+        scored(sum(target.rows + 1 for target in scores))
+    keys = job.plan.unit_keys(number)
+    documents = [job.documents[key] for key in keys]
+    data, facts = write_shard(job.header, job.identity.capture_id, keys, documents, targets)
+    job.location.create(shard_name(facts.digest), data)
+    record = UnitRecord(
+        plan=job.plan_digest,
+        number=number,
+        shard=facts,
+        numerics={**teacher.numerics, "threads": job.plan.threads, "split": splits},
+    )
+    made = {
+        "host": platform.node(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    _commit(job, record, record.dump(keys, made))
+
+
+def _commit(job: Job, record: UnitRecord, data: bytes) -> None:
+    """Create the record; one that does not parse is no record, and is written over."""
+    name = unit_name(record.plan, record.number)
+    if job.location.create(name, data):
+        return
+    try:
+        load_unit(name, job.location.read(name))
+    except CorruptCache:
+        job.location.replace(name, data)
+
+
+def score_batch(job: Job, teacher: Teacher, batch: PlannedBatch) -> tuple[list[TopKLogits], int]:
+    """Targets of a planned batch, and into how many pieces lack of memory split it.
+
+    The planned shape is tried twice before it is split; pieces keep the padded length, so a
+    document sees the same shape of everything but the batch.
+    """
+    keys = job.plan.keys[batch.first : batch.first + batch.rows]
+    for attempt in range(2):
+        try:
+            return _score(job, teacher, keys, batch.padded_length), 1
+        except MemoryError as error:
+            if attempt and batch.rows == 1:
+                raise TeacherError(
+                    f"out of memory for one document of {batch.padded_length} tokens "
+                    f"({_where(job, keys)}): {error}. Use --max-length with --on-long, a smaller "
+                    "dtype, or --device-map auto"
+                ) from error
+        gc.collect()
+    half = batch.rows // 2
+    left, left_pieces = score_batch(
+        job, teacher, PlannedBatch(batch.first, half, batch.padded_length)
+    )
+    right, right_pieces = score_batch(
+        job, teacher, PlannedBatch(batch.first + half, batch.rows - half, batch.padded_length)
+    )
+    return left + right, left_pieces + right_pieces
+
+
+def _score(
+    job: Job, teacher: Teacher, keys: Sequence[bytes], padded_length: int
+) -> list[TopKLogits]:
+    documents = [job.documents[key] for key in keys]
+    wanted = [job.wanted[key] if job.wanted is not None else None for key in keys]
+    try:
+        scores = teacher.score(documents, padded_length, job.selection, wanted)
+    except TeacherError as error:
+        if len(keys) == 1:
+            raise TeacherError(
+                f"{_where(job, keys)}: {error}. Nothing of it was stored; check the teacher's "
+                "weights and dtype"
+            ) from error
+        for key in keys:  # which document is it?
+            _score(job, teacher, [key], padded_length)
+        raise
+    for target, document in zip(scores, documents, strict=True):
+        assert target.rows == len(document) - 1, "a teacher must give L-1 rows for L tokens"
+    return scores
+
+
+def _where(job: Job, keys: Sequence[bytes]) -> str:
+    wanted = [job.documents[key] for key in keys]
+    names = [
+        f"{sample.source} row {sample.row}"
+        for sample in job.samples
+        if any(sample.input_ids is document for document in wanted)
+    ]
+    return ", ".join(names[:3])
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """What a run will do, in counts: the dry run."""
+    todo = [key for n in job.todo for key in job.plan.unit_keys(n)]
+    return {
+        "cache": job.location.url,
+        "source_id": job.identity.source_id,
+        "capture_id": job.identity.capture_id,
+        "samples": len(job.samples),
+        "new_samples": job.new_samples,
+        "tokens": sum(len(sample.input_ids) for sample in job.samples),
+        "documents": len(job.documents),
+        "documents_cached": job.cached,
+        "documents_to_score": len(todo),
+        "tokens_to_score": sum(len(job.documents[key]) for key in todo),
+        "shards_to_write": len(job.todo),
+        "bytes_at_most": job.bytes_at_most(),
+        "skipped": dict(job.plan.skipped),
+        "changed": dict(job.plan.changed),
+    }

@@ -1,0 +1,109 @@
+"""The plain codec: little-endian planes in one zstd frame, nothing lost beyond the stored dtype.
+
+The planes of a document with R rows and n entries, without padding between them:
+
+    counts        uint32   [R]     entries of each row
+    ids           uint8    [3, n]  token ids, 24 bits: low, middle and high bytes as planes
+    logprobs      float16 or float32 [n]
+    tail          float32  [R]
+    next_logprob  float32  [R]
+    entropy       float32  [R]
+    lognorm       float32  [R]     once for each stored temperature, ascending
+
+The frame states its content size and carries a checksum.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import zstandard
+
+from cachekd.codecs import CodecHeader
+from cachekd.errors import CorruptCache
+from cachekd.types import TopKLogits
+
+_LEVEL = 3
+_ID_LIMIT = 1 << 24
+
+
+class PlainCodec:
+    """See the module's text for the layout."""
+
+    def __init__(self, header: CodecHeader) -> None:
+        if header.vocab_size > _ID_LIMIT:
+            raise CorruptCache(f"vocabulary {header.vocab_size} does not fit 24-bit ids")
+        self._header = header
+        self._value = np.dtype(header.logprob_dtype).newbyteorder("<")
+
+    def encode(self, targets: TopKLogits) -> bytes:
+        """Bytes of one document's targets (all float32 but the log-probs, rounded to dtype)."""
+        ids = targets.ids.astype("<u4").view(np.uint8).reshape(-1, 4)
+        planes = [
+            np.diff(targets.offsets).astype("<u4"),
+            np.ascontiguousarray(ids[:, :3].T),
+            targets.logprobs.astype(self._value),
+            targets.tail.astype("<f4"),
+            targets.next_logprob.astype("<f4"),
+            targets.entropy.astype("<f4"),
+            *(targets.lognorm[t].astype("<f4") for t in self._header.temperatures),
+        ]
+        compressor = zstandard.ZstdCompressor(
+            level=_LEVEL, write_checksum=True, write_content_size=True
+        )
+        return compressor.compress(b"".join(plane.tobytes() for plane in planes))
+
+    def decode(self, data: bytes, rows: int, entries: int) -> TopKLogits:
+        """Targets of one document.
+
+        Raises:
+            CorruptCache: the frame is damaged, or its size or values do not fit the shape.
+        """
+        raw = self._decompress(data, self._size(rows, entries))
+        place = 0
+
+        def plane(dtype: np.dtype[np.generic] | str, count: int) -> np.ndarray:
+            nonlocal place
+            values = np.frombuffer(raw, dtype=dtype, count=count, offset=place)
+            place += values.nbytes
+            return values
+
+        counts = plane("<u4", rows)
+        low, middle, high = (plane(np.uint8, entries).astype(np.int32) for _ in range(3))
+        ids = low | (middle << 8) | (high << 16)
+        offsets = np.zeros(rows + 1, dtype=np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        if offsets[-1] != entries or (entries and int(ids.max()) >= self._header.vocab_size):
+            raise CorruptCache("decoded counts or token ids do not fit the record")
+        return TopKLogits(
+            offsets=offsets,
+            ids=ids,
+            logprobs=plane(self._value, entries).astype(np.float32),
+            weights=None,
+            tail=plane("<f4", rows).astype(np.float32),
+            next_logprob=plane("<f4", rows).astype(np.float32),
+            entropy=plane("<f4", rows).astype(np.float32),
+            lognorm={
+                1.0: np.zeros(rows, dtype=np.float32),
+                **{t: plane("<f4", rows).astype(np.float32) for t in self._header.temperatures},
+            },
+            vocab_size=self._header.vocab_size,
+        )
+
+    def _size(self, rows: int, entries: int) -> int:
+        scalars = 4 + len(self._header.temperatures)
+        return 4 * scalars * rows + (3 + self._value.itemsize) * entries
+
+    def _decompress(self, data: bytes, expected: int) -> bytes:
+        try:
+            found = zstandard.frame_content_size(data)
+            if found != expected:
+                raise CorruptCache(
+                    f"a record claims {found} bytes of targets; its shape needs {expected}"
+                )
+            decompressor = zstandard.ZstdDecompressor(max_window_size=8 << 20)
+            return decompressor.decompress(data, allow_extra_data=False)
+        except zstandard.ZstdError as error:
+            raise CorruptCache(f"targets of a record cannot be decompressed: {error}") from error
+
+
+PLUGIN = PlainCodec

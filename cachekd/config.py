@@ -1,0 +1,288 @@
+"""What a user can set: one frozen dataclass a command, importable without torch.
+
+Flags, environment variables and YAML keys are generated from these fields (see `cli/options.py`);
+``help`` in the metadata is the text of ``--help``, ``group`` the heading above it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from cachekd.errors import ConfigError
+
+
+def option(default: Any, help: str, *, choices: tuple[str, ...] = (), group: str = "") -> Any:
+    """A dataclass field with the text and choices that the command line shows."""
+    metadata = {"help": help, "choices": choices, "group": group}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def required(help: str, *, group: str = "") -> Any:
+    """A dataclass field without default."""
+    return field(metadata={"help": help, "choices": (), "group": group})
+
+
+def check_choices(config: Any) -> None:
+    """Refuse values outside the choices of their field.
+
+    Raises:
+        ConfigError: names the field, its choices and the value found.
+    """
+    for item in fields(config):
+        choices = item.metadata.get("choices", ())
+        value = getattr(config, item.name)
+        if choices and value is not None and value not in choices:
+            raise ConfigError(f"{item.name}: expected one of {', '.join(choices)}; found {value!r}")
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: the text that identity digests are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON types, for run records and reports."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    return plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model a teacher is, and how it is loaded."""
+
+    teacher: str = required("Teacher: a local folder or a hub id.", group="Teacher")
+    backend: str = option("hf", "Teacher plugin that runs it.", group="Teacher")
+    revision: str | None = option(None, "Revision of a hub teacher.", group="Teacher")
+    tokenizer: str | None = option(
+        None, "Tokenizer folder or hub id, if it is not the teacher's.", group="Teacher"
+    )
+    adapter: str | None = option(None, "peft adapter folder or hub id.", group="Teacher")
+    dtype: str = option(
+        "auto",
+        "Weights dtype; auto takes the checkpoint's.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        group="Teacher",
+    )
+    device: str | None = option(
+        None, "Device, such as cpu or cuda:0; default: cuda if there is one.", group="Teacher"
+    )
+    device_map: str | None = option(
+        None, "accelerate device map, such as auto: spreads a large teacher.", group="Teacher"
+    )
+    attn_implementation: str = option(
+        "sdpa",
+        "Attention of the teacher; part of the capture id.",
+        choices=("sdpa", "eager", "flash_attention_2"),
+        group="Teacher",
+    )
+    trust_remote_code: bool = option(
+        False, "Run code that comes with the model. Off unless asked for.", group="Teacher"
+    )
+    load_in_8bit: bool = option(False, "bitsandbytes 8-bit weights.", group="Teacher")
+    load_in_4bit: bool = option(False, "bitsandbytes 4-bit weights.", group="Teacher")
+    bnb_4bit_quant_type: str = option(
+        "nf4", "bitsandbytes 4-bit type.", choices=("nf4", "fp4"), group="Teacher"
+    )
+    bnb_4bit_compute_dtype: str = option(
+        "bfloat16",
+        "bitsandbytes compute dtype.",
+        choices=("float32", "bfloat16", "float16"),
+        group="Teacher",
+    )
+    bnb_4bit_use_double_quant: bool = option(
+        False, "bitsandbytes nested quantisation.", group="Teacher"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which rows are read, and how they become token ids."""
+
+    data: tuple[str, ...] = required(
+        "JSONL, JSON, CSV or Parquet file, or a datasets name; may be repeated.", group="Data"
+    )
+    split: str = option("train", "Split, for a datasets name.", group="Data")
+    dataset_config: str | None = option(None, "Configuration, for a datasets name.", group="Data")
+    columns: Mapping[str, str] = option(
+        {},
+        "Maps a column that cachekd knows to a column of the data: output=answer. "
+        "Known: messages, conversations, prompt, completion, instruction, input, history, "
+        "output, text, input_ids, labels, domain, weight.",
+        group="Data",
+    )
+    domain_column: str | None = option(
+        None, "Column with the domain label of a row (same as --columns domain=NAME).", group="Data"
+    )
+    max_samples: int | None = option(None, "Read only the first rows.", group="Data")
+    prompt_template: str = option(
+        "auto",
+        "How instructions become text: the tokenizer's chat template, the Alpaca prompt, or plain "
+        "concatenation. auto: chat if there is a template, else alpaca.",
+        choices=("auto", "chat", "alpaca", "plain"),
+        group="Data",
+    )
+    chat_template_path: str | None = option(
+        None, "Jinja file used in place of the tokenizer's chat template.", group="Data"
+    )
+    add_eos: bool = option(
+        True, "End text, prompt/completion and Alpaca rows with the EOS token.", group="Data"
+    )
+    max_length: int | None = option(
+        None, "Longest sample in tokens; default: the teacher's context.", group="Data"
+    )
+    on_long: str = option(
+        "fail",
+        "What to do with longer samples.",
+        choices=("fail", "truncate", "split", "skip"),
+        group="Data",
+    )
+    on_bad: str = option(
+        "fail", "What to do with rows that cannot be used.", choices=("fail", "skip"), group="Data"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """What is kept of each next-token distribution: the fields that make the capture id."""
+
+    logits_top_k: int = option(
+        64, "Entries kept at most per position; 0 keeps the whole vocabulary.", group="Selection"
+    )
+    logits_top_p: float = option(
+        0.99, "Keep the most probable entries up to this mass (at T = 1).", group="Selection"
+    )
+    logits_min_k: int = option(1, "Entries kept at least per position.", group="Selection")
+    temperatures: tuple[float, ...] = option(
+        (1.0, 2.0), "Temperatures whose exact log-normaliser is stored.", group="Selection"
+    )
+    rows: str = option(
+        "all",
+        "Positions captured: all, or only those whose next token is a response token.",
+        choices=("all", "response"),
+        group="Selection",
+    )
+    logits_dtype: str = option(
+        "float16",
+        "Precision of stored log-probabilities.",
+        choices=("float16", "float32"),
+        group="Selection",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How the work is cut and when it ends; none of it changes what is stored beyond noise."""
+
+    cache: str = required("Cache folder or URL.", group="Run")
+    batch_tokens: int = option(
+        4096, "Token budget of a teacher batch (rows x padded length).", group="Run"
+    )
+    sort_window: int = option(
+        1024, "Samples are sorted by length within windows of this many.", group="Run"
+    )
+    unit_tokens: int = option(
+        262144, "Tokens of a unit: one shard, the grain of resuming.", group="Run"
+    )
+    threads: int | None = option(
+        None, "CPU threads of the teacher; frozen in the plan.", group="Run"
+    )
+    max_hours: float | None = option(
+        None, "Stop in good order before this many hours (exit code 3).", group="Run"
+    )
+    dry_run: bool = option(False, "Print what would be done, and stop.", group="Run")
+    seal: bool = option(True, "Seal the cache when everything is captured.", group="Run")
+    check_disk: bool = option(True, "Refuse to start when the disk may be too small.", group="Run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeConfig(RunConfig, SelectionConfig, DataConfig, ModelConfig):
+    """Settings of ``cachekd precompute``."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not self.data:
+            raise ConfigError("data: expected at least one file or dataset name; found none")
+        if self.logits_top_k < 0:
+            raise ConfigError(f"logits_top_k: expected 0 or more; found {self.logits_top_k}")
+        if not 0.0 < self.logits_top_p <= 1.0:
+            raise ConfigError(f"logits_top_p: expected 0 < p <= 1; found {self.logits_top_p}")
+        if self.logits_min_k < 1 or 0 < self.logits_top_k < self.logits_min_k:
+            raise ConfigError(
+                f"logits_min_k: expected 1 to logits_top_k ({self.logits_top_k}); "
+                f"found {self.logits_min_k}"
+            )
+        if not self.temperatures or min(self.temperatures) <= 0:
+            raise ConfigError(f"temperatures: expected values above 0; found {self.temperatures}")
+        for name in ("batch_tokens", "sort_window", "unit_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected at least 1; found {getattr(self, name)}")
+        for name in ("max_length", "max_samples", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < (2 if name == "max_length" else 1):
+                raise ConfigError(f"{name}: found {value}, which is too small")
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ConfigError("load_in_4bit and load_in_8bit exclude each other; set one")
+        if self.device and self.device_map:
+            raise ConfigError("device and device_map exclude each other; set one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of ``cachekd train`` beside `transformers.TrainingArguments` and the objective's."""
+
+    cache: tuple[str, ...] = required(
+        "Cache to train from, PATH or NAME=PATH; may be repeated.", group="Data"
+    )
+    student: str = required("Student: a local folder or a hub id.", group="Student")
+    output_dir: str = required("Where the trained student is saved.", group="Student")
+    objective: str = option("kd", "Objective plugin, or module:Class.", group="Objective")
+    objective_options: Mapping[str, Any] = option(
+        {}, "Options of the objective (flags and YAML keys of their own).", group="Objective"
+    )
+    revision: str | None = option(None, "Revision of a hub student.", group="Student")
+    dtype: str = option(
+        "float32",
+        "Weights dtype of the student; auto takes the checkpoint's.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        group="Student",
+    )
+    attn_implementation: str | None = option(
+        None, "Attention of the student; default: the model's.", group="Student"
+    )
+    trust_remote_code: bool = option(
+        False, "Run code that comes with the model. Off unless asked for.", group="Student"
+    )
+    eval_cache: str | None = option(None, "Cache for evaluation: held-out KL and CE.", group="Data")
+    max_length: int | None = option(
+        None, "Cut samples to this many tokens (default: the student's context).", group="Data"
+    )
+    packing: bool = option(
+        False, "Pack whole samples into rows of max_length; attention stays within.", group="Data"
+    )
+    completion_only_loss: bool | None = option(
+        None,
+        "Train on completions only (no: on all tokens). Default: completions where the data has "
+        "prompts, else assistant turns, else all tokens.",
+        group="Data",
+    )
+    assistant_only_loss: bool = option(
+        False, "Train on every assistant turn and nothing else.", group="Data"
+    )
+    partial: bool = option(False, "Accept an unsealed cache, as far as it goes.", group="Data")
+    training: Mapping[str, Any] = option(
+        {}, "Any field of transformers.TrainingArguments.", group="Training"
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not self.cache:
+            raise ConfigError("cache: expected at least one cache; found none")
+        if self.assistant_only_loss and self.completion_only_loss is not None:
+            raise ConfigError("assistant_only_loss and completion_only_loss exclude each other")
+        if self.max_length is not None and self.max_length < 2:
+            raise ConfigError(f"max_length: expected at least 2; found {self.max_length}")

@@ -1,0 +1,1 @@
+"""From data files to tokenised samples: sources, columns, chat templates, lengths, packing."""

@@ -1,0 +1,1 @@
+"""A small distillation from start to end, offline, on a CPU."""

@@ -1,0 +1,1 @@
+"""Divergences between cached teacher targets and a student: pure functions on plain tensors."""

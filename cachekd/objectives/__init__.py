@@ -1,0 +1,76 @@
+"""Objectives: what is minimised. This folder holds plugins and nothing else, one file a method.
+
+To add one, write ``cachekd/objectives/<name>.py`` with a class like `Objective` and the line
+``PLUGIN = <class>``; ``--objective <name>`` finds it, and its options become flags and YAML keys.
+Import torch inside functions: options must be readable without it. Helper modules start with ``_``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from cachekd.errors import ConfigError
+from cachekd.plugins import find
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cachekd.types import ObjectiveOutput, TargetTensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What an objective takes from a cache; checked before a model is loaded.
+
+    Attributes:
+        temperatures: temperatures whose log-normaliser must have been captured.
+        kinds: kinds of target.
+    """
+
+    temperatures: tuple[float, ...] = ()
+    kinds: tuple[str, ...] = ("logits",)
+
+
+class Objective(Protocol):
+    """A method of distillation.
+
+    ``Options`` is a frozen slotted keyword-only dataclass with fields made by
+    `cachekd.config.option`; an instance of it is the only constructor argument.
+    """
+
+    Options: ClassVar[type]
+
+    def __init__(self, options: Any) -> None: ...
+
+    def needs(self) -> Needs:
+        """What must have been captured."""
+        ...
+
+    def __call__(self, logits_NV: Tensor, targets: TargetTensors) -> ObjectiveOutput:
+        """Weighted sums over N rows: student logits over the real vocabulary against targets."""
+        ...
+
+
+def build(name: str, options: Mapping[str, Any]) -> Objective:
+    """The objective of this name with these options, anything left out at its default.
+
+    Raises:
+        ConfigError: there is no such objective or option, or a value cannot be used.
+    """
+    plugin = find("objectives", name)
+    known = [item.name for item in fields(plugin.Options)]
+    for key in options:
+        if key not in known:
+            raise ConfigError(unknown(key, known, f"an option of objective {name!r}"))
+    objective: Objective = plugin(plugin.Options(**options))
+    return objective
+
+
+def unknown(key: str, known: list[str], what: str) -> str:
+    """Text for a key that does not exist: what is near, and what there is."""
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{key!r} is not {what}.{hint} Known: {', '.join(known)}"

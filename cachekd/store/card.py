@@ -1,0 +1,52 @@
+"""The cache card: ``README.md`` of a cache, written from its seal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cachekd.store.identity import Identity
+
+if TYPE_CHECKING:
+    from cachekd.store.seal import Manifest
+
+
+def card(identity: Identity, manifest: Manifest) -> str:
+    """Markdown with the metadata block that dataset hubs read."""
+    totals = manifest.totals
+    selection = identity.capture["selection"]
+    per_target = totals["bytes"] / max(1, totals["targets"])
+    rows = {
+        "Teacher": identity.provenance.get("teacher"),
+        "Revision": identity.provenance.get("revision") or "not given",
+        "Source id": identity.source_id,
+        "Capture id": identity.capture_id,
+        "Root digest": manifest.root,
+        "Teacher dtype": identity.source["dtype"],
+        "Vocabulary": identity.source["vocab_size"],
+        "Selection": f"top {selection['k']}, up to mass {selection['p']}, rows: "
+        f"{identity.capture['rows']}",
+        "Temperatures": ", ".join(map(str, identity.capture["temperatures"])),
+        "Samples": totals["samples"],
+        "Tokens": totals["sample_tokens"],
+        "Entries per target": f"{totals['entries'] / max(1, totals['targets']):.2f}",
+        "Bytes per target": f"{per_target:.1f}",
+        "Rows left out or cut, by run": _changes(manifest) or "none",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return (
+        "---\ntags:\n- cachekd\n- knowledge-distillation\nconfigs:\n- config_name: logits\n"
+        "  data_files: logits/*.parquet\n- config_name: samples\n"
+        "  data_files: samples/*.parquet\n---\n\n"
+        "# Cached teacher logits\n\n"
+        "Sparse next-token distributions of a teacher language model, for knowledge distillation "
+        "with cachekd.\n\n"
+        f"| | |\n|---|---|\n{table}\n\n"
+        "Train a student with the same tokenizer:\n\n"
+        "    cachekd train --cache THIS_FOLDER --student STUDENT --output-dir OUT\n\n"
+        "The licence of the teacher and of the data apply to these targets.\n"
+    )
+
+
+def _changes(manifest: Manifest) -> str:
+    runs = [{**run["skipped"], **run["changed"]} for run in manifest.runs]
+    return "; ".join(", ".join(f"{k}: {v}" for k, v in run.items()) for run in runs if run)

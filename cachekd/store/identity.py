@@ -1,0 +1,205 @@
+"""Who a teacher is and what was captured of it: source id, capture id, and where they differ.
+
+Comes in: model and tokenizer folders. Goes out: plain JSON facts and their digests. No model
+library is imported: weights are digested as files, tokenizers are read as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cachekd.config import ModelConfig, SelectionConfig
+from cachekd.data.digests import json_id
+from cachekd.errors import MismatchError, TeacherError
+from cachekd.teachers import TeacherFacts
+
+# Configuration keys that say how a checkpoint was saved or is used, not what it computes.
+_PROVENANCE_KEYS = frozenset(
+    [
+        "_name_or_path",
+        "transformers_version",
+        "torch_dtype",
+        "dtype",
+        "use_cache",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "vocab_size",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "_attn_implementation_autoset",
+        "attn_implementation",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "task_specific_params",
+        "tokenizer_class",
+        "is_local",
+        "finetuning_task",
+    ]
+)
+_ADDED_TOKEN_KEYS = ("id", "content", "single_word", "lstrip", "rstrip", "normalized", "special")
+_MODEL_KEYS = [
+    "type",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "fuse_unk",
+    "byte_fallback",
+    "ignore_merges",
+    "unk_id",
+    "max_input_chars_per_word",
+    "dropout",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """The two ids of a cache and the facts they are digests of."""
+
+    source_id: str
+    source: Mapping[str, Any]
+    capture_id: str
+    capture: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerFacts:
+    """A tokenizer cut to its real vocabulary.
+
+    Attributes:
+        digest: over id-to-token map, merges, normaliser, pre-tokeniser and added tokens.
+        vocab_size: largest token id plus one.
+    """
+
+    digest: str
+    vocab_size: int
+
+
+def tokenizer_facts(folder: Path) -> TokenizerFacts:
+    """Digest and real vocabulary size of the tokenizer in a folder.
+
+    Raises:
+        TeacherError: there is no ``tokenizer.json`` or it cannot be read.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise TeacherError(
+            f"{folder} has no tokenizer.json; expected a fast tokenizer beside the model. "
+            "Name another folder with --tokenizer, or save one with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        tokens = _id_to_token(raw)
+        merges = [m.split(" ") if isinstance(m, str) else m for m in raw["model"].get("merges", [])]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TeacherError(f"{path} is not a tokenizer file: {error!r}") from error
+    canonical = {
+        "tokens": tokens,
+        "merges": merges,
+        "model": {key: raw["model"].get(key) for key in _MODEL_KEYS},
+        "normalizer": raw.get("normalizer"),
+        "pre_tokenizer": raw.get("pre_tokenizer"),
+        "added_tokens": sorted(
+            ([token.get(key) for key in _ADDED_TOKEN_KEYS] for token in raw["added_tokens"]),
+            key=lambda token: token[0],
+        ),
+    }
+    return TokenizerFacts(digest=json_id(canonical), vocab_size=1 + max(i for i, _ in tokens))
+
+
+def _id_to_token(raw: dict[str, Any]) -> list[tuple[int, str]]:
+    vocabulary = raw["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        tokens = {index: token for token, index in vocabulary.items()}
+    else:  # Unigram: a list of [token, score], whose place is its id
+        tokens = {index: f"{token}\t{score}" for index, (token, score) in enumerate(vocabulary)}
+    tokens.update({token["id"]: token["content"] for token in raw["added_tokens"]})
+    return sorted(tokens.items())
+
+
+def semantic_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that changes what a model computes."""
+    return {key: value for key, value in config.items() if key not in _PROVENANCE_KEYS}
+
+
+def quantization(config: ModelConfig) -> dict[str, Any] | None:
+    """The bitsandbytes settings that change what a teacher computes, or None."""
+    if config.load_in_8bit:
+        return {"method": "bitsandbytes", "bits": 8}
+    if config.load_in_4bit:
+        return {
+            "method": "bitsandbytes",
+            "bits": 4,
+            "quant_type": config.bnb_4bit_quant_type,
+            "compute_dtype": config.bnb_4bit_compute_dtype,
+            "double_quant": config.bnb_4bit_use_double_quant,
+        }
+    return None
+
+
+def capture_spec(config: SelectionConfig, attn_implementation: str, vocab: int) -> dict[str, Any]:
+    """What is kept of each distribution, as the facts that the capture id is a digest of."""
+    return {
+        "attn_implementation": attn_implementation,
+        "selection": {
+            "k": min(config.logits_top_k or vocab, vocab),
+            "p": config.logits_top_p,
+            "min_k": config.logits_min_k,
+        },
+        "rows": config.rows,
+        "logprobs": config.logits_dtype,
+        "temperatures": sorted({1.0, *map(float, config.temperatures)}),
+    }
+
+
+def capture_id(source_id: str, capture: Mapping[str, Any]) -> str:
+    """Id of a kind of target of one source."""
+    return json_id({"source_id": source_id, "capture": capture})
+
+
+def differences(left: Any, right: Any, name: str = "") -> list[str]:
+    """Where two JSON values differ, a line a field: ``name: left / right``."""
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        lines = []
+        for key in sorted({*left, *right}):
+            lines += differences(left.get(key), right.get(key), f"{name}.{key}" if name else key)
+        return lines
+    return [] if left == right else [f"{name}: {left!r} / {right!r}"]
+
+
+def source_facts(
+    config: ModelConfig, facts: TeacherFacts, tokenizer: TokenizerFacts
+) -> dict[str, Any]:
+    """All that the source id is a digest of."""
+    return {
+        "weights": facts.weights,
+        "config": semantic_config(facts.config),
+        "adapter": facts.adapter,
+        "dtype": facts.dtype,
+        "quantization": quantization(config),
+        "tokenizer": tokenizer.digest,
+        "vocab_size": tokenizer.vocab_size,
+    }
+
+
+def refuse_difference(door: str, left: Any, right: Any, left_name: str, right_name: str) -> None:
+    """Raise if two sets of facts differ.
+
+    Raises:
+        MismatchError: names the door, both sides and each field that differs.
+    """
+    lines = differences(left, right)
+    if lines:
+        raise MismatchError(
+            f"{door}: {left_name} and {right_name} do not belong together. "
+            f"They differ in (first / second):\n  " + "\n  ".join(lines)
+        )

@@ -1,0 +1,87 @@
+"""The index of a cache: key -> shard and row, as one sorted binary file.
+
+Layout, little-endian: 8 bytes ``CKDINDEX``; uint32 version 1; uint32 number of shards S; uint64
+number of keys N; S shard digests of 32 bytes; N keys of 16 bytes, ascending; N uint32 shard
+numbers; N uint32 row numbers.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from cachekd.errors import CorruptCache
+
+_MAGIC = b"CKDINDEX"
+_HEAD = struct.Struct("<8sIIQ")
+
+
+class KeyIndex:
+    """Where the targets of a key are."""
+
+    def __init__(self, shards: Sequence[str], keys: np.ndarray, places: np.ndarray) -> None:
+        self.shards = list(shards)
+        self._keys = keys
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def find(self, key: bytes) -> tuple[int, int] | None:
+        """Shard number and row of a key, or None."""
+        wanted = np.frombuffer(key, dtype="S16")
+        place = int(np.searchsorted(self._keys, wanted[0]))
+        if place == len(self._keys) or self._keys[place] != wanted[0]:
+            return None
+        return int(self._places[0, place]), int(self._places[1, place])
+
+    def dump(self) -> bytes:
+        """Bytes of the index file."""
+        head = _HEAD.pack(_MAGIC, 1, len(self.shards), len(self._keys))
+        digests = b"".join(bytes.fromhex(shard) for shard in self.shards)
+        return head + digests + self._keys.tobytes() + self._places.astype("<u4").tobytes()
+
+
+def build_index(shards: Mapping[str, Sequence[bytes]]) -> KeyIndex:
+    """Index of shards, given by digest with their keys in row order.
+
+    Of two shards that hold one key, the one with the lower digest is used.
+    """
+    names = sorted(shards)
+    counts = [len(shards[name]) for name in names]
+    keys = np.frombuffer(b"".join(b"".join(shards[name]) for name in names), dtype="S16")
+    places = np.stack(
+        [
+            np.repeat(np.arange(len(names), dtype=np.uint32), counts),
+            np.concatenate([np.arange(count, dtype=np.uint32) for count in counts])
+            if counts
+            else np.zeros(0, dtype=np.uint32),
+        ]
+    )
+    order = np.argsort(keys, kind="stable")
+    keys, places = keys[order], places[:, order]
+    first = np.ones(len(keys), dtype=bool)
+    first[1:] = keys[1:] != keys[:-1]
+    return KeyIndex(names, keys[first], places[:, first])
+
+
+def load_index(name: str, data: bytes) -> KeyIndex:
+    """Parse an index file.
+
+    Raises:
+        CorruptCache: its size or order is not what its head says.
+    """
+    if len(data) < _HEAD.size:
+        raise CorruptCache(f"{name}: too short for an index")
+    magic, version, n_shards, n_keys = _HEAD.unpack_from(data)
+    start = _HEAD.size + 32 * n_shards
+    if magic != _MAGIC or version != 1 or len(data) != start + 24 * n_keys:
+        raise CorruptCache(f"{name}: its head does not fit its size; the file was altered")
+    shards = [data[_HEAD.size + 32 * i : _HEAD.size + 32 * (i + 1)].hex() for i in range(n_shards)]
+    keys = np.frombuffer(data, dtype="S16", count=n_keys, offset=start)
+    places = np.frombuffer(data, dtype="<u4", offset=start + 16 * n_keys).reshape(2, n_keys)
+    if n_keys and (places[0].max() >= n_shards or not (keys[1:] > keys[:-1]).all()):
+        raise CorruptCache(f"{name}: its keys are out of order or point nowhere")
+    return KeyIndex(shards, keys, places)

@@ -1,0 +1,177 @@
+"""Plans: which samples, batches and padded lengths a run has, frozen before any teacher call.
+
+Units, batches and padding are a function of the data and the settings, never of rank, world size
+or what went wrong on the way; so a disturbed run ends in the same shards as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cachekd.data.digests import KEY_BYTES, bytes_digest, json_id
+from cachekd.errors import CorruptCache
+from cachekd.store.layout import dump_document, load_document
+
+UNIT_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedBatch:
+    """Rows ``first`` to ``first + rows`` of a plan's keys, padded to ``padded_length`` tokens."""
+
+    first: int
+    rows: int
+    padded_length: int
+
+
+Unit = tuple[PlannedBatch, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One run's work.
+
+    Attributes:
+        run: digest of the data, capture and cutting settings; the same command has the same.
+        sequence: plans of a cache in the order they were made.
+        keys: sample keys in capture order: the batches are consecutive ranges.
+        units: each becomes one shard.
+        threads: CPU threads of the teacher.
+        samples: digests of the samples shards that came with this plan.
+        skipped: rows left out, by reason.
+        changed: rows truncated or split, by what was done.
+    """
+
+    run: str
+    capture_id: str
+    sequence: int
+    keys: tuple[bytes, ...]
+    units: tuple[Unit, ...]
+    threads: int
+    samples: tuple[str, ...]
+    skipped: Mapping[str, int]
+    changed: Mapping[str, int]
+
+    def unit_keys(self, number: int) -> tuple[bytes, ...]:
+        """Keys of a unit, in capture order."""
+        unit = self.units[number]
+        return self.keys[unit[0].first : unit[-1].first + unit[-1].rows]
+
+    def dump(self) -> tuple[str, bytes]:
+        """Digest and bytes of the plan's file."""
+        data = dump_document(
+            "plan",
+            {
+                "run": self.run,
+                "capture_id": self.capture_id,
+                "sequence": self.sequence,
+                "keys": base64.b64encode(b"".join(self.keys)).decode(),
+                "units": [[[b.rows, b.padded_length] for b in unit] for unit in self.units],
+                "threads": self.threads,
+                "samples": list(self.samples),
+                "skipped": dict(self.skipped),
+                "changed": dict(self.changed),
+            },
+        )
+        return bytes_digest(data), data
+
+
+def load_plan(name: str, data: bytes) -> Plan:
+    """Parse a plan's file; its name must be the digest of its bytes.
+
+    Raises:
+        CorruptCache: it is not the plan that was written.
+    """
+    if bytes_digest(data) != name.rsplit("/", 1)[-1].removesuffix(".json"):
+        raise CorruptCache(f"{name}: its name is not the digest of its bytes; it was altered")
+    document = load_document("plan", name, data)
+    try:
+        packed = base64.b64decode(document["keys"], validate=True)
+        keys = tuple(packed[i : i + KEY_BYTES] for i in range(0, len(packed), KEY_BYTES))
+        units, first = [], 0
+        for batches in document["units"]:
+            unit = []
+            for rows, padded_length in batches:
+                unit.append(PlannedBatch(first, rows, padded_length))
+                first += rows
+            units.append(tuple(unit))
+        plan = Plan(
+            run=document["run"],
+            capture_id=document["capture_id"],
+            sequence=document["sequence"],
+            keys=keys,
+            units=tuple(units),
+            threads=document["threads"],
+            samples=tuple(document["samples"]),
+            skipped=document["skipped"],
+            changed=document["changed"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptCache(f"{name} is no plan: {error!r}") from error
+    if first != len(keys) or not all(plan.units):
+        raise CorruptCache(f"{name}: its units do not cover its keys")
+    return plan
+
+
+def run_digest(ids: Sequence[bytes], capture_id: str, settings: Mapping[str, Any]) -> str:
+    """What makes a run the same run: its samples in order, the capture, how work is cut."""
+    samples = bytes_digest(b"".join(ids))
+    return json_id({"samples": samples, "capture_id": capture_id, "settings": dict(settings)})
+
+
+def cut(
+    lengths: Sequence[int],
+    *,
+    batch_tokens: int,
+    sort_window: int,
+    unit_tokens: int,
+    bytes_per_token: int,
+) -> tuple[list[int], tuple[Unit, ...]]:
+    """Cut samples into batches and units.
+
+    Args:
+        lengths: tokens of each sample, in data order.
+        batch_tokens: most tokens of a batch, padding included (a longer sample goes alone).
+        sort_window: samples are sorted by length, longest first, within windows of this many.
+        unit_tokens: a unit ends when it holds at least this many tokens.
+        bytes_per_token: upper bound of what is stored; a unit also ends at `UNIT_BYTES`.
+
+    Returns:
+        the capture order as indices into ``lengths``, and the units.
+    """
+    order = list(_windowed(lengths, sort_window))
+    units: list[Unit] = []
+    unit: list[PlannedBatch] = []
+    tokens = 0
+    limit = min(unit_tokens, max(1, UNIT_BYTES // bytes_per_token))
+    for batch in _batches([lengths[i] for i in order], batch_tokens):
+        unit.append(batch)
+        tokens += batch.rows * batch.padded_length
+        if tokens >= limit:
+            units.append(tuple(unit))
+            unit, tokens = [], 0
+    if unit:
+        units.append(tuple(unit))
+    return order, tuple(units)
+
+
+def _windowed(lengths: Sequence[int], window: int) -> Iterator[int]:
+    for start in range(0, len(lengths), window):
+        part = range(start, min(start + window, len(lengths)))
+        yield from sorted(part, key=lambda i: (-lengths[i], i))
+
+
+def _batches(lengths: Sequence[int], budget: int) -> Iterator[PlannedBatch]:
+    first = 0
+    longest = 0
+    for i, length in enumerate(lengths):
+        grown = max(longest, length)
+        if i > first and grown * (i - first + 1) > budget:
+            yield PlannedBatch(first, i - first, longest)
+            first, grown = i, length
+        longest = grown
+    if lengths:
+        yield PlannedBatch(first, len(lengths) - first, longest)

@@ -1,0 +1,180 @@
+"""Reading a cache: open, count, look up, get a record. numpy only; no torch.
+
+A sealed cache is read as its newest seal says, whatever was added since; an unsealed one only on
+request, as far as it is committed. Every shard is checked in whole when it is first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from cachekd.data.digests import bytes_digest, sample_key
+from cachekd.errors import CorruptCache, UnsealedCache
+from cachekd.store.identity import Identity
+from cachekd.store.index import KeyIndex, load_index
+from cachekd.store.io import Location
+from cachekd.store.layout import index_name
+from cachekd.store.samples import SampleTable
+from cachekd.store.seal import Manifest, load_samples, read_manifest, totals
+from cachekd.store.shards import Shard, ShardFacts
+from cachekd.store.state import read_identity, read_state
+from cachekd.types import Int32, Record, Role, UInt8
+
+
+class Cache:
+    """Samples with the teacher's targets, by number or by token ids.
+
+    Attributes:
+        name: how messages and run records call it.
+        url: where it is.
+        identity: who the teacher is and what was captured.
+        root: root digest of the seal, or None for an unsealed cache.
+        totals: counts (samples, keys, tokens, targets, entries, bytes).
+        lengths: tokens of each sample, int32.
+        sample_ids: content id of each sample.
+    """
+
+    def __init__(
+        self,
+        location: Location,
+        name: str,
+        identity: Identity,
+        samples: SampleTable,
+        index: KeyIndex,
+        shards: Mapping[str, ShardFacts],
+        manifest: Manifest | None,
+    ) -> None:
+        self.name = name
+        self.url = location.url
+        self.identity = identity
+        self.manifest = manifest
+        self.root = manifest.root if manifest else None
+        self.totals = dict(manifest.totals) if manifest else totals(shards, samples, index)
+        self.lengths = samples.lengths
+        self.sample_ids = samples.ids
+        self.domains = samples.domains
+        self._location = location
+        self._samples = samples
+        self._index = index
+        self._facts = dict(shards)
+        self._open: dict[int, Shard] = {}
+        self._by_key: dict[bytes, int] | None = None
+
+    @property
+    def sealed(self) -> bool:
+        """Whether this is a sealed cache."""
+        return self.root is not None
+
+    def __len__(self) -> int:
+        return len(self._samples.ids)
+
+    def __getitem__(self, i: int) -> Record:
+        """Sample i in plan order.
+
+        Raises:
+            IndexError: there is no such sample.
+            CorruptCache: its shard is missing or altered; names the file.
+        """
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"{self.name} has {len(self)} samples; asked for number {i}")
+        i %= len(self)
+        roles, prompt_length = self.roles(i)
+        return self._record(self._samples.keys[i], i, roles, prompt_length)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(len(self)))
+
+    def get(self, input_ids: Int32) -> Record:
+        """The record of exactly these token ids.
+
+        Raises:
+            KeyError: the cache has no targets for them.
+        """
+        key = sample_key(np.asarray(input_ids))
+        if self._index.find(key) is None:
+            raise KeyError(f"{self.name} has no targets for these {len(input_ids)} token ids")
+        if self._by_key is None:
+            self._by_key = {k: i for i, k in reversed(list(enumerate(self._samples.keys)))}
+        if key in self._by_key:
+            return self[self._by_key[key]]
+        return self._record(key, None, np.full(len(input_ids), Role.TEXT, dtype=np.uint8), None)
+
+    def roles(self, i: int) -> tuple[UInt8, int | None]:
+        """Role of each token of sample i, uint8 [L], and its prompt length; reads no shard."""
+        prompt = int(self._samples.prompt_lengths[i])
+        return self._samples.roles(i), None if prompt < 0 else prompt
+
+    def _record(self, key: bytes, i: int | None, roles: UInt8, prompt_length: int | None) -> Record:
+        place = self._index.find(key)
+        if place is None:
+            raise CorruptCache(f"{self.url}: the index has no place for sample {i}")
+        stored, input_ids, logits = self._shard(place[0]).record(place[1])
+        if stored != key or len(roles) != len(input_ids):
+            raise CorruptCache(f"{self.url}: sample {i} points to the record of other token ids")
+        return Record(
+            key=key,
+            sample_id=b"" if i is None else self._samples.ids[i],
+            input_ids=input_ids,
+            roles=roles,
+            prompt_length=prompt_length,
+            domain="" if i is None else self._samples.domains[i],
+            weight=1.0 if i is None else float(self._samples.weights[i]),
+            logits=logits,
+        )
+
+    def _shard(self, number: int) -> Shard:
+        if number not in self._open:
+            digest = self._index.shards[number]
+            if digest not in self._facts:
+                raise CorruptCache(f"{self.url}: the index names shard {digest}, the seal does not")
+            facts = self._facts[digest]
+            self._open[number] = Shard(self._location, facts, self.identity.capture_id)
+        return self._open[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process opens shards of its own.
+        return {**self.__dict__, "_open": {}}
+
+
+def open_cache(url: str, *, partial: bool = False, name: str | None = None) -> Cache:
+    """Open a cache for reading.
+
+    Args:
+        url: folder or fsspec URL.
+        partial: accept a cache without seal (or newer than its seal), as far as it is committed.
+        name: what messages call it; default the URL.
+
+    Raises:
+        CacheNotFound: there is none.
+        UnsealedCache: it has no seal and ``partial`` is off.
+        CorruptCache: a file is missing or altered; names it.
+    """
+    location = Location(url)
+    identity = read_identity(location)
+    if partial:
+        return _open_partial(location, name or url)
+    manifest = read_manifest(location)
+    if manifest is None:
+        raise UnsealedCache(
+            f"{url} is not sealed: its capture is not finished. Run the precompute command again "
+            "to finish it, or pass --partial to use what is there"
+        )
+    if (manifest.source_id, manifest.capture_id) != (identity.source_id, identity.capture_id):
+        raise CorruptCache(f"{url}: the seal is of another identity than cache.json")
+    data = location.read(index_name(manifest.index))
+    if bytes_digest(data) != manifest.index:
+        raise CorruptCache(f"{location.path(index_name(manifest.index))}: the file was altered")
+    index = load_index(index_name(manifest.index), data)
+    samples = load_samples(location, manifest.samples)
+    return Cache(location, name or url, identity, samples, index, manifest.shards, manifest)
+
+
+def _open_partial(location: Location, name: str) -> Cache:
+    state = read_state(location)
+    index = state.index()
+    samples = load_samples(location, state.samples())
+    there = [i for i, key in enumerate(samples.keys) if index.find(key) is not None]
+    return Cache(location, name, state.identity, samples.take(there), index, state.shards(), None)

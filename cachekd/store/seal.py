@@ -1,0 +1,212 @@
+"""Sealing: one manifest that names everything committed, with digests, totals and a root digest.
+
+A seal has a generation; a new one is made when data was added. The root digest is over content
+alone (identity, samples, shards), so that two caches with the same records in the same shards have
+the same root whoever made them, and when.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cachekd.data.digests import bytes_digest, json_id
+from cachekd.errors import CorruptCache, UnsealedCache
+from cachekd.store.card import card
+from cachekd.store.index import KeyIndex
+from cachekd.store.io import Location
+from cachekd.store.layout import (
+    CACHE,
+    CAPTURE,
+    CARD,
+    HINT,
+    KIND,
+    dump_document,
+    index_name,
+    manifest_name,
+    plan_name,
+    read_document,
+    samples_name,
+    shard_name,
+    unit_name,
+)
+from cachekd.store.samples import SampleTable, collect, read_samples
+from cachekd.store.shards import ShardFacts
+from cachekd.store.state import CacheState, read_state
+
+_MANIFEST = re.compile(r"manifest-([0-9]{1,9})\.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A seal as read back."""
+
+    generation: int
+    root: str
+    source_id: str
+    capture_id: str
+    shards: Mapping[str, ShardFacts]
+    samples: tuple[str, ...]
+    index: str
+    files: Mapping[str, str]
+    totals: Mapping[str, int]
+    runs: tuple[Mapping[str, Any], ...]
+
+
+def generations(location: Location) -> list[int]:
+    """Generations of the seals at a location, ascending."""
+    matches = (_MANIFEST.fullmatch(name) for name in location.names())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def read_manifest(location: Location) -> Manifest | None:
+    """The newest seal, or None if the cache was never sealed.
+
+    Raises:
+        CorruptCache: the seal does not parse.
+    """
+    found = generations(location)
+    if not found:
+        return None
+    name = manifest_name(found[-1])
+    document = read_document(location, "manifest", name)
+    try:
+        shards = [ShardFacts.from_json(value) for value in document["kinds"][KIND]["shards"]]
+        return Manifest(
+            generation=found[-1],
+            root=document["root"],
+            source_id=document["source_id"],
+            capture_id=document["kinds"][KIND]["capture_id"],
+            shards={facts.digest: facts for facts in shards},
+            samples=tuple(document["samples"]),
+            index=document["index"],
+            files=document["files"],
+            totals=document["totals"],
+            runs=tuple(document["runs"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise CorruptCache(f"{location.path(name)} is no seal: {error!r}") from error
+
+
+def seal(location: Location) -> Manifest:
+    """Seal what is committed, write the index and the card.
+
+    Returns:
+        the newest seal: an old one if nothing has come since.
+
+    Raises:
+        UnsealedCache: targets of some samples are not captured yet.
+        CorruptCache: a committed file is missing or has another size.
+    """
+    state = read_state(location)
+    samples = load_samples(location, state.samples())
+    index = state.index()
+    missing = sum(index.find(key) is None for key in samples.keys)
+    if missing:
+        raise UnsealedCache(
+            f"{location.url}: {missing} of {len(samples.keys)} samples have no targets yet. "
+            "Run the precompute command again to finish them, then seal"
+        )
+    for digest, facts in state.shards().items():
+        _check_size(location, shard_name(digest), facts.bytes)
+    content, manifest_index = _content(location, state, samples, index)
+    newest = read_manifest(location)
+    if newest and newest.root == content["root"] and dict(newest.files) == content["files"]:
+        return newest
+    location.create(index_name(content["index"]), manifest_index)
+    _publish(location, content)
+    sealed = read_manifest(location)
+    assert sealed is not None
+    location.replace(CARD, card(state.identity, sealed).encode())
+    return sealed
+
+
+def _publish(location: Location, content: dict[str, Any]) -> None:
+    """Take the next free generation; another sealer may take one first."""
+    generation = 1 + max(generations(location), default=0)
+    while True:
+        document = dump_document("manifest", {**content, "generation": generation})
+        if location.create(manifest_name(generation), document):
+            break
+        generation += 1
+    location.replace(HINT, dump_document("hint", {"newest": manifest_name(generation)}))
+
+
+def load_samples(location: Location, digests: list[str] | tuple[str, ...]) -> SampleTable:
+    """Samples of the given shards, in order, each sample id once.
+
+    Raises:
+        CorruptCache: a shard is missing, or its name is not the digest of its bytes.
+    """
+    tables = []
+    for digest in digests:
+        name = samples_name(digest)
+        data = location.map(name)
+        if bytes_digest(data) != digest:
+            raise CorruptCache(f"{location.path(name)}: its bytes do not have the digest it names")
+        tables.append(read_samples(location.path(name), data))
+    return collect(tables)
+
+
+def _check_size(location: Location, name: str, expected: int) -> None:
+    found = location.size(name)
+    if found != expected:
+        raise CorruptCache(f"{location.path(name)}: expected {expected} bytes, found {found}")
+
+
+def _content(
+    location: Location, state: CacheState, samples: SampleTable, index: KeyIndex
+) -> tuple[dict[str, Any], bytes]:
+    shards = state.shards()
+    index_data = index.dump()
+    names = [CACHE, CAPTURE, *(plan_name(plan) for plan in state.plans)]
+    names += [unit_name(plan, number) for plan, number in state.units]
+    identity = state.identity
+    root = {
+        "source_id": identity.source_id,
+        "capture_id": identity.capture_id,
+        "samples": sorted(state.samples()),
+        "shards": list(shards),
+    }
+    content = {
+        "root": json_id(root),
+        "source_id": identity.source_id,
+        "kinds": {
+            KIND: {
+                "capture_id": identity.capture_id,
+                "shards": [asdict(facts) for facts in shards.values()],
+            }
+        },
+        "samples": state.samples(),
+        "index": bytes_digest(index_data),
+        "files": {name: bytes_digest(location.read(name)) for name in names},
+        "totals": totals(shards, samples, index),
+        "runs": [
+            {
+                "plan": digest,
+                "new_keys": len(plan.keys),
+                "skipped": dict(plan.skipped),
+                "changed": dict(plan.changed),
+            }
+            for digest, plan in state.plans.items()
+        ],
+    }
+    return content, index_data
+
+
+def totals(
+    shards: Mapping[str, ShardFacts], samples: SampleTable, index: KeyIndex
+) -> dict[str, int]:
+    """Counts over a cache: samples, distinct keys, and what the shards hold."""
+    return {
+        "samples": len(samples.ids),
+        "sample_tokens": int(samples.lengths.sum()),
+        "keys": len(index),
+        "shards": len(shards),
+        "tokens": sum(facts.tokens for facts in shards.values()),
+        "targets": sum(facts.tokens - facts.rows for facts in shards.values()),
+        "entries": sum(facts.entries for facts in shards.values()),
+        "bytes": sum(facts.bytes for facts in shards.values()),
+    }

@@ -1,0 +1,194 @@
+"""Shards of logits: records to Parquet bytes and back, and the lookup of a key.
+
+A shard holds one row a key, sorted by key, so that its bytes depend on its records alone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cachekd.codecs import Codec, CodecHeader
+from cachekd.data.digests import bytes_digest, sample_key
+from cachekd.errors import CorruptCache
+from cachekd.plugins import find
+from cachekd.store.io import Location
+from cachekd.store.layout import shard_name
+from cachekd.store.tables import LOGITS, footer_bytes, open_table, read_group, write_table
+from cachekd.types import Int32, TopKLogits
+
+_GROUPS_HELD = 64
+_MAX_TOKENS = 1 << 28
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFacts:
+    """What a commit record and a seal say of a shard; names it by its sha256."""
+
+    digest: str
+    bytes: int
+    rows: int
+    tokens: int
+    entries: int
+    footer: str
+
+    @classmethod
+    def from_json(cls, value: Any) -> ShardFacts:
+        """From a JSON document.
+
+        Raises:
+            CorruptCache: fields are missing or of another type.
+        """
+        try:
+            facts = cls(**value)
+        except TypeError as error:
+            raise CorruptCache(f"facts of a shard cannot be read: {error}") from error
+        numbers = (facts.bytes, facts.rows, facts.tokens, facts.entries)
+        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            raise CorruptCache(f"facts of a shard hold impossible values: {value}")
+        return facts
+
+
+def write_shard(
+    header: CodecHeader,
+    capture_id: str,
+    keys: Sequence[bytes],
+    documents: Sequence[Int32],
+    targets: Sequence[TopKLogits],
+) -> tuple[pa.Buffer, ShardFacts]:
+    """The bytes of a shard and what is said of it."""
+    codec: Codec = find("codecs", header.codec)(header)
+    order = sorted(range(len(keys)), key=lambda i: keys[i])
+    data = write_table(
+        {
+            "key": [keys[i] for i in order],
+            "n_tokens": [len(documents[i]) for i in order],
+            "n_entries": [len(targets[i].ids) for i in order],
+            "input_ids": [documents[i] for i in order],
+            "targets": [codec.encode(targets[i]) for i in order],
+        },
+        LOGITS,
+        {"cachekd": "logits", "codec": header.to_json(), "capture_id": capture_id},
+    )
+    return data, ShardFacts(
+        digest=bytes_digest(data),
+        bytes=data.size,
+        rows=len(keys),
+        tokens=sum(map(len, documents)),
+        entries=sum(len(target.ids) for target in targets),
+        footer=bytes_digest(footer_bytes(data)),
+    )
+
+
+class Shard:
+    """An open shard; its bytes are checked in whole when it is opened.
+
+    Raises:
+        CorruptCache: missing, altered, of another capture, or not decodable; names the file.
+    """
+
+    def __init__(self, location: Location, facts: ShardFacts, capture_id: str) -> None:
+        self.name = shard_name(facts.digest)
+        self._path = location.path(self.name)
+        data = location.map(self.name)
+        if data.size != facts.bytes:
+            raise self._corrupt(f"expected {facts.bytes} bytes, found {data.size}")
+        found = bytes_digest(data)
+        if found != facts.digest:
+            raise self._corrupt(f"expected sha256 {facts.digest}, found {found}")
+        self._file = open_table(self._path, data, LOGITS)
+        metadata: Mapping[bytes, bytes] = self._file.schema_arrow.metadata or {}
+        if metadata.get(b"capture_id", b"").decode() != capture_id:
+            raise self._corrupt(f"it holds another capture than {capture_id}")
+        self.header = CodecHeader.from_json(metadata.get(b"codec", b""))
+        self._codec: Codec = find("codecs", self.header.codec)(self.header)
+        rows = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]).astype(np.int64)
+        if self._starts[-1] != facts.rows:
+            raise self._corrupt(f"expected {facts.rows} rows, found {self._starts[-1]}")
+        self._groups: OrderedDict[int, pa.RecordBatch] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def keys(self) -> list[bytes]:
+        """All keys, in row order."""
+        try:
+            keys: list[bytes] = self._file.read(columns=["key"])["key"].to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise self._corrupt(str(error)) from error
+        return keys
+
+    def record(self, row: int) -> tuple[bytes, Int32, TopKLogits]:
+        """Key, token ids and targets of a row."""
+        group = int(np.searchsorted(self._starts, row, side="right")) - 1
+        batch = self._group(group)
+        place = row - int(self._starts[group])
+        key: bytes = batch.column(0)[place].as_py()
+        tokens = batch.column(1)[place].as_py()
+        entries = batch.column(2)[place].as_py()
+        input_ids = batch.column(3)[place].values.to_numpy()
+        if not 2 <= tokens == len(input_ids) <= _MAX_TOKENS or entries < 0:
+            raise self._corrupt(f"row {row}: counts do not fit its token ids")
+        blob = batch.column(4)[place].as_buffer()
+        try:
+            return key, input_ids, self._codec.decode(blob, tokens - 1, entries)
+        except CorruptCache as error:
+            raise self._corrupt(f"row {row}: {error}") from error
+
+    def check_record(self, row: int) -> tuple[int, int]:
+        """Decode a row and check its law: key, order of the head, mass. Tokens and entries.
+
+        Raises:
+            CorruptCache: says what is wrong.
+        """
+        key, input_ids, targets = self.record(row)
+        if key != sample_key(input_ids):
+            raise self._corrupt(f"row {row}: its key is not the digest of its token ids")
+        problem = impossible(targets)
+        if problem:
+            raise self._corrupt(f"row {row}: {problem}")
+        return len(input_ids), len(targets.ids)
+
+    def _group(self, group: int) -> pa.RecordBatch:
+        if group in self._groups:
+            self._groups.move_to_end(group)
+            return self._groups[group]
+        batch = read_group(self._path, self._file, group)
+        self._groups[group] = batch
+        if len(self._groups) > _GROUPS_HELD:
+            self._groups.popitem(last=False)
+        return batch
+
+    def _corrupt(self, what: str) -> CorruptCache:
+        return CorruptCache(f"{self._path}: {what}. The file was altered; restore or remake it")
+
+
+def impossible(targets: TopKLogits) -> str | None:
+    """Why decoded targets cannot be a distribution each row, or None.
+
+    Head log-probs are at most 0 and fall; no value is NaN; head and tail have mass 1 (to the
+    precision of half floats, whose error grows with the number of entries).
+    """
+    counts = np.diff(targets.offsets)
+    scalars = [targets.tail, targets.next_logprob, targets.entropy, *targets.lognorm.values()]
+    if any(np.isnan(values).any() for values in (targets.logprobs, *scalars)):
+        return "a value is NaN"
+    if (targets.logprobs > 0).any() or (targets.tail > 1e-4).any():
+        return "a log-probability is above 0"
+    row_n = np.repeat(np.arange(len(counts)), counts)
+    falls = np.diff(targets.logprobs) <= 0
+    if not falls[row_n[1:] == row_n[:-1]].all():
+        return "head entries are not in falling order"
+    if not (np.diff(targets.ids)[(row_n[1:] == row_n[:-1])] != 0).all():
+        return "a token id stands twice in a row"
+    head = np.bincount(row_n, np.exp(targets.logprobs.astype(np.float64)), len(counts))
+    mass = (head + np.exp(targets.tail.astype(np.float64)))[counts > 0]
+    if (np.abs(mass - 1) > 0.02).any():
+        return "head and tail of a row do not add up to mass 1"
+    return None

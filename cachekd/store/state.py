@@ -1,0 +1,208 @@
+"""What is committed in a cache: identity, plans, units and samples, as found on storage.
+
+A unit exists if and only if its commit record does and parses. Start-up never lists shards to
+find out the truth.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cachekd.errors import CacheNotFound, CorruptCache
+from cachekd.store.identity import Identity
+from cachekd.store.index import KeyIndex, build_index
+from cachekd.store.io import Location
+from cachekd.store.layout import (
+    CACHE,
+    CAPTURE,
+    KIND,
+    dump_document,
+    load_document,
+    plan_name,
+    read_document,
+    unit_name,
+)
+from cachekd.store.plan import Plan, load_plan
+from cachekd.store.shards import ShardFacts
+
+_UNIT = re.compile(r"([0-9a-f]{64})-([0-9]{1,9})\.json")
+_PLAN = re.compile(r"([0-9a-f]{64})\.json")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitRecord:
+    """A commit record: a shard that is whole, and how it was made."""
+
+    plan: str
+    number: int
+    shard: ShardFacts
+    numerics: Mapping[str, Any]
+
+    def dump(self, keys: tuple[bytes, ...], made: Mapping[str, Any]) -> bytes:
+        """Bytes of the record's file; ``made`` tells host and time."""
+        return dump_document(
+            "unit",
+            {
+                "plan": self.plan,
+                "unit": self.number,
+                "shards": {KIND: asdict(self.shard)},
+                "key_min": min(keys).hex(),
+                "key_max": max(keys).hex(),
+                "numerics": dict(self.numerics),
+                "made": dict(made),
+            },
+        )
+
+
+def load_unit(name: str, data: bytes) -> UnitRecord:
+    """Parse a commit record (errors of `load_document`)."""
+    document = load_document("unit", name, data)
+    try:
+        record = UnitRecord(
+            plan=document["plan"],
+            number=document["unit"],
+            shard=ShardFacts.from_json(document["shards"][KIND]),
+            numerics=document["numerics"],
+        )
+    except (KeyError, TypeError) as error:
+        raise CorruptCache(f"{name} is no commit record: {error!r}") from error
+    if unit_name(record.plan, record.number) != name:
+        raise CorruptCache(f"{name} is the record of another unit; the file was moved")
+    return record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheState:
+    """All that is committed in a cache.
+
+    Attributes:
+        plans: by digest, in the order they were made.
+        units: commit records by (plan digest, number).
+    """
+
+    identity: Identity
+    plans: Mapping[str, Plan]
+    units: Mapping[tuple[str, int], UnitRecord]
+
+    def missing_units(self, plan: str) -> list[int]:
+        """Numbers of a plan's units that are not committed."""
+        return [n for n in range(len(self.plans[plan].units)) if (plan, n) not in self.units]
+
+    def done_keys(self) -> set[bytes]:
+        """Keys whose targets are committed."""
+        return {key for plan, n in self.units for key in self.plans[plan].unit_keys(n)}
+
+    def index(self) -> KeyIndex:
+        """Where each key is; rows of a shard are sorted by key."""
+        return build_index(
+            {
+                record.shard.digest: sorted(self.plans[plan].unit_keys(n))
+                for (plan, n), record in self.units.items()
+            }
+        )
+
+    def shards(self) -> dict[str, ShardFacts]:
+        """Facts of each committed shard, by digest, sorted."""
+        facts = {record.shard.digest: record.shard for record in self.units.values()}
+        return dict(sorted(facts.items()))
+
+    def samples(self) -> list[str]:
+        """Digests of all samples shards, in plan order, each once."""
+        return list(dict.fromkeys(name for plan in self.plans.values() for name in plan.samples))
+
+
+def read_identity(location: Location) -> Identity:
+    """Identity of the cache at a location.
+
+    Raises:
+        CacheNotFound: there is none.
+    """
+    if not location.exists(CACHE):
+        raise CacheNotFound(
+            f"no cache at {location.url}: it has no {CACHE}. Check the path, or make one with "
+            "cachekd precompute"
+        )
+    cache = read_document(location, "cache", CACHE)
+    capture = read_document(location, "capture", CAPTURE)
+    if capture.get("source_id") != cache.get("source_id"):
+        raise CorruptCache(f"{location.path(CAPTURE)} belongs to another source than {CACHE}")
+    try:
+        return Identity(
+            source_id=cache["source_id"],
+            source=cache["source"],
+            capture_id=capture["capture_id"],
+            capture=capture["capture"],
+            provenance=cache["provenance"],
+        )
+    except KeyError as error:
+        raise CorruptCache(f"{location.url}: its identity lacks {error}") from error
+
+
+def write_identity(location: Location, identity: Identity) -> None:
+    """Write ``cache.json`` and ``capture.json``, once; another writer may have been first."""
+    location.create(
+        CACHE,
+        dump_document(
+            "cache",
+            {
+                "source_id": identity.source_id,
+                "source": dict(identity.source),
+                "provenance": dict(identity.provenance),
+            },
+        ),
+    )
+    location.create(
+        CAPTURE,
+        dump_document(
+            "capture",
+            {
+                "kind": KIND,
+                "source_id": identity.source_id,
+                "capture_id": identity.capture_id,
+                "capture": dict(identity.capture),
+            },
+        ),
+    )
+
+
+def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheState:
+    """Scan a cache.
+
+    Args:
+        location: where it is.
+        skip_broken_units: treat a commit record that does not parse as not there (a writer
+            makes the unit anew); a reader must not, or it would lose records in silence.
+
+    Raises:
+        CacheNotFound: there is no cache.
+        CorruptCache: a document does not parse.
+    """
+    identity = read_identity(location)
+    plans = {}
+    for name in location.names("plans"):
+        match = _PLAN.fullmatch(name)
+        if match:
+            path = plan_name(match[1])
+            plan = load_plan(path, location.read(path))
+            if plan.capture_id == identity.capture_id:
+                plans[match[1]] = plan
+    units = {}
+    for name in location.names("units"):
+        match = _UNIT.fullmatch(name)
+        if match and match[1] in plans:
+            try:
+                record = load_unit(f"units/{name}", location.read(f"units/{name}"))
+            except CorruptCache as error:
+                if not skip_broken_units:
+                    raise
+                _log.warning("%s; the unit is made anew", error)
+                continue
+            if record.number < len(plans[match[1]].units):
+                units[match[1], record.number] = record
+    ordered = sorted(plans.items(), key=lambda item: (item[1].sequence, item[0]))
+    return CacheState(identity=identity, plans=dict(ordered), units=dict(sorted(units.items())))

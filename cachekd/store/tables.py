@@ -1,0 +1,118 @@
+"""The Parquet tables of a cache: samples, and shards of logits; written and read with checksums.
+
+Bytes are a function of the rows: no dictionary, fixed compression, page checksums on. A reader
+verifies page checksums too (pyarrow does neither by default).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cachekd.errors import CorruptCache
+
+KEY = pa.binary(16)
+SAMPLES = pa.schema(
+    [
+        pa.field("sample_id", KEY, nullable=False),
+        pa.field("key", KEY, nullable=False),
+        pa.field("n_tokens", pa.int32(), nullable=False),
+        pa.field("prompt_length", pa.int32()),
+        pa.field("span_roles", pa.list_(pa.field("element", pa.uint8(), nullable=False))),
+        pa.field("span_ends", pa.list_(pa.field("element", pa.int32(), nullable=False))),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("weight", pa.float64(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("source_row", pa.int64(), nullable=False),
+        pa.field("order", pa.int64(), nullable=False),
+    ]
+)
+LOGITS = pa.schema(
+    [
+        pa.field("key", KEY, nullable=False),
+        pa.field("n_tokens", pa.int32(), nullable=False),
+        pa.field("n_entries", pa.int64(), nullable=False),
+        pa.field("input_ids", pa.list_(pa.field("element", pa.int32(), nullable=False))),
+        pa.field("targets", pa.large_binary(), nullable=False),
+    ]
+)
+_GROUP_BYTES = 1 << 20
+_GROUP_ROWS = 4096
+
+
+def write_table(
+    columns: Mapping[str, Sequence[Any]], schema: pa.Schema, metadata: Mapping[str, str]
+) -> pa.Buffer:
+    """A table as the bytes of a Parquet file.
+
+    Args:
+        columns: values of each column of the schema.
+        schema: names and types.
+        metadata: key-value metadata of the file.
+    """
+    schema = schema.with_metadata({key: value for key, value in metadata.items()})
+    table = pa.table(
+        {name: pa.array(columns[name], schema.field(name).type) for name in schema.names},
+        schema=schema,
+    )
+    sink = pa.BufferOutputStream()
+    per_row = max(1, table.nbytes // max(1, table.num_rows))
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=max(1, min(_GROUP_ROWS, _GROUP_BYTES // per_row)),
+        compression={name: "NONE" if name == "targets" else "ZSTD" for name in schema.names},
+        use_dictionary=False,
+        write_page_checksum=True,
+        store_schema=True,
+    )
+    return sink.getvalue()
+
+
+def open_table(name: str, data: pa.Buffer, schema: pa.Schema) -> pq.ParquetFile:
+    """A Parquet file of the cache, opened with page checksums verified and its columns checked.
+
+    Raises:
+        CorruptCache: it is no such table.
+    """
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptCache(f"{name} cannot be opened as Parquet: {error}") from error
+    if not file.schema_arrow.equals(schema):
+        raise CorruptCache(
+            f"{name}: expected the columns {', '.join(schema.names)} of their types; "
+            f"found {', '.join(file.schema_arrow.names)}"
+        )
+    return file
+
+
+def read_table(name: str, data: pa.Buffer, schema: pa.Schema) -> pa.Table:
+    """All rows of a table of the cache (errors of `open_table`)."""
+    file = open_table(name, data, schema)
+    try:
+        table = file.read()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptCache(f"{name} cannot be read: {error}") from error
+    return table
+
+
+def read_group(name: str, file: pq.ParquetFile, group: int) -> pa.RecordBatch:
+    """One row group as one record batch (errors of `open_table`)."""
+    try:
+        table = file.read_row_group(group)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptCache(f"{name}, row group {group} cannot be read: {error}") from error
+    return table.combine_chunks().to_batches()[0]
+
+
+def footer_bytes(data: pa.Buffer) -> bytes:
+    """The footer of a Parquet file: metadata, its length and the closing magic."""
+    view = memoryview(data)
+    length = int.from_bytes(view[-8:-4], "little")
+    return bytes(view[len(view) - length - 8 :])

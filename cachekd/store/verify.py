@@ -1,0 +1,127 @@
+"""Verifying a cache: every file, digest, count and record; all problems are listed, not the first.
+
+A problem names the file, what was expected and what was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cachekd.data.digests import bytes_digest, json_id
+from cachekd.errors import CorruptCache, StoreError, UnsealedCache
+from cachekd.store.index import load_index
+from cachekd.store.io import Location
+from cachekd.store.layout import index_name
+from cachekd.store.seal import Manifest, load_samples, read_manifest, totals
+from cachekd.store.shards import Shard
+from cachekd.store.state import read_identity, read_state
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes:
+        problems: one line each, empty for a clean cache.
+        files: files whose digests were checked.
+        records: records that were decoded.
+        sealed: whether a seal was verified (else what is committed).
+    """
+
+    problems: tuple[str, ...]
+    files: int
+    records: int
+    sealed: bool
+
+
+def verify(
+    url: str, *, partial: bool = False, progress: Callable[[int, int], None] | None = None
+) -> VerifyReport:
+    """Check digests, counts and decodability of a whole cache.
+
+    Args:
+        url: folder or fsspec URL.
+        partial: verify what is committed, without or beyond a seal.
+        progress: called with records done and records in all.
+
+    Raises:
+        CacheNotFound: there is no cache.
+        UnsealedCache: it has no seal and ``partial`` is off.
+    """
+    location = Location(url)
+    problems: list[str] = []
+    try:
+        manifest = None if partial else read_manifest(location)
+        identity = read_identity(location)
+    except CorruptCache as error:
+        return VerifyReport(problems=(str(error),), files=1, records=0, sealed=not partial)
+    if manifest is None and not partial:
+        raise UnsealedCache(f"{url} is not sealed; pass --partial to verify what is committed")
+    try:
+        shards = manifest.shards if manifest else read_state(location).shards()
+    except CorruptCache as error:
+        return VerifyReport(problems=(str(error),), files=1, records=0, sealed=False)
+    files = len(shards)
+    if manifest:
+        files += len(manifest.files) + len(manifest.samples) + 1
+        problems += _check_seal(location, manifest)
+    done, whole = 0, sum(facts.rows for facts in shards.values())
+    for facts in shards.values():
+        try:
+            shard = Shard(location, facts, identity.capture_id)
+            counts = [0, 0]
+            for row in range(len(shard)):
+                tokens, entries = shard.check_record(row)
+                counts = [counts[0] + tokens, counts[1] + entries]
+                done += 1
+                if progress:
+                    progress(done, whole)
+            if counts != [facts.tokens, facts.entries]:
+                problems.append(
+                    f"{shard.name}: expected {facts.tokens} tokens and {facts.entries} entries, "
+                    f"found {counts[0]} and {counts[1]}"
+                )
+        except StoreError as error:
+            problems.append(str(error))
+    return VerifyReport(
+        problems=tuple(problems), files=files, records=done, sealed=manifest is not None
+    )
+
+
+def _check_seal(location: Location, manifest: Manifest) -> list[str]:
+    problems = []
+    for name, digest in manifest.files.items():
+        try:
+            found = bytes_digest(location.read(name))
+            if found != digest:
+                problems.append(f"{location.path(name)}: expected sha256 {digest}, found {found}")
+        except StoreError as error:
+            problems.append(str(error))
+    root = {
+        "source_id": manifest.source_id,
+        "capture_id": manifest.capture_id,
+        "samples": sorted(manifest.samples),
+        "shards": list(manifest.shards),
+    }
+    if json_id(root) != manifest.root:
+        problems.append(f"{location.url}: the root digest of the seal does not fit what it names")
+    try:
+        problems += _check_index(location, manifest)
+    except StoreError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _check_index(location: Location, manifest: Manifest) -> list[str]:
+    name = index_name(manifest.index)
+    data = location.read(name)
+    if bytes_digest(data) != manifest.index:
+        return [f"{location.path(name)}: its bytes do not have the digest it names"]
+    index = load_index(name, data)
+    samples = load_samples(location, manifest.samples)
+    lost = sum(index.find(key) is None for key in samples.keys)
+    problems = [f"{location.path(name)}: {lost} samples have no place in it"] if lost else []
+    if totals(manifest.shards, samples, index) != dict(manifest.totals):
+        problems.append(f"{location.url}: the totals of the seal are not those of its files")
+    return problems

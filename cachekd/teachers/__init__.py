@@ -1,0 +1,108 @@
+"""Teachers: token sequences to sparse targets. The file name is the name of the backend.
+
+A teacher module has ``PLUGIN``, a class with the protocol `TeacherBackend`: it says who the
+teacher is without loading it (so that every check comes before the first byte of a model), and
+loads it. The loaded teacher has one verb, `Teacher.score`. Rows follow the alignment law of
+`cachekd.types`: a backend whose engine scores token t instead of t+1 shifts inside itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachekd.config import PrecomputeConfig
+from cachekd.types import Int32, TopKLogits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherFacts:
+    """Who a teacher is, known before it is loaded.
+
+    Attributes:
+        folder: where its configuration and weights lie.
+        weights: digest of the weights.
+        adapter: digest and settings of an adapter, or None.
+        tokenizer_folder: where its tokenizer lies.
+        config: its ``config.json``.
+        dtype: dtype it will be loaded in.
+        context_length: longest input in tokens.
+    """
+
+    folder: Path
+    weights: str
+    adapter: Mapping[str, Any] | None
+    tokenizer_folder: Path
+    adapter_folder: Path | None
+    config: Mapping[str, Any]
+    dtype: str
+    context_length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What is kept of each row: at most k entries, up to mass p, at least min_k.
+
+    Attributes:
+        vocab_size: real vocabulary V; logits are normalised over it, padding is cut off.
+        temperatures: temperatures other than 1 whose log-normaliser is computed.
+    """
+
+    k: int
+    p: float
+    min_k: int
+    vocab_size: int
+    temperatures: tuple[float, ...]
+
+
+class Teacher(Protocol):
+    """A loaded teacher."""
+
+    def score(
+        self,
+        documents: Sequence[Int32],
+        padded_length: int,
+        selection: Selection,
+        wanted: Sequence[NDArray[np.bool_] | None],
+    ) -> list[TopKLogits]:
+        """Targets of a batch of documents.
+
+        Args:
+            documents: token ids of each, int32 [L].
+            padded_length: length every document is padded to: the same shape, the same numbers.
+            selection: what is kept.
+            wanted: for each document the rows to capture, bool [L-1], or None for all.
+
+        Raises:
+            TeacherError: a row is NaN or infinite; names the document's place in the batch.
+            MemoryError: out of memory (whatever the device calls it).
+        """
+
+    @property
+    def numerics(self) -> Mapping[str, Any]:
+        """What the numbers depend on beside identity: device, versions."""
+
+
+class TeacherBackend(Protocol):
+    """What a teacher plugin offers."""
+
+    @staticmethod
+    def identify(config: PrecomputeConfig) -> TeacherFacts:
+        """Find the teacher without loading it.
+
+        Raises:
+            TeacherError: no such model, tokenizer or adapter.
+        """
+
+    @staticmethod
+    def load(config: PrecomputeConfig, facts: TeacherFacts, threads: int) -> Teacher:
+        """Load it.
+
+        Raises:
+            TeacherError: it cannot be loaded as configured.
+        """

@@ -1,0 +1,204 @@
+"""The Hugging Face teacher: anything that ``AutoModelForCausalLM`` loads.
+
+Comes in: a folder or hub id with loading options. Goes out: sparse targets of padded batches.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachekd.config import PrecomputeConfig
+from cachekd.data.models import (
+    adapter_facts,
+    context_length,
+    model_config,
+    resolve_dtype,
+    resolve_model,
+    weights_digest,
+)
+from cachekd.errors import ConfigError, TeacherError
+from cachekd.teachers import Selection, TeacherFacts
+from cachekd.types import Int32, TopKLogits
+
+
+class HFTeacher:
+    """A causal language model of transformers, on one device or spread by a device map."""
+
+    def __init__(self, model: Any, threads: int) -> None:
+        import torch
+
+        self._model = model.eval()
+        self._device = model.get_input_embeddings().weight.device
+        self._threads = threads
+        torch.set_num_threads(threads)
+
+    @staticmethod
+    def identify(config: PrecomputeConfig) -> TeacherFacts:
+        """Find model, tokenizer and adapter; read the configuration. Loads no weight."""
+        folder = resolve_model(config.teacher, config.revision)
+        tokenizer = resolve_model(config.tokenizer, weights=False) if config.tokenizer else folder
+        adapter = resolve_model(config.adapter) if config.adapter else None
+        _check_extras(config)
+        settings = model_config(folder)
+        context = context_length(settings) or config.max_length
+        if context is None:
+            raise TeacherError(
+                f"{config.teacher} does not say how long its inputs may be; set --max-length"
+            )
+        return TeacherFacts(
+            folder=folder,
+            weights=weights_digest(folder),
+            adapter=adapter_facts(adapter) if adapter else None,
+            tokenizer_folder=tokenizer,
+            adapter_folder=adapter,
+            config=settings,
+            dtype=resolve_dtype(config.dtype, settings, folder),
+            context_length=context,
+        )
+
+    @staticmethod
+    def load(config: PrecomputeConfig, facts: TeacherFacts, threads: int) -> HFTeacher:
+        """Load the weights and the adapter.
+
+        Raises:
+            TeacherError: transformers cannot load it as configured; says why.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        placed = {"device_map": config.device_map} if config.device_map else {}
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                facts.folder,
+                dtype=getattr(torch, facts.dtype),
+                attn_implementation=config.attn_implementation,
+                trust_remote_code=config.trust_remote_code,
+                **placed,
+                **_quantization(config),
+            )
+            if facts.adapter_folder is not None:
+                from peft import PeftModel
+
+                model = PeftModel.from_pretrained(model, facts.adapter_folder)
+            if not placed and not (config.load_in_4bit or config.load_in_8bit):
+                model = model.to(device)
+        except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+            raise TeacherError(f"teacher {config.teacher} cannot be loaded: {error}") from error
+        found = model.config._attn_implementation
+        if found != config.attn_implementation:
+            raise TeacherError(
+                f"teacher {config.teacher}: expected {config.attn_implementation} attention; the "
+                f"model runs {found}. Pass --attn-implementation {found}"
+            )
+        return HFTeacher(model, threads)
+
+    @property
+    def numerics(self) -> Mapping[str, Any]:
+        """Device, threads and versions that the numbers depend on."""
+        import torch
+        import transformers
+
+        return {
+            "device": self._device.type,
+            "threads": self._threads,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    def score(
+        self,
+        documents: Sequence[Int32],
+        padded_length: int,
+        selection: Selection,
+        wanted: Sequence[NDArray[np.bool_] | None],
+    ) -> list[TopKLogits]:
+        """See `cachekd.teachers.Teacher.score`; padding is on the right and masked."""
+        import torch
+
+        try:
+            with torch.inference_mode():
+                return self._score(documents, padded_length, selection, wanted)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(str(error)) from error
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error):
+                raise MemoryError(str(error)) from error
+            raise
+
+    def _score(
+        self,
+        documents: Sequence[Int32],
+        padded_length: int,
+        selection: Selection,
+        wanted: Sequence[NDArray[np.bool_] | None],
+    ) -> list[TopKLogits]:
+        import torch
+
+        from cachekd.teachers._selection import TILE_ELEMENTS, assemble, select
+
+        ids_BT = np.zeros((len(documents), padded_length), dtype=np.int64)
+        mask_BT = np.zeros_like(ids_BT)
+        captured, flat = [], []
+        for b, (ids_L, rows) in enumerate(zip(documents, wanted, strict=True)):
+            ids_BT[b, : len(ids_L)] = ids_L
+            mask_BT[b, : len(ids_L)] = 1
+            captured.append(np.ones(len(ids_L) - 1, dtype=bool) if rows is None else rows)
+            flat.append(b * padded_length + captured[-1].nonzero()[0])
+        tokens_BT = torch.from_numpy(ids_BT).to(self._device)
+        output = self._model(
+            input_ids=tokens_BT,
+            attention_mask=torch.from_numpy(mask_BT).to(self._device),
+            use_cache=False,
+        )
+        logits_RV = output.logits.flatten(0, 1)
+        if logits_RV.shape[-1] < selection.vocab_size:
+            raise TeacherError(
+                f"the teacher gives {logits_RV.shape[-1]} logits; its tokenizer has "
+                f"{selection.vocab_size} tokens. Pass the tokenizer that belongs to it"
+            )
+        rows_N = torch.from_numpy(np.concatenate(flat)).to(logits_RV.device)
+        next_N = tokens_BT.to(logits_RV.device).flatten().roll(-1)[rows_N]
+        step = max(1, TILE_ELEMENTS // logits_RV.shape[-1])
+        tiles = [
+            select(logits_RV[part], next_ids, selection)
+            for part, next_ids in zip(rows_N.split(step), next_N.split(step), strict=True)
+        ]
+        return assemble(tiles, captured, selection)
+
+
+def _check_extras(config: PrecomputeConfig) -> None:
+    """Refuse options whose library is not installed, before anything is loaded."""
+    needs = {
+        "peft": (bool(config.adapter), "peft", "peft"),
+        "bitsandbytes": (config.load_in_4bit or config.load_in_8bit, "bitsandbytes", "bnb"),
+        "accelerate": (bool(config.device_map), "accelerate", ""),
+    }
+    for asked, module, extra in needs.values():
+        if asked and importlib.util.find_spec(module) is None:
+            package = f"cachekd[{extra}]" if extra else module
+            raise ConfigError(f"{module} is not installed; run: pip install '{package}'")
+
+
+def _quantization(config: PrecomputeConfig) -> dict[str, Any]:
+    if not (config.load_in_4bit or config.load_in_8bit):
+        return {}
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(
+        load_in_8bit=config.load_in_8bit,
+        load_in_4bit=config.load_in_4bit,
+        bnb_4bit_quant_type=config.bnb_4bit_quant_type,
+        bnb_4bit_compute_dtype=getattr(torch, config.bnb_4bit_compute_dtype),
+        bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
+    )
+    return {"quantization_config": settings}
+
+
+PLUGIN = HFTeacher

@@ -1,0 +1,133 @@
+"""What must hold before a student is loaded, checked from small files: no torch, no weights.
+
+In: opened caches, the student's folder, what the objective needs. Out: nothing, or the length that
+samples are cut to; a wrong pair raises, with both sides named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cachekd.data.models import context_length, model_config, weight_files
+from cachekd.errors import ConfigError, MismatchError
+from cachekd.store.identity import tokenizer_facts
+
+if TYPE_CHECKING:
+    from cachekd.objectives import Needs
+    from cachekd.store.reader import Cache
+
+_NAMED = re.compile(r"([A-Za-z0-9_.-]+)=(.+)", re.DOTALL)
+
+
+def parse_cache(text: str) -> tuple[str | None, str]:
+    """Name and location of ``NAME=PATH`` or ``PATH``."""
+    match = _NAMED.fullmatch(text)
+    return (match[1], match[2]) if match else (None, text)
+
+
+def check_names(caches: Sequence[Cache]) -> None:
+    """Refuse two caches of one name.
+
+    Raises:
+        ConfigError: names the name.
+    """
+    names = [cache.name for cache in caches]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"cache: {names.count(name)} caches are called {name!r}; "
+                "give each a name of its own, as NAME=PATH"
+            )
+
+
+def check_one_tokenizer(caches: Sequence[Cache]) -> None:
+    """Refuse caches of different tokenizers: their token ids do not mean the same.
+
+    Raises:
+        MismatchError: names both caches and both tokenizers.
+    """
+    first = caches[0]
+    for other in caches[1:]:
+        if _tokenizer(other) != _tokenizer(first):
+            raise MismatchError(
+                f"caches {first.name!r} and {other.name!r} have different tokenizers: "
+                f"{_show(*_tokenizer(first))} and {_show(*_tokenizer(other))}. "
+                "Train on caches of one tokenizer"
+            )
+
+
+def check_student(folder: Path, caches: Sequence[Cache]) -> None:
+    """Refuse a student that is not there, or whose tokens are not those of the caches.
+
+    Raises:
+        TeacherError: the folder lacks configuration, tokenizer or weights.
+        MismatchError: another tokenizer, or an embedding smaller than the vocabulary.
+    """
+    config = model_config(folder)
+    weight_files(folder)
+    facts = tokenizer_facts(folder)
+    for cache in caches:
+        digest, size = _tokenizer(cache)
+        if (facts.digest, facts.vocab_size) != (digest, size):
+            raise MismatchError(
+                f"train: the student {folder} has tokenizer "
+                f"{_show(facts.digest, facts.vocab_size)}, cache {cache.name!r} has "
+                f"{_show(digest, size)}. Use a student with the teacher's tokenizer, or capture "
+                "again with a teacher of the student's"
+            )
+    text = config.get("text_config")
+    inner = text if isinstance(text, dict) else {}
+    embedding = config.get("vocab_size", inner.get("vocab_size"))
+    if isinstance(embedding, int) and embedding < facts.vocab_size:
+        raise MismatchError(
+            f"train: the student {folder} has an embedding of {embedding} tokens, its tokenizer "
+            f"{facts.vocab_size}. Resize the embedding of the student"
+        )
+
+
+def check_needs(needs: Needs, caches: Sequence[Cache]) -> None:
+    """Refuse caches that lack what the objective takes.
+
+    Raises:
+        ConfigError: names the cache, what is missing, and the flag that would have captured it.
+    """
+    for kind in needs.kinds:
+        if kind != "logits":
+            raise ConfigError(f"the objective needs targets of kind {kind!r}; caches hold logits")
+    for cache in caches:
+        captured = {1.0, *map(float, cache.identity.capture["temperatures"])}
+        missing = sorted(set(needs.temperatures) - captured)
+        if missing:
+            wanted = " ".join(f"{value:g}" for value in missing)
+            held = ", ".join(f"{value:g}" for value in sorted(captured))
+            raise ConfigError(
+                f"cache {cache.name!r} lacks temperature {wanted}: it was captured with {held}. "
+                f"Train at one of these, or capture again with --temperatures {wanted}"
+            )
+
+
+def resolve_max_length(asked: int | None, folder: Path) -> int | None:
+    """Tokens that samples are cut to: what was asked, else the student's context; None: no limit.
+
+    Raises:
+        ConfigError: more was asked than the student's context holds.
+    """
+    context = context_length(model_config(folder))
+    if asked is not None and context is not None and asked > context:
+        raise ConfigError(
+            f"max_length: expected at most {context}, the context of the student {folder}; "
+            f"found {asked}"
+        )
+    return asked if asked is not None else context
+
+
+def _tokenizer(cache: Cache) -> tuple[str, int]:
+    source = cache.identity.source
+    return str(source["tokenizer"]), int(source["vocab_size"])
+
+
+def _show(digest: str, vocab_size: int) -> str:
+    return f"{digest[:16]} ({vocab_size} tokens)"

@@ -1,0 +1,167 @@
+"""Records to a batch of tensors: padded rows of one document each, or packed rows of several.
+
+In: a list of `Record`s (padded) or of lists of them (packed). Out: a `Batch` whose ``rows`` say
+which student rows are trained and whose ``targets`` hold the teacher's rows for exactly those, in
+the same order. Which rows are trained is decided by `cachekd.data.alignment`, nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachekd.data.alignment import LossMask, trained_rows
+from cachekd.errors import ConfigError, MismatchError
+from cachekd.types import Batch, Int64, Record, TargetTensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_IGNORED = -100
+
+
+class Collator:
+    """Makes batches of records, for a `torch.utils.data.DataLoader` or by hand.
+
+    A packed batch has no attention mask; its position ids start at 0 with every document, by which
+    models of transformers keep documents apart.
+
+    Args:
+        loss_mask: which rows are trained.
+        pad_token_id: id that fills rows up; no loss comes from it.
+        pad_to_multiple_of: rows are filled up to a multiple of this many tokens.
+    """
+
+    def __init__(
+        self,
+        loss_mask: LossMask = LossMask.AUTO,
+        *,
+        pad_token_id: int = 0,
+        pad_to_multiple_of: int | None = None,
+    ) -> None:
+        self.loss_mask = loss_mask
+        self.pad_token_id = pad_token_id
+        self.multiple = pad_to_multiple_of or 1
+
+    def __call__(self, items: Sequence[Record] | Sequence[list[Record]]) -> Batch:
+        """Collate records, or lists of records that share a row each.
+
+        Raises:
+            MismatchError: a row is to be trained that was not captured.
+            ConfigError: a record holds sampled entries.
+        """
+        import torch
+
+        packed = isinstance(items[0], list)
+        documents = [item if isinstance(item, list) else [item] for item in items]
+        longest = max(sum(len(record.input_ids) for record in row) for row in documents)
+        width = -(-longest // self.multiple) * self.multiple
+        tokens = _Tokens(len(documents), width, self.pad_token_id)
+        chosen: list[tuple[Record, Int64]] = []
+        for number, row in enumerate(documents):
+            for record in row:
+                trained = self._trained(record)
+                tokens.add(number, record, trained)
+                chosen.append((record, trained))
+            tokens.finish(number)
+        positions = tokens.positions if packed else np.broadcast_to(np.arange(width), tokens.shape)
+        return {
+            "input_ids": torch.from_numpy(tokens.input_ids),
+            "attention_mask": None if packed else torch.from_numpy(tokens.mask),
+            "position_ids": torch.from_numpy(positions.copy()),
+            "labels": torch.from_numpy(tokens.labels),
+            "rows": torch.from_numpy(np.concatenate(tokens.rows)),
+            "targets": collate_targets(chosen),
+        }
+
+    def _trained(self, record: Record) -> Int64:
+        rows = trained_rows(record.roles, record.prompt_length, self.loss_mask)
+        trained = np.flatnonzero(rows).astype(np.int64)
+        if (np.diff(record.logits.offsets)[trained] == 0).any():
+            raise MismatchError(
+                f"sample {record.sample_id.hex()} has rows that are to be trained (loss mask "
+                f"{self.loss_mask}) but were not captured. Choose a loss mask within what was "
+                "captured, or capture again with --rows all"
+            )
+        return trained
+
+
+class _Tokens:
+    """Token-shaped arrays of a batch, filled document by document."""
+
+    def __init__(self, rows: int, width: int, pad: int) -> None:
+        self.shape = (rows, width)
+        self.input_ids = np.full(self.shape, pad, np.int64)
+        self.labels = np.full(self.shape, _IGNORED, np.int64)
+        self.positions = np.zeros(self.shape, np.int64)
+        self.mask = np.zeros(self.shape, np.int64)
+        self.rows: list[Int64] = []
+        self._filled = [0] * rows
+
+    def add(self, row: int, record: Record, trained: Int64) -> None:
+        """Append a document to a row."""
+        start, length = self._filled[row], len(record.input_ids)
+        place = slice(start, start + length)
+        self.input_ids[row, place] = record.input_ids
+        self.positions[row, place] = np.arange(length)
+        self.mask[row, place] = 1
+        self.labels[row, start + 1 + trained] = record.input_ids[1 + trained]
+        self.rows.append(row * self.shape[1] + start + trained)
+        self._filled[row] += length
+
+    def finish(self, row: int) -> None:
+        """Number the filling of a row as a document of its own."""
+        rest = self.shape[1] - self._filled[row]
+        self.positions[row, self._filled[row] :] = np.arange(rest)
+
+
+def collate_targets(chosen: Sequence[tuple[Record, Int64]]) -> TargetTensors:
+    """Targets of the chosen rows of some records, one after the other.
+
+    Args:
+        chosen: records, each with the numbers of its rows, int64.
+
+    Raises:
+        ConfigError: a record holds sampled entries.
+    """
+    picked = []
+    for record, rows in chosen:
+        if record.logits.weights is not None:
+            raise ConfigError(
+                f"sample {record.sample_id.hex()} holds sampled entries, which training cannot "
+                "use; capture again with an exact head only"
+            )
+        count = np.diff(record.logits.offsets)[rows]
+        entries = _entries(record.logits.offsets[rows], count)
+        picked.append((record, record.logits, rows, count, entries))
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate([p[3] for p in picked]))])
+    shared = set.intersection(*(set(logits.lognorm) for _, logits, _, _, _ in picked))
+    return {
+        "offsets": _tensor([offsets], np.int64),
+        "ids": _tensor([logits.ids[at] for _, logits, _, _, at in picked], np.int64),
+        "logprobs": _tensor([logits.logprobs[at] for _, logits, _, _, at in picked]),
+        "tail": _tensor([logits.tail[rows] for _, logits, rows, _, _ in picked]),
+        "next_ids": _tensor([r.input_ids[1 + rows] for r, _, rows, _, _ in picked], np.int64),
+        "next_logprob": _tensor([logits.next_logprob[rows] for _, logits, rows, _, _ in picked]),
+        "entropy": _tensor([logits.entropy[rows] for _, logits, rows, _, _ in picked]),
+        "weights": _tensor([np.full(len(rows), r.weight) for r, _, rows, _, _ in picked]),
+        "lognorm": {
+            t: _tensor([logits.lognorm[t][rows] for _, logits, rows, _, _ in picked])
+            for t in shared
+        },
+    }
+
+
+def _entries(starts: Int64, counts: Int64) -> Int64:
+    """Indices of the entries of rows that start at ``starts`` and hold ``counts`` each."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(starts - before, counts) + np.arange(counts.sum())
+
+
+def _tensor(parts: Sequence[NDArray[Any]], dtype: type[Any] = np.float32) -> Tensor:
+    import torch
+
+    return torch.from_numpy(np.concatenate(parts).astype(dtype, copy=False))

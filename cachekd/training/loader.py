@@ -1,0 +1,246 @@
+"""Reading caches for training: a dataset of records, and the order of an epoch.
+
+In: opened caches (or their locations). Out: `Record`s cut to a length, one at a time or several for
+a packed row. The order depends on the seed, the epoch and which samples there are, and on nothing
+else: not on shards, on plans, or on how the samples are spread over caches.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from cachekd.data.alignment import LossMask, trained_rows
+from cachekd.data.packing import pack
+from cachekd.errors import ConfigError, MismatchError
+from cachekd.training.checks import check_one_tokenizer
+from cachekd.types import Record, TopKLogits
+
+if TYPE_CHECKING:
+    from cachekd.store.reader import Cache
+
+Location = str | os.PathLike[str]
+Index = int | tuple[int, ...]
+
+
+class CacheDataset(Dataset[Record | list[Record]]):
+    """The samples of one or more caches that have something to train on.
+
+    ``dataset[i]`` is a record; ``dataset[(i, j, k)]`` is the list of records of one packed row.
+
+    Args:
+        caches: an open cache or its location, or several. They must share one tokenizer.
+        loss_mask: which rows are trained.
+        max_length: records are cut to this many tokens.
+
+    Attributes:
+        lengths: tokens of each sample after cutting, int32.
+        sample_ids: content id of each sample.
+        truncated: samples that were cut.
+        trained: rows that are trained, over all samples.
+        dropped: samples left out, by reason.
+        vocab_size: real vocabulary of the caches.
+
+    Raises:
+        ConfigError: there is nothing to train on.
+        MismatchError: the caches have different tokenizers, or lack rows that would be trained.
+    """
+
+    def __init__(
+        self,
+        caches: Cache | Location | Sequence[Cache | Location],
+        *,
+        loss_mask: LossMask = LossMask.AUTO,
+        max_length: int | None = None,
+    ) -> None:
+        self.caches = _opened(caches)
+        self.loss_mask = loss_mask
+        self.max_length = max_length
+        check_one_tokenizer(self.caches)
+        _check_rows(self.caches, loss_mask)
+        self.vocab_size = int(self.caches[0].identity.source["vocab_size"])
+        self.dropped: Counter[str] = Counter()
+        self.truncated = self.trained = 0
+        self._places: list[tuple[int, int]] = []
+        self.sample_ids: list[bytes] = []
+        self._collect()
+        lengths = [self.caches[c].lengths[i] for c, i in self._places]
+        self.lengths = np.minimum(np.array(lengths, np.int32), self._limit)
+        if not self._places:
+            raise ConfigError(
+                f"nothing to train on: of {sum(map(len, self.caches))} samples none is left; "
+                f"left out: {dict(self.dropped)}. Check max_length and the loss mask ({loss_mask})"
+            )
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Index) -> Record | list[Record]:
+        if isinstance(index, tuple):
+            return [self.record(i) for i in index]
+        return self.record(index)
+
+    def record(self, index: int) -> Record:
+        """One sample, cut to ``max_length`` tokens."""
+        cache, row = self._places[index]
+        return truncate(self.caches[cache][row], self._limit)
+
+    def capture_id(self, index: int) -> str:
+        """Capture id of the cache that a sample is read from."""
+        return self.caches[self._places[index][0]].identity.capture_id
+
+    def digest(self) -> str:
+        """Digest of the set of samples: equal sets train in equal order."""
+        state = blake2b(digest_size=16)
+        for sample_id in sorted(self.sample_ids):
+            state.update(sample_id)
+        return state.hexdigest()
+
+    @property
+    def _limit(self) -> int:
+        return self.max_length or int(np.iinfo(np.int32).max)
+
+    def _collect(self) -> None:
+        seen: set[tuple[str, bytes]] = set()
+        for number, cache in enumerate(self.caches):
+            for row, sample_id in enumerate(cache.sample_ids):
+                key = (cache.identity.capture_id, sample_id)
+                if key in seen:
+                    self.dropped["held more than once"] += 1
+                    continue
+                seen.add(key)
+                roles, prompt_length = cache.roles(row)
+                trained = trained_rows(roles, prompt_length, self.loss_mask)[: self._limit - 1]
+                if not trained.any():
+                    self.dropped["no trained row"] += 1
+                    continue
+                self.trained += int(trained.sum())
+                self.truncated += int(cache.lengths[row]) > self._limit
+                self._places.append((number, row))
+                self.sample_ids.append(sample_id)
+
+
+class EpochSampler(Sampler[Index]):
+    """Order of samples, or of packed rows, as a pure function of seed, epoch and sample ids.
+
+    With a capacity the samples are packed once, in the order of the seed, and the packed rows are
+    put in a new order every epoch: the number of rows is the same in each.
+
+    Args:
+        dataset: what is ordered.
+        seed: changes the order and the packing.
+        capacity: tokens of a packed row; None yields single samples.
+
+    Raises:
+        ConfigError: a sample is longer than the capacity.
+    """
+
+    def __init__(self, dataset: CacheDataset, seed: int, capacity: int | None = None) -> None:
+        self.epoch = 0
+        self._seed = seed
+        # The capture id parts samples of equal tokens under different teachers.
+        self._ids = [
+            sample_id + dataset.capture_id(i).encode()
+            for i, sample_id in enumerate(dataset.sample_ids)
+        ]
+        self._bins: list[tuple[int, ...]] = [(i,) for i in range(len(dataset))]
+        self._packed = capacity is not None
+        if capacity is not None:
+            longest = int(dataset.lengths.max())
+            if longest > capacity:
+                raise ConfigError(
+                    f"packing: a sample has {longest} tokens, a packed row {capacity}. "
+                    "Set max_length to cut samples, or do not pack"
+                )
+            order = sorted(range(len(dataset)), key=lambda i: _rank(self._ids[i], seed, -1))
+            packed = pack(dataset.lengths[order].tolist(), capacity)
+            self._bins = [tuple(order[place] for place in places) for places in packed]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._bins)
+
+    def __iter__(self) -> Iterator[Index]:
+        epoch = self.epoch
+
+        def rank(items: tuple[int, ...]) -> bytes:
+            return _rank(b"".join(self._ids[i] for i in items), self._seed, epoch)
+
+        for items in sorted(self._bins, key=rank):
+            yield items if self._packed else items[0]
+
+
+def truncate(record: Record, length: int) -> Record:
+    """The first ``length`` tokens of a record, with their length-1 rows of targets."""
+    if len(record.input_ids) <= length:
+        return record
+    full = record.logits
+    end = int(full.offsets[length - 1])
+    logits = TopKLogits(
+        offsets=full.offsets[:length],
+        ids=full.ids[:end],
+        logprobs=full.logprobs[:end],
+        weights=None if full.weights is None else full.weights[:end],
+        tail=full.tail[: length - 1],
+        next_logprob=full.next_logprob[: length - 1],
+        lognorm={t: values[: length - 1] for t, values in full.lognorm.items()},
+        entropy=full.entropy[: length - 1],
+        vocab_size=full.vocab_size,
+    )
+    prompt = None if record.prompt_length is None else min(record.prompt_length, length)
+    return replace(
+        record,
+        input_ids=record.input_ids[:length],
+        roles=record.roles[:length],
+        prompt_length=prompt,
+        logits=logits,
+    )
+
+
+def summary(dataset: CacheDataset) -> Mapping[str, object]:
+    """Counts of a dataset for reports, as JSON types."""
+    return {
+        "samples": len(dataset),
+        "tokens": int(dataset.lengths.sum()),
+        "trained_rows": dataset.trained,
+        "truncated": dataset.truncated,
+        "dropped": dict(dataset.dropped),
+        "samples_digest": dataset.digest(),
+    }
+
+
+def _rank(identity: bytes, seed: int, epoch: int) -> bytes:
+    key = f"{seed}/{epoch}".encode()
+    return blake2b(identity, digest_size=16, key=key[:64]).digest()
+
+
+def _opened(caches: Cache | Location | Sequence[Cache | Location]) -> list[Cache]:
+    from cachekd.store.reader import open_cache
+
+    single = isinstance(caches, str | os.PathLike) or not isinstance(caches, Sequence)
+    items: Sequence[Cache | Location] = [caches] if single else caches  # type: ignore[list-item, assignment]
+    if not items:
+        raise ConfigError("cache: expected at least one; found none")
+    return [
+        open_cache(os.fspath(item)) if isinstance(item, str | os.PathLike) else item
+        for item in items
+    ]
+
+
+def _check_rows(caches: Sequence[Cache], loss_mask: LossMask) -> None:
+    for cache in caches:
+        if loss_mask is LossMask.ALL and cache.identity.capture.get("rows") == "response":
+            raise MismatchError(
+                f"cache {cache.name!r} was captured with --rows response, but all tokens are to be "
+                "trained. Train on completions, or capture again with --rows all"
+            )

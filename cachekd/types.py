@@ -1,0 +1,163 @@
+"""The nouns of cachekd: what flows from records to the student.
+
+Shape suffixes of array and tensor names, used in the whole project:
+
+    B batch rows    T positions in a row    L tokens of one document    V vocabulary
+    N rows of targets, flattened over a batch    K support of one row    n entries of all supports
+
+Alignment law: a document of L tokens has exactly L-1 rows; row t holds the teacher's distribution
+over ``input_ids[t + 1]`` given ``input_ids[: t + 1]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+UInt8 = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
+
+
+class Role(IntEnum):
+    """Who wrote a token. Stored in a cache by number: numbers are never reused."""
+
+    TEMPLATE = 0
+    SYSTEM = 1
+    USER = 2
+    ASSISTANT = 3
+    TOOL = 4
+    TEXT = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sample:
+    """One tokenised document before a teacher has seen it.
+
+    Attributes:
+        input_ids: token ids, int32 [L], L >= 2.
+        roles: a `Role` for each token, uint8 [L].
+        prompt_length: tokens before the completion where the data has prompt and completion,
+            else None.
+        domain: free label for routing and reports, "" if there is none.
+        weight: weight of the sample's rows in a loss.
+        source: name of the data file or dataset (provenance, not identity).
+        row: row number in the source, from 0.
+    """
+
+    input_ids: Int32
+    roles: UInt8
+    prompt_length: int | None = None
+    domain: str = ""
+    weight: float = 1.0
+    source: str = ""
+    row: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TopKLogits:
+    """Sparse next-token distributions of one document: L tokens, L-1 ragged rows.
+
+    Row t owns the entries ``offsets[t]:offsets[t+1]``: the exact head, most probable first, then
+    sampled entries if there are any. A row without entries was not captured.
+
+    Attributes:
+        offsets: int64 [L], first 0, last n.
+        ids: token ids, int32 [n].
+        logprobs: natural-log probabilities at temperature 1, float32 [n].
+        weights: weights of sampled entries, float32 [n], or None without sampled entries.
+        tail: log of the teacher's mass outside the exact head, float32 [L-1]; -inf when the head
+            is the whole vocabulary; 0 on rows that were not captured.
+        next_logprob: log-probability of ``input_ids[t+1]``, float32 [L-1].
+        lognorm: for each captured temperature T, log sum_v p_v^(1/T), float32 [L-1].
+        entropy: entropy in nats at temperature 1, float32 [L-1].
+        vocab_size: real vocabulary V: padding rows of an embedding do not count.
+    """
+
+    offsets: Int64
+    ids: Int32
+    logprobs: Float32
+    weights: Float32 | None
+    tail: Float32
+    next_logprob: Float32
+    lognorm: Mapping[float, Float32]
+    entropy: Float32
+    vocab_size: int
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, L-1."""
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Record:
+    """One sample as read from a cache: its tokens, who wrote them, and the teacher's targets."""
+
+    key: bytes
+    sample_id: bytes
+    input_ids: Int32
+    roles: UInt8
+    prompt_length: int | None
+    domain: str
+    weight: float
+    logits: TopKLogits
+
+
+class TargetTensors(TypedDict):
+    """Targets of the N trained rows of a batch, ragged (CSR), as tensors.
+
+    ``offsets`` int64 [N+1], ``ids`` int64 [n], ``logprobs`` float32 [n], ``tail``,
+    ``next_logprob``, ``entropy`` and ``weights`` float32 [N], ``next_ids`` int64 [N],
+    ``lognorm`` {T: float32 [N]}.
+    """
+
+    offsets: Tensor
+    ids: Tensor
+    logprobs: Tensor
+    tail: Tensor
+    next_ids: Tensor
+    next_logprob: Tensor
+    entropy: Tensor
+    weights: Tensor
+    lognorm: dict[float, Tensor]
+
+
+class Batch(TypedDict):
+    """What a collator gives and a trainer takes: the same from a cache or from a live teacher.
+
+    ``input_ids``, ``position_ids`` and ``labels`` (-100 where not trained, not shifted) int64
+    [B, T]; ``attention_mask`` int64 [B, T], or None when documents are packed; ``rows`` int64 [N]:
+    indices into the flattened [B*T] student rows whose next token is trained.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    position_ids: Tensor
+    labels: Tensor
+    rows: Tensor
+    targets: TargetTensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ObjectiveOutput:
+    """Sums over the rows of a batch, so that accumulation and many processes add up exactly.
+
+    Attributes:
+        loss_sum: weighted sum over rows, differentiable scalar.
+        weight_sum: sum of row weights, scalar; ``loss_sum / weight_sum`` is the mean loss.
+        metrics: further weighted sums over the same rows, detached scalars.
+    """
+
+    loss_sum: Tensor
+    weight_sum: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)

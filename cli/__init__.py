@@ -1,0 +1,1 @@
+"""The command line of cachekd; installed as the package ``cachekd_cli``."""

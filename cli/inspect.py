@@ -1,0 +1,90 @@
+"""``cachekd inspect``: what a cache is and holds, without torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import numpy as np
+
+from cachekd.store.reader import Cache, open_cache
+
+from .options import JSON_OPTION, Dashed
+from .output import emit
+
+
+def run(cache: str, partial: bool, record: int | None, as_json: bool) -> None:
+    """Show what a cache is and holds: teacher, selection, counts, sizes.
+
+    Example:
+        cachekd inspect ./cache --record 0
+    """
+    opened = open_cache(cache, partial=partial)
+    emit(facts(opened) if record is None else show_record(opened, record), as_json=as_json)
+
+
+def facts(cache: Cache) -> dict[str, Any]:
+    """Identity and counts of a cache."""
+    identity, totals = cache.identity, cache.totals
+    targets = max(1, totals["targets"])
+    return {
+        "cache": cache.url,
+        "sealed": cache.sealed,
+        "root": cache.root,
+        "source_id": identity.source_id,
+        "capture_id": identity.capture_id,
+        "teacher": identity.provenance.get("teacher"),
+        "dtype": identity.source["dtype"],
+        "vocab_size": identity.source["vocab_size"],
+        "attention": identity.capture["attn_implementation"],
+        "selection": identity.capture["selection"],
+        "rows": identity.capture["rows"],
+        "temperatures": ", ".join(map(str, identity.capture["temperatures"])),
+        **totals,
+        "entries_per_target": totals["entries"] / targets,
+        "bytes_per_target": totals["bytes"] / targets,
+        "skipped": _summed(cache, "skipped"),
+        "changed": _summed(cache, "changed"),
+    }
+
+
+def _summed(cache: Cache, name: str) -> dict[str, int]:
+    runs = cache.manifest.runs if cache.manifest else ()
+    return {
+        f"{reason} (run {i})": n for i, run in enumerate(runs) for reason, n in run[name].items()
+    }
+
+
+def show_record(cache: Cache, number: int) -> dict[str, Any]:
+    """One sample: its tokens, roles, and how much mass its head keeps."""
+    if not 0 <= number < len(cache):
+        raise click.BadParameter(
+            f"expected 0 to {len(cache) - 1}; found {number}", param_hint="--record"
+        )
+    record = cache[number]
+    counts = np.diff(record.logits.offsets)
+    return {
+        "sample": number,
+        "key": record.key.hex(),
+        "tokens": len(record.input_ids),
+        "prompt_length": record.prompt_length,
+        "domain": record.domain,
+        "input_ids": record.input_ids.tolist(),
+        "roles": record.roles.tolist(),
+        "entries": counts.tolist(),
+        "head_mass": [round(float(mass), 6) for mass in -np.expm1(record.logits.tail)],
+        "next_logprob": [round(float(value), 4) for value in record.logits.next_logprob],
+    }
+
+
+command = Dashed(
+    "inspect",
+    callback=run,
+    help=run.__doc__,
+    params=[
+        click.Argument(["cache"]),
+        click.Option(["--partial"], is_flag=True, help="Accept an unsealed cache."),
+        click.Option(["--record"], type=int, help="Show this sample."),
+        JSON_OPTION,
+    ],
+)

@@ -1,0 +1,70 @@
+"""The command ``cachekd``: finds sub-commands by file, turns errors into exit codes.
+
+Nothing heavy is imported before a command runs: ``cachekd --help`` needs click alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+import click
+
+from cachekd import __version__
+from cachekd.errors import EXIT_FAILED, CachekdError
+
+COMMANDS = ("precompute", "train", "inspect", "verify", "seal", "merge", "demo")
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules of this package, imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the commands, in the order of the work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f".{cmd_name}", package=__package__)
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands with their first lines."""
+        rows = []
+        for name in COMMANDS:
+            command = self.get_command(ctx, name)
+            assert command is not None
+            rows.append((name, command.get_short_help_str(limit=80)))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cachekd")
+def group() -> None:
+    r"""Offline two-stage logit caching for knowledge distillation of language models.
+
+    \b
+    cachekd precompute --teacher M --data D --cache C     run the teacher once
+    cachekd train --cache C --student M --output-dir O    train, no teacher loaded
+
+    Exit codes: 0 done, 1 failed, 2 usage, 3 incomplete but resumable, 4 corruption found,
+    5 refused as a wrong pair.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+
+
+def main() -> None:
+    """Run the command line; errors of cachekd end with their message and exit code."""
+    try:
+        group(auto_envvar_prefix=None)
+    except CachekdError as error:
+        click.echo(f"cachekd: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        click.echo("cachekd: interrupted", err=True)
+        sys.exit(EXIT_FAILED)

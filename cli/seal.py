@@ -1,0 +1,29 @@
+"""``cachekd seal``: close what is committed under one manifest."""
+
+from __future__ import annotations
+
+import click
+
+from cachekd.store.io import Location
+from cachekd.store.seal import seal
+
+from .options import JSON_OPTION, Dashed
+from .output import emit
+
+
+def run(cache: str, as_json: bool) -> None:
+    """Seal a cache whose capture ran with --no-seal.
+
+    Example:
+        cachekd seal ./cache
+    """
+    sealed = seal(Location(cache))
+    emit(
+        {"cache": cache, "generation": sealed.generation, "root": sealed.root, **sealed.totals},
+        as_json=as_json,
+    )
+
+
+command = Dashed(
+    "seal", callback=run, help=run.__doc__, params=[click.Argument(["cache"]), JSON_OPTION]
+)

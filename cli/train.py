@@ -1,0 +1,153 @@
+"""``cachekd train``: train a student from caches; no teacher is loaded.
+
+Three sets of flags meet here: `TrainConfig`, the options of the chosen objective, and every field
+of ``transformers.TrainingArguments``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from cachekd.config import TrainConfig
+from cachekd.errors import ConfigError
+from cachekd.plugins import find
+
+from .options import (
+    CONFIG_OPTION,
+    JSON_OPTION,
+    Dashed,
+    build,
+    dashed,
+    options_of,
+    read_yaml,
+    refuse_unknown,
+    values_of,
+)
+from .output import emit
+
+_NOT_FLAGS = frozenset({"training", "objective_options"})
+
+
+class TrainCommand(Dashed):
+    """Adds the flags of the objective that the arguments name."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Find the objective first, then parse."""
+        ctx.meta["objective"] = _objective_name(args)
+        return super().parse_args(ctx, args)
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Own options and those of the objective."""
+        objective = find("objectives", ctx.meta.get("objective", "kd"))
+        return [*super().get_params(ctx), *options_of(objective.Options)]
+
+
+def _objective_name(args: Sequence[str]) -> str:
+    """The objective that flags, environment or YAML ask for."""
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    scan.add_argument("--objective", default=os.environ.get("CACHEKD_OBJECTIVE"))
+    scan.add_argument("--config")
+    found, _ = scan.parse_known_args(dashed(args))
+    if found.objective is None and found.config and os.path.exists(found.config):
+        found.objective = read_yaml(found.config).get("objective")
+    return str(found.objective or "kd")
+
+
+def run(config: str | None, as_json: bool, **given: Any) -> None:
+    """Train a student from one or more caches; no teacher is loaded.
+
+    Beside the flags below, every field of transformers.TrainingArguments is a flag
+    (--learning-rate 1e-4) or a key under training: in the YAML file.
+
+    Example:
+        cachekd train --cache ./cache --student ./student --output-dir ./out --num-train-epochs 3
+    """
+    ctx = click.get_current_context()
+    from_yaml = read_yaml(config)
+    objective = find("objectives", ctx.meta["objective"])
+    settings = _settings(given, from_yaml, objective.Options, ctx.args, config or "")
+    from cachekd.training.run import train
+
+    emit(_summary(train(settings), as_json), as_json=as_json)
+
+
+def _settings(
+    given: Mapping[str, Any],
+    from_yaml: Mapping[str, Any],
+    options: Any,
+    extra: Sequence[str],
+    where: str,
+) -> TrainConfig:
+    own = {field.name for field in dataclasses.fields(TrainConfig)}
+    of_objective = {field.name for field in dataclasses.fields(options)}
+    training = dict(from_yaml.get("training") or {})
+    training = {str(key).replace("-", "_"): value for key, value in training.items()}
+    further = {key: v for key, v in from_yaml.items() if key not in own | of_objective}
+    if further:
+        arguments = _argument_names()
+        refuse_unknown(list(further), [*own, *of_objective, *arguments], where)
+        training |= further
+    if extra:
+        training |= _parse_arguments(extra)
+    plain = {key: value for key, value in from_yaml.items() if key not in _NOT_FLAGS}
+    values = values_of(TrainConfig, {k: v for k, v in given.items() if k in own}, plain)
+    nested = from_yaml.get("objective_options") or {}
+    refuse_unknown(list(nested), list(of_objective), f"{where}: objective_options")
+    chosen = values_of(options, given, {**nested, **plain})
+    return build(TrainConfig, {**values, "training": training, "objective_options": chosen})
+
+
+def _argument_names() -> list[str]:
+    from transformers import TrainingArguments
+
+    return [field.name for field in dataclasses.fields(TrainingArguments)]
+
+
+def _parse_arguments(extra: Sequence[str]) -> dict[str, Any]:
+    """Flags of `TrainingArguments` that were given, and no defaults.
+
+    Raises:
+        ConfigError: a flag that nobody knows, or a value of the wrong type.
+    """
+    from transformers import HfArgumentParser, TrainingArguments
+
+    parser = HfArgumentParser(TrainingArguments, allow_abbrev=False, exit_on_error=False)
+    parser.set_defaults(**dict.fromkeys(_argument_names(), argparse.SUPPRESS))
+    try:
+        found, unknown = parser.parse_known_args(list(extra))
+    except (argparse.ArgumentError, SystemExit) as error:
+        raise ConfigError(f"training flags: {error}") from error
+    if unknown:
+        names = [item[2:].partition("=")[0].replace("-", "_") for item in unknown[:1]]
+        known = [f.name for f in dataclasses.fields(TrainConfig)] + _argument_names()
+        if unknown[0].startswith("--"):
+            refuse_unknown(names, known, "flags")
+        raise ConfigError(f"unexpected argument {unknown[0]!r}")
+    return dict(vars(found))
+
+
+def _summary(report: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
+    """All of a report as JSON, or what a reader wants on a terminal."""
+    if as_json:
+        return dict(report)
+    return {
+        key: value
+        for key, value in report.items()
+        if isinstance(value, str | int | float) or key == "final_eval"
+    }
+
+
+OPTIONS = options_of(TrainConfig, skip=_NOT_FLAGS)
+command = TrainCommand(
+    "train",
+    callback=run,
+    params=[*OPTIONS, CONFIG_OPTION, JSON_OPTION],
+    help=run.__doc__,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
