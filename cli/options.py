@@ -28,7 +28,7 @@ class Dashed(click.Command):
 
 def dashed(args: Sequence[str]) -> list[str]:
     """Arguments with underscores of flag names as hyphens."""
-    result = []
+    result: list[str] = []
     for i, arg in enumerate(args):
         if arg == "--":
             return [*result, *args[i:]]
@@ -37,7 +37,7 @@ def dashed(args: Sequence[str]) -> list[str]:
     return result
 
 
-class Pairs(click.ParamType):
+class Pairs(click.ParamType[dict[str, Any]]):
     """``KEY=VALUE``, or several with commas between them."""
 
     name = "key=value"
@@ -63,7 +63,7 @@ class Pairs(click.ParamType):
         return pairs
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType[tuple[float, ...]]):
     """Numbers with commas between them."""
 
     name = "numbers"

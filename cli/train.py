@@ -100,7 +100,10 @@ def _settings(
     nested = from_yaml.get("objective_options") or {}
     refuse_unknown(list(nested), list(of_objective), f"{where}: objective_options")
     chosen = values_of(options, given, {**nested, **plain})
-    return build(TrainConfig, {**values, "training": training, "objective_options": chosen})
+    config: TrainConfig = build(
+        TrainConfig, {**values, "training": training, "objective_options": chosen}
+    )
+    return config
 
 
 def _argument_names() -> list[str]:

@@ -68,7 +68,7 @@ class PlainCodec:
             return values
 
         counts = plane("<u4", rows)
-        low, middle, high = (plane(np.uint8, entries).astype(np.int32) for _ in range(3))
+        low, middle, high = (plane("u1", entries).astype(np.int32) for _ in range(3))
         ids = low | (middle << 8) | (high << 16)
         offsets = np.zeros(rows + 1, dtype=np.int64)
         np.cumsum(counts, out=offsets[1:])

@@ -84,11 +84,7 @@ def check_columns(row: Mapping[str, Any], names: Mapping[str, str], source: str)
 
 
 def read_noun(row: Mapping[str, Any], names: Mapping[str, str]) -> Noun:
-    """What the row says.
-
-    Args:
-        row: column -> value.
-        names: what `column_map` gave.
+    """What the row says; ``names`` is what `column_map` gave.
 
     Raises:
         BadRow: columns or values are missing, empty or of the wrong type.

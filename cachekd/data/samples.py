@@ -87,43 +87,47 @@ def prepare(
     """Turn rows into samples.
 
     Args:
-        rows: source name, row number and row, as `cachekd.data.sources.read_rows` gives them.
+        rows: what `cachekd.data.sources.read_rows` gives.
         config: settings of the data.
         tokenizer: the teacher's.
         context_length: most tokens the teacher takes; ``max_length`` can only lower it.
         vocab_size: real vocabulary of the teacher; ids lie below it.
-        clock: what a chat template that asks for the time is told.
+        clock: the time that chat templates are told.
 
     Raises:
         ConfigError: a setting is wrong.
-        DataError: a row cannot be used or is too long and the settings say fail; the first row of
-            a source matches no layout; there is no chat template for conversations; nothing is
-            left.
+        DataError: a row cannot be used, a source has no known layout, or no sample is left.
     """
-    limit = context_length if config.max_length is None else config.max_length
     job = _Job(
         config=config,
         names=column_map(config),
         style=wording(config, tokenizer, clock),
         encoder=make_encoder(tokenizer, add_eos=config.add_eos),
-        limit=min(limit, context_length),
+        limit=min(config.max_length or context_length, context_length),
         vocab_size=vocab_size,
         skipped=Counter(),
         changed=Counter(),
     )
-    remaining = iter(rows)
-    checked: set[str] = set()
-    samples: list[Sample] = []
-    while group := list(islice(remaining, _GROUP)):
-        for source, number, row in group:
-            if number == 0 or source not in checked:
-                check_columns(row, job.names, source)
-                checked.add(source)
-        samples += _prepare_group(group, job)
+    remaining = _checked(rows, job.names)
+    groups = iter(lambda: list(islice(remaining, _GROUP)), [])
+    samples = [sample for group in groups for sample in _prepare_group(group, job)]
     if not samples:
-        counts = ", ".join(f"{n} {reason}" for reason, n in job.skipped.items()) or "no rows"
-        raise DataError(f"no sample is left to use; rows left out: {counts}")
+        counts = ", ".join(f"{n} {reason}" for reason, n in job.skipped.items())
+        raise DataError(f"no sample is left to use; left out: {counts or 'nothing'}")
     return Prepared(samples=tuple(samples), skipped=dict(job.skipped), changed=dict(job.changed))
+
+
+def _checked(
+    rows: Iterable[tuple[str, int, Mapping[str, Any]]], names: Mapping[str, str]
+) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    """The rows, once the first of each source has a layout."""
+    sources: set[str] = set()
+    for source, number, row in rows:
+        # Two files of one name are two sources: the second begins at row 0 again.
+        if number == 0 or source not in sources:
+            check_columns(row, names, source)
+            sources.add(source)
+        yield source, number, row
 
 
 def _prepare_group(

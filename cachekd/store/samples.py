@@ -42,8 +42,8 @@ def keys_of(samples: Iterable[Sample]) -> list[bytes]:
 
 def spans_of(roles: UInt8) -> tuple[UInt8, Int32]:
     """Runs of equal roles: the role of each and the index after its last token."""
-    ends = np.flatnonzero(np.diff(roles)) + 1
-    ends = np.concatenate([ends, [len(roles)]]).astype(np.int32)
+    changes = np.flatnonzero(np.diff(roles)) + 1
+    ends: Int32 = np.append(changes, len(roles)).astype(np.int32)
     return roles[ends - 1], ends
 
 
@@ -104,8 +104,9 @@ class SampleTable:
         """The samples at these places, in this order."""
         spans = [slice(self.span_offsets[i], self.span_offsets[i + 1]) for i in places]
         counts = [span.stop - span.start for span in spans]
-        flat = np.concatenate([np.arange(s.start, s.stop) for s in spans]) if spans else []
-        flat_places = np.asarray(flat, dtype=np.int64)
+        flat_places = np.concatenate(
+            [np.zeros(0, dtype=np.int64), *(np.arange(s.start, s.stop) for s in spans)]
+        )
         return SampleTable(
             ids=[self.ids[i] for i in places],
             keys=[self.keys[i] for i in places],

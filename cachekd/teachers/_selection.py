@@ -17,7 +17,14 @@ from cachekd.errors import TeacherError
 from cachekd.teachers import Selection
 from cachekd.types import Float32, Int32, Int64, TopKLogits
 
-TILE_ELEMENTS = 1 << 23
+# Elements of a tile: on a CPU it should stay in the cache through the dozen passes over it.
+_TILE_ELEMENTS = {"cpu": 1 << 18}
+_TILE_ELEMENTS_DEVICE = 1 << 25
+
+
+def tile_rows(device_type: str, vocab_size: int) -> int:
+    """Rows of a tile on this kind of device."""
+    return max(1, _TILE_ELEMENTS.get(device_type, _TILE_ELEMENTS_DEVICE) // vocab_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -140,7 +140,7 @@ class HFTeacher:
     ) -> list[TopKLogits]:
         import torch
 
-        from cachekd.teachers._selection import TILE_ELEMENTS, assemble, select
+        from cachekd.teachers._selection import assemble, select, tile_rows
 
         ids_BT = np.zeros((len(documents), padded_length), dtype=np.int64)
         mask_BT = np.zeros_like(ids_BT)
@@ -164,10 +164,12 @@ class HFTeacher:
             )
         rows_N = torch.from_numpy(np.concatenate(flat)).to(logits_RV.device)
         next_N = tokens_BT.to(logits_RV.device).flatten().roll(-1)[rows_N]
-        step = max(1, TILE_ELEMENTS // logits_RV.shape[-1])
+        step = tile_rows(logits_RV.device.type, logits_RV.shape[-1])
         tiles = [
             select(logits_RV[part], next_ids, selection)
-            for part, next_ids in zip(rows_N.split(step), next_N.split(step), strict=True)
+            for part, next_ids in zip(
+                torch.split(rows_N, step), torch.split(next_N, step), strict=True
+            )
         ]
         return assemble(tiles, captured, selection)
 

@@ -131,6 +131,19 @@ def test_tokens_that_merge_between_messages_take_the_role_of_the_last(tokenizer,
     assert pieces(turns, tokenizer, template, clock)[0] == (U, "The quick brown fox")
 
 
+def test_a_header_that_merges_with_the_message_before_takes_its_role(tokenizer, clock):
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+        "{{ 'ck<|assistant|>' + m['content'] + '<|end|>' }}{% else %}{{ m['content'] }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'ck<|assistant|>' }}{% endif %}"
+    )
+    turns = chat(("u", "The qui"), ("a", "brown fox"))
+    assert pieces(turns, tokenizer, template, clock) == [
+        (U, "The quick<|assistant|>"),
+        (A, "brown fox<|end|>"),
+    ]
+
+
 def test_conversation_may_begin_with_the_assistant_and_end_with_the_user(
     tokenizer, templates, clock
 ):

@@ -183,7 +183,7 @@ def test_first_row_refuses_the_file():
 
 
 def test_first_row_must_have_mapped_columns():
-    with pytest.raises(DataError, match="expected column 'topic'.*found: text"):
+    with pytest.raises(DataError, match=r"expected column 'topic'.*found: text"):
         check_columns({"text": "t"}, {"domain": "topic"}, "a.csv")
 
 
@@ -201,7 +201,7 @@ def test_domain(settings):
     assert read_domain({"domain": "law"}, {}) == ""
     with pytest.raises(BadRow, match="wrong type"):
         read_domain({"topic": ["law"]}, names)
-    with pytest.raises(ConfigError, match="'a'.*'b'"):
+    with pytest.raises(ConfigError, match=r"'a'.*'b'"):
         column_map(settings(domain_column="a", columns={"domain": "b"}))
 
 

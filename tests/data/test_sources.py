@@ -140,7 +140,7 @@ def test_datasets_failure_is_a_data_error(monkeypatch, settings):
             raise KeyError("no split")
 
     monkeypatch.setitem(sys.modules, "datasets", Datasets)
-    with pytest.raises(DataError, match="owner/name.*split 'train'.*no split"):
+    with pytest.raises(DataError, match=r"owner/name.*split 'train'.*no split"):
         read(settings, "owner/name")
 
 

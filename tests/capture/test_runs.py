@@ -1,0 +1,194 @@
+"""Runs: dry, interrupted, out of time, out of memory; what they leave behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import Family, Ran, chat_rows, write_rows
+
+import cachekd
+from cachekd import PrecomputeConfig
+from cachekd.errors import Incomplete, StoreError, TeacherError
+from cachekd.teachers.hf import HFTeacher
+
+
+def config(family: Family, data: Path, cache: Path, **further: object) -> PrecomputeConfig:
+    settings = {"threads": 1, "unit_tokens": 200, "batch_tokens": 100}
+    return PrecomputeConfig(
+        teacher=str(family.teacher), data=(str(data),), cache=str(cache), **{**settings, **further}
+    )
+
+
+def shards(cache: Path) -> list[str]:
+    return sorted(path.name for path in (cache / "logits").glob("*.parquet"))
+
+
+def test_dry_run_counts_and_writes_nothing(family: Family, data: Path, tmp_path: Path) -> None:
+    report = cachekd.precompute(config(family, data, tmp_path / "cache", dry_run=True))
+    assert not (tmp_path / "cache").exists()
+    assert report["samples"] == 30 and report["documents_cached"] == 0
+    done = cachekd.precompute(config(family, data, tmp_path / "cache"))
+    assert done["shards"] == report["shards_to_write"] > 1
+    assert 0 < done["bytes"]
+    assert done["sample_tokens"] == report["tokens"]
+    again = cachekd.precompute(config(family, data, tmp_path / "cache", dry_run=True))
+    assert again["documents_cached"] == 30 and again["bytes_at_most"] == 0
+
+
+def test_the_bound_of_the_dry_run_holds(family: Family, data: Path, tmp_path: Path) -> None:
+    kept = {"logits_top_p": 1.0, "logits_dtype": "float32", "unit_tokens": 10**6}
+    report = cachekd.precompute(config(family, data, tmp_path / "cache", **kept))
+    payload = report["bytes"] - 16_000  # Parquet's own headers and footer
+    assert payload < report["bytes_at_most"]
+
+
+def test_max_hours_ends_in_good_order(family: Family, data: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    with pytest.raises(Incomplete, match="0 of"):
+        cachekd.precompute(config(family, data, cache, max_hours=1e-9))
+    assert not list(cache.glob("manifest*")) and not shards(cache)
+    report = cachekd.precompute(config(family, data, cache))
+    assert report["sealed"] and report["samples"] == 30
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_cleanly_and_the_same_command_continues(
+    family: Family, data: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes in the third batch; what follows ends in the bytes of a quiet run."""
+    calm, cache = tmp_path / "calm", tmp_path / "cache"
+    cachekd.precompute(config(family, data, calm))
+    score, calls = HFTeacher.score, []
+
+    def interrupted(self: HFTeacher, *args: object) -> object:
+        calls.append(1)
+        if len(calls) == 6:
+            os.kill(os.getpid(), number)
+        return score(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(HFTeacher, "score", interrupted)
+    with pytest.raises(Incomplete, match="by a signal"):
+        cachekd.precompute(config(family, data, cache))
+    monkeypatch.undo()
+    begun = shards(cache)
+    assert 0 < len(begun) < len(shards(calm))
+    assert not [path for path in cache.rglob("*") if path.name.startswith(".")]
+    cachekd.precompute(config(family, data, cache))
+    assert shards(cache) == shards(calm)
+
+
+@pytest.mark.slow
+def test_sigterm_to_a_real_process_gives_exit_code_3(family: Family, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "data.jsonl", chat_rows(3000))
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-m", "cachekd_cli", "precompute", "--teacher", family.teacher]
+    command += ["--data", data, "--cache", cache, "--unit-tokens", "500", "--threads", "1"]
+    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(list((cache / "units").glob("*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert "Run the same command again to continue" in err
+
+
+def test_out_of_memory_is_tried_again_and_then_split(
+    family: Family, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never more than two documents fit: the records are those of a calm run, and say so."""
+    from cachekd.store.io import Location
+    from cachekd.store.state import read_state
+
+    precise = {"logits_dtype": "float32"}
+    cachekd.precompute(config(family, data, tmp_path / "calm", **precise))
+    score, refused = HFTeacher.score, []
+
+    def small(self: HFTeacher, documents, *args):  # type: ignore[no-untyped-def]
+        if len(documents) > 2:
+            refused.append(len(documents))
+            raise MemoryError("injected")
+        return score(self, documents, *args)
+
+    monkeypatch.setattr(HFTeacher, "score", small)
+    cachekd.precompute(config(family, data, tmp_path / "tight", **precise))
+    assert refused and refused[0] == refused[1], "the planned shape is tried twice"
+    calm, tight = (cachekd.open_cache(str(tmp_path / name)) for name in ("calm", "tight"))
+    assert calm.sample_ids == tight.sample_ids
+    worst = max(
+        float(np.abs(left.logits.next_logprob - right.logits.next_logprob).max())
+        for left, right in zip(calm, tight, strict=True)
+    )
+    assert worst < 2e-5
+    units = read_state(Location(str(tmp_path / "tight"))).units.values()
+    assert any(unit.numerics["split"] for unit in units)
+
+
+def test_one_failure_of_memory_changes_no_byte(
+    family: Family, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cachekd.precompute(config(family, data, tmp_path / "calm"))
+    score, calls = HFTeacher.score, []
+
+    def shaky(self: HFTeacher, *args: object) -> object:
+        calls.append(1)
+        if len(calls) % 5 == 2:
+            raise MemoryError("injected")
+        return score(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(HFTeacher, "score", shaky)
+    cachekd.precompute(config(family, data, tmp_path / "shaky"))
+    assert shards(tmp_path / "shaky") == shards(tmp_path / "calm")
+
+
+def test_no_memory_for_one_document_names_it(
+    family: Family, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(self: HFTeacher, *args: object) -> object:
+        raise MemoryError("injected")
+
+    monkeypatch.setattr(HFTeacher, "score", never)
+    with pytest.raises(TeacherError, match=r"out of memory for one document.*data\.jsonl row \d+"):
+        cachekd.precompute(config(family, data, tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_full_disk_is_found_before_the_model_is_loaded(
+    family: Family, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cachekd.store.io import Location
+
+    monkeypatch.setattr(Location, "free_bytes", lambda self: 1000)
+    monkeypatch.setattr(HFTeacher, "load", lambda *args: pytest.fail("the model was loaded"))
+    with pytest.raises(StoreError, match="GB free; this run may need"):
+        cachekd.precompute(config(family, data, tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_response_rows_only(family: Family, data: Path, tmp_path: Path) -> None:
+    from cachekd.data.alignment import LossMask, trained_rows
+
+    cachekd.precompute(config(family, data, tmp_path / "cache", rows="response"))
+    for record in cachekd.open_cache(str(tmp_path / "cache")):
+        wanted = trained_rows(record.roles, record.prompt_length, LossMask.AUTO)
+        assert np.array_equal(np.diff(record.logits.offsets) > 0, wanted)
+        assert (record.logits.tail[~wanted] == 0).all()
+
+
+def test_two_caches_on_one_place_are_refused(
+    cachekd: Callable[..., Ran], family: Family, data: Path, tmp_path: Path
+) -> None:
+    common = ("--data", data, "--cache", tmp_path / "cache", "--teacher")
+    assert cachekd("precompute", *common, family.teacher).code == 0
+    other = cachekd("precompute", *common, family.student)
+    assert other.code == 5 and "source.weights" in other.err
+    spec = cachekd("precompute", *common, family.teacher, "--logits-top-k", 8)
+    assert spec.code == 5 and "capture.selection.k: 64 / 8" in spec.err

@@ -1,0 +1,62 @@
+"""Fixtures of the whole test tree."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+from tiny import Family, Ran, chat_rows, save_model, save_tokenizer, write_rows
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """Models that tests may read, never change."""
+    root = tmp_path_factory.mktemp("family")
+    teacher, student = root / "teacher", root / "student"
+    vocab = save_tokenizer(teacher)
+    save_model(teacher, vocab, width=32, layers=2, seed=1)
+    shutil.copytree(teacher, student)
+    save_model(student, vocab, width=16, layers=1, seed=2)
+    return Family(teacher, student, vocab)
+
+
+@pytest.fixture
+def copy_of(tmp_path: Path) -> Callable[[Path, str], Path]:
+    """Copies a model folder so that a test may damage it."""
+
+    def copy(folder: Path, name: str) -> Path:
+        return Path(shutil.copytree(folder, tmp_path / name))
+
+    return copy
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Thirty instruction rows."""
+    return write_rows(tmp_path / "data.jsonl", chat_rows(30))
+
+
+@pytest.fixture
+def cachekd(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Ran]:
+    """Runs the command line in this process, as its entry point does."""
+    (point,) = entry_points(group="console_scripts", name="cachekd")
+    main = point.load()
+
+    def run(*args: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["cachekd", *map(str, args)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run
