@@ -55,17 +55,19 @@ def _row(name: str, kl: float, loss: float) -> tuple[str, ...]:
 def _intro(result: Mapping[str, Any]) -> list[str]:
     runs = result["runs"]
     plain, distilled = runs["text only"]["final"], runs["distilled"]["final"]
-    share = 1 - distilled["eval_kl"] / plain["eval_kl"]
+    change = distilled["eval_kl"] / plain["eval_kl"] - 1
     return [
         "Two students began with the same weights and saw the same text in the same order for "
         f"{result['steps']} steps. One learned from the text alone. The other learned mostly from "
         "the teacher's predictions, which had been computed once and were read from a cache: no "
         "teacher was loaded while it trained.",
         f"On {result['teacher']['rows']} tokens of topics that neither the teacher nor the "
-        f"students were trained on, the distilled student is {share:.0%} nearer to the teacher (KL "
-        f"{distilled['eval_kl']:.3f} against {plain['eval_kl']:.3f} nats per token), and its loss "
-        f"is {distilled['eval_ce']:.3f} against {plain['eval_ce']:.3f}. The whole demo took "
-        f"{result['seconds']:.0f} seconds on this machine.",
+        f"students were trained on, the KL to the teacher is {distilled['eval_kl']:.3f} nats per "
+        f"token for the distilled student against {plain['eval_kl']:.3f} ({change:+.0%}), and the "
+        f"loss on the text {distilled['eval_ce']:.3f} against {plain['eval_ce']:.3f}.",
+        f"The whole demo took {result['seconds']:.0f} seconds on this machine. It is one run with "
+        f"seed {result['seed']}; the KL counts what the cache does not keep of a distribution as "
+        "one entry.",
     ]
 
 

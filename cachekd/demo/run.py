@@ -17,11 +17,13 @@ from typing import Any
 import cachekd
 from cachekd.config import PrecomputeConfig, TrainConfig
 from cachekd.demo.corpus import write_corpus
-from cachekd.demo.page import write_report
+from cachekd.demo.page import summary_rows, write_report
+
+__all__ = ["RUNS", "STEPS", "TEACHER", "run_demo", "summary_rows"]
 
 TEACHER = Path(__file__).with_name("teacher")
-STEPS = 300
-BATCH = 16
+STEPS = 400
+BATCH = 8
 EVALUATIONS = 10
 RUNS: Mapping[str, Mapping[str, float]] = {
     "text only": {"ce": 1.0, "kd": 0.0},
@@ -61,16 +63,7 @@ def run_demo(
         "heldout": _capture(heldout_text, out / "cache-heldout"),
     }
     student = _make_student(out / "student-start", seed=seed)
-    runs = {}
-    for number, (name, loss) in enumerate(RUNS.items(), start=2):
-        report(f"{number}/4 student, {name}: {steps} steps, no teacher loaded")
-        folder = out / f"student-{name.replace(' ', '-')}"
-        outcome = cachekd.train(_training(caches, student, folder, loss, steps=steps, seed=seed))
-        runs[name] = {
-            "loss": dict(loss),
-            "history": outcome["history"],
-            "final": outcome["final_eval"],
-        }
+    runs = _train_students(caches, student, out, report, steps=steps, seed=seed)
     page = out / "report.html"
     result: dict[str, Any] = {
         "page": str(page),
@@ -80,9 +73,9 @@ def run_demo(
         "runs": runs,
         "seconds": round(time.monotonic() - started, 1),
     }
-    report("4/4 page with curves")
     write_report(page, result)
     (out / "result.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    report(f"4/4 page with curves: {page}")
     return result
 
 
@@ -114,6 +107,29 @@ def _make_student(folder: Path, *, seed: int) -> Path:
     return folder
 
 
+def _train_students(
+    caches: Mapping[str, Path],
+    student: Path,
+    out: Path,
+    report: Callable[[str], None],
+    *,
+    steps: int,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Train the same student once for each of `RUNS`."""
+    runs = {}
+    for number, (name, loss) in enumerate(RUNS.items(), start=2):
+        report(f"{number}/4 student, {name}: {steps} steps, no teacher loaded")
+        folder = out / f"student-{name.replace(' ', '-')}"
+        outcome = cachekd.train(_training(caches, student, folder, loss, steps=steps, seed=seed))
+        runs[name] = {
+            "loss": dict(loss),
+            "history": outcome["history"],
+            "final": outcome["final_eval"],
+        }
+    return runs
+
+
 def _training(
     caches: Mapping[str, Path],
     student: Path,
@@ -135,7 +151,7 @@ def _training(
             "max_steps": steps,
             "per_device_train_batch_size": BATCH,
             "per_device_eval_batch_size": 32,
-            "learning_rate": 5e-3,
+            "learning_rate": 3e-3,
             "lr_scheduler_type": "cosine",
             "warmup_steps": every,
             "logging_steps": every,

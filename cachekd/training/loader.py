@@ -225,16 +225,19 @@ def _rank(identity: bytes, seed: int, epoch: int) -> bytes:
 
 
 def _opened(caches: Cache | Location | Sequence[Cache | Location]) -> list[Cache]:
+    if isinstance(caches, str | os.PathLike) or not isinstance(caches, Sequence):
+        return [_open(caches)]
+    if not caches:
+        raise ConfigError("cache: expected at least one; found none")
+    return [_open(item) for item in caches]
+
+
+def _open(cache: Cache | Location) -> Cache:
+    if not isinstance(cache, str | os.PathLike):
+        return cache
     from cachekd.store.reader import open_cache
 
-    single = isinstance(caches, str | os.PathLike) or not isinstance(caches, Sequence)
-    items: Sequence[Cache | Location] = [caches] if single else caches  # type: ignore[list-item, assignment]
-    if not items:
-        raise ConfigError("cache: expected at least one; found none")
-    return [
-        open_cache(os.fspath(item)) if isinstance(item, str | os.PathLike) else item
-        for item in items
-    ]
+    return open_cache(os.fspath(cache))
 
 
 def _check_rows(caches: Sequence[Cache], loss_mask: LossMask) -> None:

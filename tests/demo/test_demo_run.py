@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cachekd.demo.corpus import split_documents
-from cachekd.demo.page import HEADER, summary_rows, write_report
-from cachekd.demo.run import RUNS, TEACHER, run_demo
+from cachekd.demo.page import HEADER, write_report
+from cachekd.demo.run import RUNS, TEACHER, run_demo, summary_rows
 
 
 def _result() -> dict[str, object]:
@@ -23,6 +23,7 @@ def _result() -> dict[str, object]:
 
     return {
         "steps": 2,
+        "seed": 0,
         "seconds": 1.0,
         "teacher": {"ce": 2.0, "rows": 10},
         "runs": {"text only": run(2.2), "distilled": run(1.2)},
@@ -77,7 +78,7 @@ def test_summary_has_a_row_for_each_model() -> None:
 def test_page_states_the_gain(tmp_path: Path) -> None:
     write_report(tmp_path / "page.html", _result())
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "50% nearer" in page
+    assert "1.000 nats per token for the distilled student against 2.000 (-50%)" in page
     assert page.count("<svg") == 3
     assert page.count("<polyline") == 6
 

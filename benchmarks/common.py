@@ -1,0 +1,50 @@
+"""What the benchmark scripts share: where results go, and on what machine they were taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Processor, threads and versions."""
+    return {
+        "cpus": os.cpu_count(),
+        "load_1min": round(os.getloadavg()[0], 2),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "pyarrow", "numpy")},
+    }
+
+
+def median(values: list[float]) -> float:
+    """Median, four significant digits."""
+    return float(f"{statistics.median(values):.4g}")
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    """Write ``results/<name>.json`` with the command that made it, and print it."""
+    RESULTS.mkdir(exist_ok=True)
+    content = {
+        "command": "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *_arguments()]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        **result,
+    }
+    text = json.dumps(content, indent=1, sort_keys=True)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(text)
+
+
+def _arguments() -> list[str]:
+    """Arguments as given, with paths of this machine left out."""
+    return ["DATA" if os.path.isabs(arg) or arg.startswith("..") else arg for arg in sys.argv[1:]]

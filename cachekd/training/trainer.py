@@ -1,0 +1,211 @@
+"""A `transformers.Trainer` that trains a student from a cache.
+
+In: a student, an objective, a `CacheDataset`, a `Collator`. Out: what a Trainer gives, with two
+things made exact: the loss of an optimiser step is the mean over all trained rows of the
+accumulated batch of all processes, and evaluation is the mean over all rows of the evaluation set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cachekd.errors import ConfigError
+from cachekd.training.forward import check_packing, row_logits
+from cachekd.training.loader import EpochSampler
+
+if TYPE_CHECKING:
+    from cachekd.objectives import Objective
+    from cachekd.training.loader import CacheDataset
+    from cachekd.types import Batch, ObjectiveOutput
+
+_TINY = 1e-12
+
+
+class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
+    """Trains on cached targets; everything else is as in `transformers.Trainer`.
+
+    Logged beside ``loss``: the metrics of the objective (``kl``, ``ce``, ``tail_mass``), as means
+    over the rows since the last log. ``evaluate`` gives the same with the prefix ``eval_``. With
+    several processes the last batches of an epoch are filled up as accelerate does.
+
+    Args:
+        objective: what is minimised.
+        data_collator: a `cachekd.training.collate.Collator`.
+        packing_capacity: tokens of a packed row; None trains padded rows. Evaluation is padded.
+        **kwargs: arguments of `transformers.Trainer`.
+
+    Raises:
+        ConfigError: one process drives several devices.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *,
+        objective: Objective,
+        data_collator: Callable[[Any], Batch],
+        packing_capacity: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(data_collator=data_collator, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ConfigError(
+                f"one process sees {self.args.n_gpu} devices; start one process for each with "
+                "accelerate launch or torchrun, or set CUDA_VISIBLE_DEVICES"
+            )
+        self.objective = objective
+        self.packing_capacity = packing_capacity
+        self.empty_batches = 0
+        self._window: dict[str, Tensor] = {}
+        self._evaluation: dict[str, Tensor] = {}
+        self._evaluation_batches = 0
+        self._packing_checked = False
+        # Before 5.20 this, and not the attribute of the class, told training_step that the loss is
+        # already divided by the size of the accumulated batch.
+        self.model_accepts_loss_kwargs = True
+        self.add_callback(_FollowEpoch(self))
+
+    # Loss
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """Share of this batch in the mean over the accumulated global batch."""
+        if inputs["attention_mask"] is None and not self._packing_checked:
+            vocab_size = self._vocab_size(self.train_dataset)
+            rows = min(2, len(inputs["input_ids"]))
+            check_packing(model, vocab_size, inputs["input_ids"].device, rows)
+            self._packing_checked = True
+        output = self._objective_output(model, inputs, self.train_dataset)
+        self.empty_batches += not len(inputs["rows"])
+        _add(self._window, output)
+        total = output.weight_sum if num_items_in_batch is None else num_items_in_batch
+        loss = output.loss_sum / torch.as_tensor(total).clamp(min=_TINY)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # The denominator is that of all processes, and gradients are averaged over them.
+            loss = loss * self.accelerator.num_processes
+        return (loss, None) if return_outputs else loss
+
+    def _objective_output(self, model: Any, batch: Batch, dataset: Any) -> ObjectiveOutput:
+        logits_NV = row_logits(model, batch, self._vocab_size(dataset))
+        return self.objective(logits_NV, batch["targets"])
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: Any) -> Tensor | None:
+        """Row weights of the accumulated batch, over all processes."""
+        weights = [batch["targets"]["weights"].to(device).sum() for batch in batch_samples]
+        total = torch.stack(weights).sum() if weights else torch.zeros((), device=device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        return total
+
+    # Data
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        self.epoch_sampler = EpochSampler(dataset, seed, self.packing_capacity)
+        return self.epoch_sampler
+
+    def _get_collator_with_removed_columns(
+        self, data_collator: Callable[[Any], Batch], description: str | None = None
+    ) -> Callable[[Any], Batch]:
+        return data_collator  # no part of a Batch is unused, whatever the model's forward takes
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Batches of this process, each sample in exactly one process."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            dataset = self.eval_dataset[dataset]
+        if dataset is None:
+            raise ConfigError("evaluation: expected an eval_cache; found none")
+        size, world = self.args.eval_batch_size, self.args.world_size
+        starts = range(0, len(dataset), size)
+        batches = [list(range(at, min(at + size, len(dataset)))) for at in starts]
+        own = batches[self.args.process_index :: world]
+        self._evaluation_batches = len(own)
+        # Sharded models run in step: a process without a batch left repeats one, uncounted.
+        own += batches[:1] * (math.ceil(len(batches) / world) - len(own))
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            dataset, batch_sampler=own, collate_fn=self.data_collator, num_workers=workers
+        )
+
+    # Evaluation and logs
+
+    def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> Any:
+        """The loop of Trainer, with means over rows in place of means over batches."""
+        self._evaluation = {}
+        result = super().evaluation_loop(dataloader, *args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        means = self._means(self._evaluation)
+        result.metrics.update({f"{prefix}_{name}": value for name, value in means.items()})
+        return result
+
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: Batch,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, None, None]:
+        """Add the sums of a batch; nothing is gathered."""
+        batch = self._prepare_inputs(inputs)
+        dataset = self.callback_handler.eval_dataloader.dataset
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = self._objective_output(model, batch, dataset)
+        if self._evaluation_batches > 0:
+            _add(self._evaluation, output)
+            self._evaluation_batches -= 1
+        return None, None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the means since the last log where the training loss is logged."""
+        if "loss" in logs and self._window:
+            means = self._means(self._window)
+            logs.update({name: value for name, value in means.items() if name != "loss"})
+            self._window = {}
+        super().log(logs, start_time)
+
+    def _means(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """Means over the rows of all processes."""
+        if not sums:
+            sums = {"weight": torch.zeros((), device=self.args.device)}
+        totals = torch.stack([value.double() for value in sums.values()])
+        if self.args.world_size > 1:
+            totals = self.accelerator.reduce(totals, "sum")
+        values = dict(zip(sums, totals.tolist(), strict=True))
+        weight = values.pop("weight")
+        return {name: value / weight for name, value in values.items()} if weight > 0 else {}
+
+    def _vocab_size(self, dataset: CacheDataset) -> int:
+        return dataset.vocab_size
+
+
+class _FollowEpoch(transformers.TrainerCallback):  # type: ignore[misc]
+    """Tells the sampler the epoch: accelerate does not when several processes resume within one."""
+
+    def __init__(self, trainer: DistillTrainer) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.epoch_sampler.set_epoch(int(state.epoch or 0))
+
+
+def _add(sums: dict[str, Tensor], output: ObjectiveOutput) -> None:
+    """Add the sums of a batch, detached and on their device, so that nothing waits for them."""
+    parts = {"loss": output.loss_sum, "weight": output.weight_sum, **output.metrics}
+    for name, value in parts.items():
+        value = value.detach().double()
+        sums[name] = sums[name] + value if name in sums else value
