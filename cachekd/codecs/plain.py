@@ -4,7 +4,7 @@ The planes of a document with R rows and n entries, without padding between them
 
     counts        uint32   [R]     entries of each row
     ids           uint8    [3, n]  token ids, 24 bits: low, middle and high bytes as planes
-    logprobs      float16 or float32 [n]
+    logprobs      float16 or float32 [n], held to the finite values of the dtype
     tail          float32  [R]
     next_logprob  float32  [R]
     entropy       float32  [R]
@@ -34,6 +34,7 @@ class PlainCodec:
             raise CorruptCache(f"vocabulary {header.vocab_size} does not fit 24-bit ids")
         self._header = header
         self._value = np.dtype(header.logprob_dtype).newbyteorder("<")
+        self._lowest = np.float32(np.finfo(self._value).min)
 
     def encode(self, targets: TopKLogits) -> bytes:
         """Bytes of one document's targets (all float32 but the log-probs, rounded to dtype)."""
@@ -41,7 +42,8 @@ class PlainCodec:
         planes = [
             np.diff(targets.offsets).astype("<u4"),
             np.ascontiguousarray(ids[:, :3].T),
-            targets.logprobs.astype(self._value),
+            # A teacher may mask tokens with huge negative logits: -inf would make 0 * inf of them.
+            np.maximum(targets.logprobs, self._lowest).astype(self._value),
             targets.tail.astype("<f4"),
             targets.next_logprob.astype("<f4"),
             targets.entropy.astype("<f4"),
@@ -58,6 +60,11 @@ class PlainCodec:
         Raises:
             CorruptCache: the frame is damaged, or its size or values do not fit the shape.
         """
+        if entries > rows * self._header.vocab_size:
+            raise CorruptCache(
+                f"{entries} entries in {rows} rows; a vocabulary of {self._header.vocab_size} "
+                "cannot have so many"
+            )
         raw = self._decompress(data, self._size(rows, entries))
         place = 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ import cachekd
 from cachekd.config import PrecomputeConfig, TrainConfig
 from cachekd.demo.corpus import write_corpus
 from cachekd.demo.page import summary_rows, write_report
+from cachekd.training.record import RECORD
 
 __all__ = ["RUNS", "STEPS", "TEACHER", "run_demo", "summary_rows"]
 
@@ -41,8 +43,10 @@ def run_demo(
 ) -> dict[str, Any]:
     """Distil a student from the shipped teacher, train its twin on text alone, and compare.
 
+    Run again with the same folder, it uses the caches that are there and trains anew.
+
     Args:
-        out: folder for everything that the demo writes.
+        out: folder for everything that the demo writes; students of an earlier demo are replaced.
         steps: optimizer steps of each student.
         seed: of the students' weights and of the order of the text, the same for both.
         report: gets a line of text at each phase.
@@ -121,6 +125,8 @@ def _train_students(
     for number, (name, loss) in enumerate(RUNS.items(), start=2):
         report(f"{number}/4 student, {name}: {steps} steps, no teacher loaded")
         folder = out / f"student-{name.replace(' ', '-')}"
+        if (folder / RECORD).exists():
+            shutil.rmtree(folder)
         outcome = cachekd.train(_training(caches, student, folder, loss, steps=steps, seed=seed))
         runs[name] = {
             "loss": dict(loss),

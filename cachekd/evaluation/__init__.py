@@ -1,0 +1,1 @@
+"""Measuring students against caches and texts."""

@@ -176,7 +176,7 @@ class _SparseKL(torch.autograd.Function):
 
 
 def _times(mass: Tensor, log_ratio: Tensor) -> Tensor:
-    """mass * log_ratio with 0 * anything = 0."""
+    """Product in which 0 times anything is 0."""
     return torch.where(mass > 0, mass * log_ratio, torch.zeros_like(mass))
 
 

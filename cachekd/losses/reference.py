@@ -78,7 +78,7 @@ def bucket_forward_kl(targets: DenseTargets, student_NV: Tensor, temperature: fl
 def kl_inside_tail(
     teacher_NV: Tensor, student_NV: Tensor, in_head_NV: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """KL of the two distributions renormalised outside the head, [N]: what the bucket leaves out."""
+    """KL of both distributions renormalised outside the head, [N]: what a bucket leaves out."""
     hidden = torch.full_like(teacher_NV.double(), -torch.inf)
     log_p = torch.where(in_head_NV, hidden, teacher_NV.double() / temperature)
     log_q = torch.where(in_head_NV, hidden, student_NV.double() / temperature)

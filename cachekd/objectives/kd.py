@@ -84,7 +84,7 @@ class KD:
             ce_N = cross_entropy(logits_NV, targets["next_ids"])
         weights_N = targets["weights"].to(ce_N.dtype)
         kl_sum, ce_sum = (weights_N * divergence.kl_N).sum(), (weights_N * ce_N).sum()
-        # A term without weight is left out rather than multiplied by 0, which would turn inf to nan.
+        # A term without weight is left out, not multiplied by 0: that would turn inf into nan.
         loss_sum = torch.zeros_like(kl_sum)
         if self.kd:
             loss_sum = loss_sum + self.kd * self.temperature**2 * kl_sum

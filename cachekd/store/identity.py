@@ -99,6 +99,7 @@ def tokenizer_facts(folder: Path) -> TokenizerFacts:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         tokens = _id_to_token(raw)
+        vocab_size = 1 + max(index for index, _ in tokens)
         merges = [m.split(" ") if isinstance(m, str) else m for m in raw["model"].get("merges", [])]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TeacherError(f"{path} is not a tokenizer file: {error!r}") from error
@@ -113,7 +114,7 @@ def tokenizer_facts(folder: Path) -> TokenizerFacts:
             key=lambda token: token[0],
         ),
     }
-    return TokenizerFacts(digest=json_id(canonical), vocab_size=1 + max(i for i, _ in tokens))
+    return TokenizerFacts(digest=json_id(canonical), vocab_size=vocab_size)
 
 
 def _id_to_token(raw: dict[str, Any]) -> list[tuple[int, str]]:

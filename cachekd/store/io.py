@@ -53,7 +53,8 @@ class Location:
         self.url = url
         self._fs = filesystem
         self._root = root.rstrip("/") or "/"
-        self.local = "file" in filesystem.protocol or filesystem.protocol == "file"
+        self._protocols = _protocols(filesystem)
+        self.local = "file" in self._protocols
 
     def path(self, name: str) -> str:
         """Full path of a file of the cache."""
@@ -151,7 +152,10 @@ class Location:
                 return
             final = Path(self.path(name))
             temporary = _write_temporary(final, data)
-            os.replace(temporary, final)
+            try:
+                os.replace(temporary, final)
+            finally:
+                temporary.unlink(missing_ok=True)
             _sync_folder(final.parent)
         except OSError as error:
             raise self._cannot_write(name, len(data), error) from error
@@ -164,15 +168,13 @@ class Location:
             ConfigError: the filesystem has no exclusive create.
         """
         if not self.local:
-            if "hf" in self._fs.protocol:
+            if "hf" in self._protocols:
                 raise ConfigError(
                     f"{self.url}: the hub has no exclusive create; "
                     "build the cache in a local folder, then upload it"
                 )
             return
-        folder = Path(self._root)
-        while not folder.exists():
-            folder = folder.parent
+        folder = self._existing_folder()
         probe = folder / f".cachekd-{secrets.token_hex(16)}"
         try:
             os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -187,10 +189,14 @@ class Location:
         """Free bytes on the disk of a local cache, else None."""
         if not self.local:
             return None
+        return shutil.disk_usage(self._existing_folder()).free
+
+    def _existing_folder(self) -> Path:
+        # os.path.exists: a folder that may not be looked into counts as not there
         folder = Path(self._root)
-        while not folder.exists():
+        while not os.path.exists(folder):
             folder = folder.parent
-        return shutil.disk_usage(folder).free
+        return folder
 
     def _create_local(self, final: Path, data: bytes) -> bool:
         temporary = _write_temporary(final, data)
@@ -216,6 +222,11 @@ class Location:
             f"cannot write {self.path(name)} ({size} bytes): {reason}. What was committed before "
             "is whole; free space or fix access, then run the same command again"
         )
+
+
+def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    names = filesystem.protocol
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _write_temporary(final: Path, data: bytes) -> Path:

@@ -1,7 +1,8 @@
 """Names of the files of a cache, and its JSON documents: checked on the way in and out.
 
 Every JSON file states its format and version and ends in a checksum of itself: sha256 of its
-canonical JSON (sorted keys, no spaces) without the field ``checksum``.
+canonical JSON (sorted keys, no spaces) without the field ``checksum``. This rule is that of every
+format version, so that an altered version number is told from another version.
 """
 
 from __future__ import annotations
@@ -81,13 +82,13 @@ def load_document(kind: str, name: str, data: bytes) -> dict[str, Any]:
         raise CorruptCache(f"{name} is not JSON ({error}); the file was altered") from error
     if not isinstance(document, dict) or document.get("format") != f"cachekd-{kind}":
         raise CorruptCache(f"{name}: expected a cachekd-{kind} document; the file was altered")
+    if document.get("checksum") != _checksum(document):
+        raise CorruptCache(f"{name}: its checksum does not fit; the file was altered")
     if document.get("version") != VERSION:
         raise StoreError(
             f"{name} has format version {document.get('version')}; this cachekd reads version "
             f"{VERSION}. Install the cachekd that wrote it, or make the cache anew"
         )
-    if document.get("checksum") != _checksum(document):
-        raise CorruptCache(f"{name}: its checksum does not fit; the file was altered")
     return document
 
 

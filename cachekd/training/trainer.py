@@ -68,7 +68,7 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
         self._evaluation: dict[str, Tensor] = {}
         self._evaluation_batches = 0
         self._packing_checked = False
-        # Before 5.20 this, and not the attribute of the class, told training_step that the loss is
+        # For Trainers that do not know `loss_is_scaled_for_ga`: they ask this whether the loss is
         # already divided by the size of the accumulated batch.
         self.model_accepts_loss_kwargs = True
         self.add_callback(_FollowEpoch(self))

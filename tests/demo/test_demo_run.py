@@ -91,5 +91,15 @@ def test_demo_distils_better_than_text_alone(tmp_path: Path) -> None:
     assert distilled["eval_kl"] < plain["eval_kl"]
     assert Path(result["page"]).read_text(encoding="utf-8").count("<polyline") == 6
     assert [line[:3] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
-    starts = [run["history"][0]["step"] for run in result["runs"].values()]
-    assert starts[0] == starts[1]
+    steps = [[row["step"] for row in run["history"]] for run in result["runs"].values()]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.slow
+def test_demo_again_uses_the_cache_and_gives_the_same(tmp_path: Path) -> None:
+    first = run_demo(tmp_path, steps=4, seed=1)
+    shards = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache*/logits/*")}
+    second = run_demo(tmp_path, steps=4, seed=1)
+    assert shards
+    assert shards == {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache*/logits/*")}
+    assert summary_rows(first) == summary_rows(second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -212,8 +213,13 @@ def test_a_file_in_the_place_of_the_cache(refused: Callable[..., str], data: Pat
     assert "cannot write" in refused(cache=data / "cache")
 
 
-def test_tokens_that_merge_across_the_border(refused: Callable[..., str], tmp_path: Path) -> None:
-    rows = [{"prompt": "the small r", "completion": "ed house waits"}]
+def test_tokens_that_merge_across_the_border(
+    refused: Callable[..., str], family: Family, tmp_path: Path
+) -> None:
+    """The border lies within what the tokenizer makes one token."""
+    vocabulary = json.loads((family.teacher / "tokenizer.json").read_text())["model"]["vocab"]
+    word = max((token[1:] for token in vocabulary if token[1:].isalpha()), key=len)
+    rows = [{"prompt": f"the {word[:2]}", "completion": f"{word[2:]} waits"}]
     message = refused(data=write_rows(tmp_path / "merge.jsonl", rows))
     assert "merge" in message and "row 0" in message
 

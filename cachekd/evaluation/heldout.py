@@ -1,0 +1,95 @@
+"""How close a model is to a cached teacher on held-out text; no Trainer, no gradient.
+
+In: a model and a cache. Out: exact means over all rows: forward KL with tail bucket (METHOD of
+`cachekd.losses.divergences`), cross entropy, and the model's mass outside the teacher's heads.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cachekd.data.alignment import LossMask
+from cachekd.losses.divergences import cross_entropy, forward_kl
+from cachekd.training.collate import Collator
+from cachekd.training.forward import row_logits
+from cachekd.training.loader import CacheDataset
+
+if TYPE_CHECKING:
+    from cachekd.store.reader import Cache
+    from cachekd.types import TargetTensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """Means over the rows of a cache, in nats.
+
+    Attributes:
+        kl: KL(teacher || model) with a tail bucket, at the temperature, without T^2.
+        ce: cross entropy of the actual next token at temperature 1.
+        tail_mass: model's probability outside the teacher's head, at the temperature.
+        rows: rows that the means are over.
+    """
+
+    kl: float
+    ce: float
+    tail_mass: float
+    rows: int
+
+
+def heldout_kl(
+    model: Any,
+    cache: Cache | str | os.PathLike[str],
+    *,
+    temperature: float = 1.0,
+    loss_mask: LossMask = LossMask.AUTO,
+    batch_size: int = 8,
+    max_length: int | None = None,
+) -> HeldOut:
+    """Exact means of a model over the rows of a cache, each row counted with its weight.
+
+    Args:
+        model: a causal language model of transformers, used where it is, in eval mode.
+        cache: an open cache or its location.
+        temperature: of the KL and the tail mass; it must have been captured.
+        loss_mask: which rows count.
+        batch_size: documents at a time.
+        max_length: documents are cut to this many tokens.
+
+    Raises:
+        ConfigError: no row is left, or the temperature was not captured.
+    """
+    dataset = CacheDataset(cache, loss_mask=loss_mask, max_length=max_length)
+    collate, training = Collator(loss_mask), model.training
+    device = next(model.parameters()).device
+    totals, rows = torch.zeros(4, dtype=torch.float64), 0
+    model.eval()
+    try:
+        for start in range(0, len(dataset), batch_size):
+            chosen = range(start, min(start + batch_size, len(dataset)))
+            batch = _to(device, collate([dataset.record(i) for i in chosen]))
+            with torch.no_grad():
+                logits_NV = row_logits(model, batch, dataset.vocab_size)
+                totals += _sums(logits_NV, batch["targets"], temperature).cpu()
+            rows += len(batch["rows"])
+    finally:
+        model.train(training)
+    kl, ce, mass = (totals[:3] / totals[3]).tolist()
+    return HeldOut(kl=kl, ce=ce, tail_mass=mass, rows=rows)
+
+
+def _sums(logits_NV: torch.Tensor, targets: TargetTensors, temperature: float) -> torch.Tensor:
+    divergence = forward_kl(logits_NV, targets, temperature)
+    ce_N = cross_entropy(logits_NV, targets["next_ids"])
+    columns = (divergence.kl_N, ce_N, divergence.student_tail_mass_N, torch.ones_like(ce_N))
+    return torch.stack(columns).double() @ targets["weights"].double()
+
+
+def _to(device: torch.device, value: Any) -> Any:
+    """A batch with all its tensors on a device."""
+    if isinstance(value, dict):
+        return {key: _to(device, part) for key, part in value.items()}
+    return value.to(device) if isinstance(value, torch.Tensor) else value

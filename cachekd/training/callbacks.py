@@ -1,0 +1,26 @@
+"""Callbacks of a run. In: the state of a `transformers.Trainer`. Out: its control flags."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+from cachekd.signals import StopFlag
+
+
+class StopCallback(transformers.TrainerCallback):  # type: ignore[misc]
+    """Ends training after the current step, with a checkpoint, once the flag is set anywhere."""
+
+    def __init__(self, flag: StopFlag) -> None:
+        self._flag = flag
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the flag of every process: all must stop at the same step."""
+        if args.world_size > 1:
+            asked = torch.tensor(int(self._flag.asked), device=args.device)
+            torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+            self._flag.asked = bool(asked.item())
+        if self._flag.asked:
+            control.should_save = control.should_training_stop = True

@@ -1,0 +1,86 @@
+"""The record of a run: ``run.json`` in the output folder, and what an older one there means.
+
+In: what a run was made of. Out: plain JSON types, written atomically.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cachekd.errors import ConfigError, MismatchError
+from cachekd.store.io import Location
+
+if TYPE_CHECKING:
+    from cachekd.store.reader import Cache
+
+RECORD = "run.json"
+_PACKAGES = ("cachekd", "torch", "transformers", "numpy", "pyarrow")
+
+
+def check_output(folder: Path, student: Path, *, resume: bool) -> None:
+    """Refuse to write over another run, or over the student that the run starts from.
+
+    Raises:
+        ConfigError: says what is in the way.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir: {folder} is a file; expected a folder, or nothing")
+    if folder.resolve() == student.resolve():
+        raise ConfigError(f"output_dir: {folder} is the student itself; choose another folder")
+    if resume or not folder.exists():
+        return
+    if (folder / RECORD).exists() or any(folder.glob("checkpoint-*")):
+        raise ConfigError(
+            f"output_dir: {folder} holds another run. Continue it with resume_from_checkpoint: "
+            "true, or choose another folder"
+        )
+
+
+def check_resumed(folder: Path, samples_digest: str) -> None:
+    """Refuse to continue a run on other samples: its place in the epoch would mean nothing.
+
+    Raises:
+        MismatchError: the recorded run trained on other samples.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))["counts"]["samples_digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error!r}); choose another folder") from error
+    if recorded != samples_digest:
+        raise MismatchError(
+            f"resume: the run in {folder} was trained on other samples (digest {recorded}; now "
+            f"{samples_digest}). Give it the same caches, loss mask and max_length, or start "
+            "another run in another folder"
+        )
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write ``run.json``, in whole or not at all."""
+    text = json.dumps(record, indent=1, sort_keys=True, default=str)
+    Location(str(folder)).replace(RECORD, text.encode())
+
+
+def cache_facts(cache: Cache) -> dict[str, Any]:
+    """Which cache it was: name, ids and root digest."""
+    return {
+        "name": cache.name,
+        "source_id": cache.identity.source_id,
+        "capture_id": cache.identity.capture_id,
+        "root": cache.root,
+        "sealed": cache.sealed,
+        "samples": len(cache),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that the numbers depend on."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **found}
