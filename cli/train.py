@@ -121,9 +121,10 @@ def _parse_arguments(extra: Sequence[str]) -> dict[str, Any]:
     from transformers import HfArgumentParser, TrainingArguments
 
     parser = HfArgumentParser(TrainingArguments, allow_abbrev=False, exit_on_error=False)
-    parser.set_defaults(**dict.fromkeys(_argument_names(), argparse.SUPPRESS))
+    absent = object()
+    start = argparse.Namespace(**dict.fromkeys(_argument_names(), absent))
     try:
-        found, unknown = parser.parse_known_args(list(extra))
+        found, unknown = parser.parse_known_args(list(extra), namespace=start)
     except (argparse.ArgumentError, SystemExit) as error:
         raise ConfigError(f"training flags: {error}") from error
     if unknown:
@@ -132,7 +133,7 @@ def _parse_arguments(extra: Sequence[str]) -> dict[str, Any]:
         if unknown[0].startswith("--"):
             refuse_unknown(names, known, "flags")
         raise ConfigError(f"unexpected argument {unknown[0]!r}")
-    return dict(vars(found))
+    return {name: value for name, value in vars(found).items() if value is not absent}
 
 
 def _summary(report: Mapping[str, Any], as_json: bool) -> dict[str, Any]:

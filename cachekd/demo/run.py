@@ -11,7 +11,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from cachekd.training.record import RECORD
 __all__ = ["RUNS", "STEPS", "TEACHER", "run_demo", "summary_rows"]
 
 TEACHER = Path(__file__).with_name("teacher")
-STEPS = 400
+STEPS = 600
 BATCH = 8
 EVALUATIONS = 10
 RUNS: Mapping[str, Mapping[str, float]] = {
@@ -85,17 +86,24 @@ def run_demo(
 
 def _capture(text: Path, cache: Path) -> Path:
     """Store the teacher's distributions over every position of a text."""
-    cachekd.precompute(
-        PrecomputeConfig(
-            teacher=str(TEACHER),
-            data=(str(text),),
-            cache=str(cache),
-            dtype="float32",
-            device="cpu",
-            on_long="split",
-        )
+    config = PrecomputeConfig(
+        teacher=str(TEACHER),
+        data=(str(text),),
+        cache=str(cache),
+        dtype="float32",
+        device="cpu",
+        on_long="split",
     )
+    with _logged(cache.parent):
+        cachekd.precompute(config)
     return cache
+
+
+@contextmanager
+def _logged(out: Path) -> Iterator[None]:
+    """Send what libraries print to a file of the demo: its own lines shall be seen."""
+    with (out / "log.txt").open("a", encoding="utf-8") as log, redirect_stderr(log):
+        yield
 
 
 def _make_student(folder: Path, *, seed: int) -> Path:
@@ -127,7 +135,9 @@ def _train_students(
         folder = out / f"student-{name.replace(' ', '-')}"
         if (folder / RECORD).exists():
             shutil.rmtree(folder)
-        outcome = cachekd.train(_training(caches, student, folder, loss, steps=steps, seed=seed))
+        config = _training(caches, student, folder, loss, steps=steps, seed=seed)
+        with _logged(out):
+            outcome = cachekd.train(config)
         runs[name] = {
             "loss": dict(loss),
             "history": outcome["history"],

@@ -145,7 +145,8 @@ class _SparseKL(torch.autograd.Function):
             z_RV = logits_NV[rows].to(dtype) / temperature
             all_N[rows] = torch.logsumexp(z_RV, 1)
             gap_n = head_n[entries] - (z_RV[at] - all_N[rows][at[0]])
-            kl_N[rows] = kl_N[rows].index_add(0, at[0], _times(head_n[entries].exp(), gap_n))
+            parts_n = _times(head_n[entries].exp(), gap_n)
+            kl_N[rows] = _segment_sum(parts_n, at[0], len(z_RV))
             rest_N[rows] = torch.logsumexp(z_RV.index_put_(at, z_RV.new_tensor(-torch.inf)), 1)
         kl_N += _times(tail_N.exp(), tail_N - (rest_N - all_N))
         mass_N = (rest_N - all_N).exp()
@@ -194,8 +195,18 @@ def _segment_logsumexp(values_n: Tensor, row_n: Tensor, rows: int) -> Tensor:
     top_N = torch.full((rows,), -torch.inf, dtype=values_n.dtype, device=values_n.device)
     top_N = top_N.scatter_reduce(0, row_n, values_n, "amax")
     top_N = torch.where(top_N == -torch.inf, torch.zeros_like(top_N), top_N)
-    sum_N = torch.zeros_like(top_N).index_add(0, row_n, (values_n - top_N[row_n]).exp())
-    return sum_N.log() + top_N
+    return _segment_sum((values_n - top_N[row_n]).exp(), row_n, rows).log() + top_N
+
+
+def _segment_sum(values_n: Tensor, row_n: Tensor, rows: int) -> Tensor:
+    """Sum of each row's entries, [N].
+
+    Entries come largest first, the worst order for a running sum: where the device has float64, it
+    carries the sum.
+    """
+    dtype = values_n.dtype if values_n.device.type == "mps" else torch.float64
+    sum_N = torch.zeros(rows, dtype=dtype, device=values_n.device)
+    return sum_N.index_add_(0, row_n, values_n.to(dtype)).to(values_n.dtype)
 
 
 def _log1mexp(log_mass: Tensor) -> Tensor:

@@ -55,9 +55,9 @@ def densify(targets: TargetTensors, vocab_size: int, temperature: float = 1.0) -
         if temperature != 1.0:
             norm = targets["lognorm"][temperature][row].double()
             p = p ** (1 / temperature) / norm.exp()
-            if tails[row] == 0 or p.sum() >= 1:
-                p = p / p.sum()
-            tails[row] = (1 - p.sum()).clamp(min=0)
+            full = tails[row] == 0 or p.sum() >= 1
+            p = p / p.sum() if full else p
+            tails[row] = 0 if full else 1 - p.sum()
         head[row, targets["ids"][entries]] = p
         inside[row, targets["ids"][entries]] = True
     return DenseTargets(head_NV=head, in_head_NV=inside, tail_N=tails)

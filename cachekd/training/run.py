@@ -215,7 +215,8 @@ def _facts(inputs: _Inputs, dataset: CacheDataset, trainer: DistillTrainer) -> d
 
     from cachekd.training.loader import summary
 
-    default = TrainingArguments(output_dir=inputs.config.output_dir).to_dict()
+    # From the fields: a second TrainingArguments would reset the state of accelerate.
+    default = {item.name: item.default for item in dataclasses.fields(TrainingArguments)}
     used = trainer.args.to_dict()
     return {
         "output_dir": str(inputs.output),

@@ -26,7 +26,9 @@ def header(vocab: int, dtype: str = "float16", temperatures: tuple[float, ...] =
     )
 
 
-def made_up(vocab: int, counts: list[int], temperatures: tuple[float, ...], seed: int) -> TopKLogits:
+def made_up(
+    vocab: int, counts: list[int], temperatures: tuple[float, ...], seed: int
+) -> TopKLogits:
     """Targets with these numbers of entries; ids reach the top of the vocabulary."""
     rng = np.random.default_rng(seed)
     rows, n = len(counts), sum(counts)

@@ -1,0 +1,175 @@
+"""Caches in memory and targets from dense logits: what training and losses are tested with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cachekd.store.identity import Identity
+from cachekd.types import Record, Role, TargetTensors, TopKLogits
+
+VOCAB = 48
+CONTEXT = 64
+
+
+def sparse(
+    teacher_NV: Tensor, *, top_p: float = 1.0, temperatures: Sequence[float] = (1.0, 2.0)
+) -> TargetTensors:
+    """Exact ragged targets in float64: the smallest head that holds ``top_p``, best first."""
+    log_p = torch.log_softmax(teacher_NV.double(), -1)
+    values, order = log_p.sort(-1, descending=True)
+    before = values.exp().cumsum(-1) - values.exp()
+    keep = before < top_p if top_p < 1 else torch.ones_like(before, dtype=torch.bool)
+    counts = keep.sum(-1)
+    rest = torch.where(keep, torch.full_like(values, -torch.inf), values)
+    norms = {float(t): torch.logsumexp(log_p / t, -1) for t in temperatures}
+    zeros = torch.zeros(len(counts), dtype=torch.float64)
+    return {
+        "offsets": torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
+        "ids": order[keep],
+        "logprobs": values[keep],
+        "tail": torch.logsumexp(rest, -1),
+        "next_ids": order[:, 0],
+        "next_logprob": zeros,
+        "entropy": zeros,
+        "weights": zeros + 1,
+        "lognorm": norms,
+    }
+
+
+def topk_logits(targets: TargetTensors, vocab: int) -> TopKLogits:
+    """The same as a record holds it, in float32."""
+
+    def single(tensor: Tensor) -> Any:
+        return tensor.numpy().astype(np.float32)
+
+    return TopKLogits(
+        offsets=targets["offsets"].numpy(),
+        ids=targets["ids"].numpy().astype(np.int32),
+        logprobs=single(targets["logprobs"]),
+        weights=None,
+        tail=single(targets["tail"]),
+        next_logprob=single(targets["next_logprob"]),
+        lognorm={t: single(values) for t, values in targets["lognorm"].items()},
+        entropy=single(targets["entropy"]),
+        vocab_size=vocab,
+    )
+
+
+def teacher_of(ids: Sequence[int], vocab: int = VOCAB, width: float = 3.0) -> Tensor:
+    """Teacher logits of a document, [L-1, V]: a function of its tokens, different in every row."""
+    seed = int.from_bytes(blake2b(bytes(str(list(ids)), "ascii"), digest_size=7).digest(), "big")
+    generator = torch.Generator().manual_seed(seed)
+    rows = len(ids) - 1
+    return torch.randn(rows, vocab, generator=generator, dtype=torch.float64) * width
+
+
+def record(
+    ids: Sequence[int],
+    *,
+    prompt_length: int | None = None,
+    weight: float = 1.0,
+    top_p: float = 1.0,
+    vocab: int = VOCAB,
+) -> Record:
+    """A record of plain text, or of a prompt and its completion."""
+    tokens = np.array(ids, np.int32)
+    roles = np.full(len(tokens), Role.TEXT, np.uint8)
+    if prompt_length is not None:
+        roles[:prompt_length], roles[prompt_length:] = Role.USER, Role.ASSISTANT
+    key = blake2b(tokens.tobytes(), digest_size=16).digest()
+    return Record(
+        key=key,
+        sample_id=blake2b(key + str((prompt_length, weight)).encode(), digest_size=16).digest(),
+        input_ids=tokens,
+        roles=roles,
+        prompt_length=prompt_length,
+        domain="",
+        weight=weight,
+        logits=topk_logits(sparse(teacher_of(ids, vocab), top_p=top_p), vocab),
+    )
+
+
+def documents(count: int, seed: int = 0, longest: int = 24, vocab: int = VOCAB) -> list[list[int]]:
+    """Token ids of random documents of different lengths."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(2, longest + 1, count)
+    return [random.integers(0, vocab, length).tolist() for length in lengths]
+
+
+def without_targets(item: Record, rows: int) -> Record:
+    """A record whose first rows were not captured."""
+    full = item.logits
+    cut = int(full.offsets[rows])
+    logits = replace(
+        full,
+        offsets=np.maximum(full.offsets - cut, 0),
+        ids=full.ids[cut:],
+        logprobs=full.logprobs[cut:],
+    )
+    return replace(item, logits=logits)
+
+
+class FakeCache:
+    """An opened cache that lives in memory."""
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        *,
+        name: str = "fake",
+        capture_id: str = "capture",
+        tokenizer: str = "tokenizer",
+        rows: str = "all",
+        vocab: int = VOCAB,
+    ) -> None:
+        self.name = name
+        self.sealed, self.root = True, "root"
+        self.records = list(records)
+        self.sample_ids = [item.sample_id for item in records]
+        self.lengths = np.array([len(item.input_ids) for item in records], np.int32)
+        self.identity = Identity(
+            source_id="source",
+            source={"tokenizer": tokenizer, "vocab_size": vocab},
+            capture_id=capture_id,
+            capture={"temperatures": [1.0, 2.0], "rows": rows},
+            provenance={},
+        )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, i: int) -> Record:
+        return self.records[i]
+
+    def roles(self, i: int) -> Any:
+        return self.records[i].roles, self.records[i].prompt_length
+
+
+def student(seed: int = 0, *, double: bool = True, padded_vocab: int = 8, **changes: Any) -> Any:
+    """A tiny Llama with an embedding larger than the vocabulary."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCAB + padded_vocab,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=1,
+        **changes,
+    )
+    model = LlamaForCausalLM(config)
+    return model.double() if double else model

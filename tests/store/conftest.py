@@ -1,0 +1,52 @@
+"""Small caches of the dummy teacher, made once a session; a test that changes one copies it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import Family, chat_rows, write_rows
+
+import cachekd
+from cachekd import PrecomputeConfig
+
+Maker = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def make_cache(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    """Makes or continues a cache: ``make_cache(url, rows, **settings)`` gives the report."""
+    folder = tmp_path_factory.mktemp("rows")
+
+    def make(url: object, rows: list[dict[str, Any]], **further: Any) -> dict[str, Any]:
+        data = write_rows(folder / "data.jsonl", rows)
+        settings = {"logits_top_k": 8, "threads": 1, "unit_tokens": 80, "batch_tokens": 80}
+        return cachekd.precompute(
+            PrecomputeConfig(
+                teacher=str(family.teacher),
+                backend="dummy",
+                data=(str(data),),
+                cache=str(url),
+                **{**settings, **further},
+            )
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sealed(make_cache: Maker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten samples in several shards, sealed. Read only."""
+    cache = tmp_path_factory.mktemp("sealed") / "cache"
+    rows = [{**row, "domain": f"d{i % 2}"} for i, row in enumerate(chat_rows(9))]
+    make_cache(cache, [*rows, rows[0]])
+    return cache
+
+
+@pytest.fixture
+def cache(sealed: Path, tmp_path: Path) -> Path:
+    """A copy of the sealed cache, to be damaged or extended."""
+    return Path(shutil.copytree(sealed, tmp_path / "cache"))
