@@ -25,7 +25,7 @@ from cachekd.training.record import RECORD
 __all__ = ["RUNS", "STEPS", "TEACHER", "run_demo", "summary_rows"]
 
 TEACHER = Path(__file__).with_name("teacher")
-STEPS = 600
+STEPS = 400
 BATCH = 8
 EVALUATIONS = 10
 RUNS: Mapping[str, Mapping[str, float]] = {
@@ -114,7 +114,8 @@ def _make_student(folder: Path, *, seed: int) -> Path:
 
     tokenizer = AutoTokenizer.from_pretrained(TEACHER)
     model = make_model(tokenizer, layers=2, width=96, heads=4, hidden=256, seed=seed)
-    model.save_pretrained(folder)
+    with _logged(folder.parent):
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

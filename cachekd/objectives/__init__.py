@@ -28,10 +28,13 @@ class Needs:
     Attributes:
         temperatures: temperatures whose log-normaliser must have been captured.
         kinds: kinds of target.
+        one_teacher: all caches must hold targets of one source; an objective that routes or
+            mixes teachers says False.
     """
 
     temperatures: tuple[float, ...] = ()
     kinds: tuple[str, ...] = ("logits",)
+    one_teacher: bool = True
 
 
 class Objective(Protocol):

@@ -111,9 +111,9 @@ def load_plan(name: str, data: bytes) -> Plan:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptCache(f"{name} is no plan: {error!r}") from error
-    rows = [batch.rows for unit in plan.units for batch in unit]
+    sizes = [batch.rows for unit in plan.units for batch in unit]
     whole = len(packed) == KEY_BYTES * len(keys) == KEY_BYTES * first
-    if not whole or not all(plan.units) or min(rows, default=1) < 1:
+    if not whole or not all(plan.units) or min(sizes, default=1) < 1:
         raise CorruptCache(f"{name}: its units do not cover its keys")
     return plan
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cachekd.data.models import context_length, model_config, weight_files
 from cachekd.errors import ConfigError, MismatchError
-from cachekd.store.identity import tokenizer_facts
+from cachekd.store.identity import refuse_difference, tokenizer_facts
 
 if TYPE_CHECKING:
     from cachekd.objectives import Needs
@@ -93,7 +93,17 @@ def check_needs(needs: Needs, caches: Sequence[Cache]) -> None:
 
     Raises:
         ConfigError: names the cache, what is missing, and the flag that would have captured it.
+        MismatchError: the caches are of several teachers, and the objective wants one.
     """
+    if needs.one_teacher:
+        for other in caches[1:]:
+            refuse_difference(
+                "train",
+                caches[0].identity.source,
+                other.identity.source,
+                f"cache {caches[0].name!r}",
+                f"cache {other.name!r}",
+            )
     for kind in needs.kinds:
         if kind != "logits":
             raise ConfigError(f"the objective needs targets of kind {kind!r}; caches hold logits")

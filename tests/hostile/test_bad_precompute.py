@@ -24,7 +24,9 @@ def refused(
         from cachekd.teachers.hf import HFTeacher
 
         if not loads:
-            monkeypatch.setattr(HFTeacher, "load", lambda *args: pytest.fail("the model was loaded"))
+            monkeypatch.setattr(
+                HFTeacher, "load", lambda *args: pytest.fail("the model was loaded")
+            )
         cache = tmp_path / "cache"
         options = {"teacher": family.teacher, "data": data, "cache": cache, **replaced}
         flags = [part for name, value in options.items() for part in (f"--{name}", value)]

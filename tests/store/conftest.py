@@ -42,7 +42,7 @@ def sealed(make_cache: Maker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten samples in several shards, sealed. Read only."""
     cache = tmp_path_factory.mktemp("sealed") / "cache"
     rows = [{**row, "domain": f"d{i % 2}"} for i, row in enumerate(chat_rows(9))]
-    make_cache(cache, [*rows, rows[0]])
+    make_cache(cache, [*rows, rows[0]], domain_column="domain")
     return cache
 
 

@@ -1,0 +1,72 @@
+"""What looks at a cache, or at help, loads no model library."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import Family, Ran
+
+HEAVY = {"torch", "transformers", "datasets", "peft", "pandas", "accelerate"}
+PROBE = """
+import json, sys
+from importlib.metadata import entry_points
+(point,) = entry_points(group="console_scripts", name="cachekd")
+sys.argv = ["cachekd", *sys.argv[1:]]
+try:
+    point.load()()
+except SystemExit:
+    pass
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})), file=sys.stderr)
+"""
+
+
+def loaded(*args: object) -> set[str]:
+    """Top-level modules that a command has loaded when it ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *map(str, args)], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--help"],
+        ["precompute", "--help"],
+        ["train", "--help"],
+        ["inspect", "--help"],
+        ["demo", "--help"],
+    ],
+)
+def test_help_is_light(args: list[str]) -> None:
+    modules = loaded(*args)
+    assert "click" in modules, "the probe must have run the command"
+    assert not modules & HEAVY
+
+
+def test_looking_at_a_cache_is_light(
+    cachekd: Callable[..., Ran], family: Family, data: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    flags = ("--teacher", family.teacher, "--data", data, "--cache", cache)
+    assert cachekd("precompute", *flags).code == 0
+    for args in (
+        ["inspect", cache],
+        ["inspect", cache, "--record", 0],
+        ["verify", cache],
+        ["seal", cache],
+        ["merge", cache, "--out", tmp_path / "copy"],
+    ):
+        modules = loaded(*args)
+        assert "pyarrow" in modules and not modules & HEAVY, args
+
+
+def test_opening_a_cache_from_python_needs_no_torch() -> None:
+    code = "import sys, cachekd; cachekd.open_cache; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

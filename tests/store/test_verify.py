@@ -1,0 +1,253 @@
+"""Damage of any file: verify says so, and reading gives the records that were written or an error.
+
+The default run flips 150 bytes; the one marked ``reliability`` 3 000 (``-m reliability``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cachekd
+from cachekd.errors import CacheNotFound, CorruptCache, StoreError, UnsealedCache
+from cachekd.store.io import Location
+from cachekd.store.layout import dump_document
+from cachekd.store.seal import seal
+from cachekd.store.shards import impossible
+from cachekd.store.verify import VerifyReport, verify
+
+NOT_TRUSTED = {"README.md", "manifest.json"}  # a card for people, and a hint
+
+
+def put(path: Path, data: bytes) -> None:
+    """Other bytes under this name: a new file, for the old one may still be mapped."""
+    new = path.with_name("new")
+    new.write_bytes(data)
+    os.replace(new, path)
+
+
+def names_of(cache: Path) -> list[str]:
+    return sorted(str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file())
+
+
+def contents(cache: Path) -> list[bytes]:
+    """Every record of a cache, each as bytes."""
+    found = []
+    for record in cachekd.open_cache(str(cache)):
+        logits = record.logits
+        arrays = (record.input_ids, record.roles, logits.offsets, logits.ids, logits.logprobs)
+        arrays += (logits.tail, logits.next_logprob, logits.entropy, *logits.lognorm.values())
+        about = f"{record.prompt_length} {record.domain} {record.weight}".encode()
+        found.append(
+            b"|".join([record.key, record.sample_id, about, *(x.tobytes() for x in arrays)])
+        )
+    return found
+
+
+def assert_true_or_refused(cache: Path, name: str, truth: list[bytes]) -> None:
+    try:
+        found = contents(cache)
+    except StoreError as error:
+        assert name in str(error), f"{error!r} does not name {name}"
+    else:
+        assert found == truth
+
+
+def same_document(name: str, left: bytes, right: bytes) -> bool:
+    """Whether two JSON files say the same: white space of a seal is no content."""
+    try:
+        return name.endswith(".json") and bool(json.loads(left) == json.loads(right))
+    except ValueError:
+        return False
+
+
+def flip_and_check(cache: Path, count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth, names = contents(cache), names_of(cache)
+    assert verify(str(cache)).problems == ()
+    for i in range(count):
+        name = names[i % len(names)]
+        whole = (cache / name).read_bytes()
+        place = int(rng.integers(len(whole)))
+        damaged = bytearray(whole)
+        damaged[place] ^= int(rng.integers(1, 256))
+        put(cache / name, bytes(damaged))
+        assert_true_or_refused(cache, name, truth)
+        if name not in NOT_TRUSTED and not (
+            name.startswith("manifest-") and same_document(name, whole, bytes(damaged))
+        ):
+            problems = verify(str(cache)).problems
+            assert any(name in line for line in problems), (name, place, problems)
+        put(cache / name, whole)
+    assert contents(cache) == truth
+
+
+def test_a_flipped_byte_is_found(cache: Path) -> None:
+    flip_and_check(cache, 150, seed=1)
+
+
+@pytest.mark.reliability
+def test_thousands_of_flipped_bytes_are_found(cache: Path) -> None:
+    flip_and_check(cache, 3000, seed=2)
+
+
+def test_every_kind_of_file_is_there_to_be_damaged(cache: Path) -> None:
+    folders = {name.split("/")[0] for name in names_of(cache)}
+    assert folders == {
+        "cache.json", "logits", "plans", "units", "samples", "index", "manifest-1.json",
+        *NOT_TRUSTED,
+    }  # fmt: skip
+    assert len(names_of(cache)) > 12
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.99])
+def test_a_truncated_file_is_found(cache: Path, kept: float) -> None:
+    truth = contents(cache)
+    for name in names_of(cache):
+        whole = (cache / name).read_bytes()
+        put(cache / name, whole[: int(kept * len(whole))])
+        assert_true_or_refused(cache, name, truth)
+        if name not in NOT_TRUSTED:
+            assert any(name in line for line in verify(str(cache)).problems), name
+        put(cache / name, whole)
+
+
+def test_a_deleted_file_is_found(cache: Path) -> None:
+    truth = contents(cache)
+    for name in names_of(cache):
+        whole = (cache / name).read_bytes()
+        (cache / name).unlink()
+        if name == "cache.json":
+            with pytest.raises(CacheNotFound):
+                verify(str(cache))
+        elif name == "manifest-1.json":
+            for read in (verify, cachekd.open_cache):
+                with pytest.raises(UnsealedCache):
+                    read(str(cache))
+        else:
+            assert_true_or_refused(cache, name, truth)
+            missing = [line for line in verify(str(cache)).problems if name in line]
+            assert bool(missing) != (name in NOT_TRUSTED)
+            assert all("is missing" in line for line in missing)
+        put(cache / name, whole)
+
+
+def swap(cache: Path, folder: str, pattern: str) -> list[str]:
+    left, right = sorted((cache / folder).glob(pattern))[:2]
+    data = left.read_bytes(), right.read_bytes()
+    put(left, data[1])
+    put(right, data[0])
+    return [left.name, right.name]
+
+
+@pytest.mark.parametrize(("folder", "pattern"), [("logits", "*.parquet"), ("units", "*.json")])
+def test_two_files_that_changed_places_are_found(cache: Path, folder: str, pattern: str) -> None:
+    truth = contents(cache)
+    names = swap(cache, folder, pattern)
+    problems = verify(str(cache)).problems
+    assert all(any(name in line for line in problems) for name in names)
+    if folder == "logits":
+        with pytest.raises(CorruptCache):
+            contents(cache)
+    else:
+        assert contents(cache) == truth, "a sealed cache does not read them"
+        with pytest.raises(CorruptCache, match="record of another unit"):
+            cachekd.open_cache(str(cache), partial=True)
+        assert verify(str(cache), partial=True).problems
+
+
+def test_all_problems_are_listed(cache: Path) -> None:
+    names = [name for name in names_of(cache) if name.startswith(("logits/", "units/"))]
+    names.remove("logits/capture.json")
+    for name in names:
+        put(cache / name, b"x" * (cache / name).stat().st_size)
+    report = verify(str(cache))
+    assert all(any(name in line for line in report.problems) for name in names)
+    assert report.records == 0 and report.sealed
+
+
+def test_an_unnamed_file_changes_nothing(cache: Path) -> None:
+    truth = contents(cache)
+    for name in ("logits/" + "0" * 64 + ".parquet", "units/.tmp-1", "plans/x.json", "notes.txt"):
+        (cache / name).write_bytes(b"x")
+    assert contents(cache) == truth and verify(str(cache)).problems == ()
+    assert seal(Location(str(cache))).generation == 1
+
+
+def resealed(cache: Path, change: Callable[[dict[str, Any]], None]) -> VerifyReport:
+    """A seal that somebody wrote anew after a change: its checksum fits."""
+    path = cache / "manifest-1.json"
+    document = json.loads(path.read_text())
+    change(document)
+    for name in ("format", "checksum"):
+        del document[name]
+    put(path, dump_document("manifest", document))
+    return verify(str(cache))
+
+
+def test_a_seal_must_fit_what_it_names(cache: Path) -> None:
+    assert resealed(cache, lambda document: None).problems == ()
+    (problem,) = resealed(cache, lambda d: d.update(root="0" * 32)).problems
+    assert "root digest" in problem
+
+
+def test_totals_of_a_seal_are_counted_again(cache: Path) -> None:
+    (problem,) = resealed(cache, lambda d: d["totals"].update(samples=11)).problems
+    assert "totals of the seal" in problem
+
+
+def test_counts_of_a_shard_are_counted_again(cache: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["kinds"]["logits"]["shards"][0]["entries"] += 1
+        document["totals"]["entries"] += 1
+
+    (problem,) = resealed(cache, change).problems
+    assert "expected" in problem and "entries, found" in problem
+
+
+def test_a_shard_of_another_capture_is_found(cache: Path) -> None:
+    document = json.loads((cache / "logits" / "capture.json").read_text())
+    document.update(capture_id="0" * 32)
+    for name in ("format", "checksum"):
+        del document[name]
+    put(cache / "logits" / "capture.json", dump_document("capture", document))
+    with pytest.raises(CorruptCache, match="another identity"):
+        cachekd.open_cache(str(cache))
+    assert any("holds another capture" in line for line in verify(str(cache)).problems)
+
+
+def test_progress_counts_every_record(cache: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    report = verify(str(cache), progress=lambda done, whole: steps.append((done, whole)))
+    assert steps == [(i + 1, 9) for i in range(9)] and report.records == 9
+    assert report.files == len(names_of(cache)) - len(NOT_TRUSTED)
+
+
+def test_what_is_no_distribution_is_found(cache: Path) -> None:
+    from dataclasses import replace
+
+    good = cachekd.open_cache(str(cache))[0].logits
+    assert impossible(good) is None
+    first = slice(*good.offsets[:2])
+
+    def changed(name: str, place: Any, value: Any) -> Any:
+        values = getattr(good, name).copy()
+        values[place] = value
+        return replace(good, **{name: values})
+
+    cases = {
+        "NaN": [changed("tail", 1, np.nan), changed("logprobs", 1, np.nan)],
+        "above 0": [changed("logprobs", 0, 0.5), changed("tail", 0, 0.5)],
+        "falling": [changed("logprobs", first, good.logprobs[first][::-1])],
+        "twice": [changed("ids", 1, good.ids[0])],
+        "mass 1": [changed("tail", 0, 0.0)],
+    }
+    for word, damaged in cases.items():
+        for targets in damaged:
+            assert word in (impossible(targets) or ""), word

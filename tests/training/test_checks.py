@@ -1,0 +1,108 @@
+"""What is refused before a student is loaded, and what the refusal says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeCache, record
+from tiny import Family
+
+from cachekd.errors import ConfigError, MismatchError, TeacherError
+from cachekd.objectives import Needs
+from cachekd.store.identity import tokenizer_facts
+from cachekd.training import checks
+
+RECORDS = [record([1, 2, 3])]
+Copy = Callable[[Path, str], Path]
+
+
+def _cache(family: Family, **changes: Any) -> Any:
+    facts = tokenizer_facts(family.teacher)
+    return FakeCache(
+        RECORDS, name="main", **({"tokenizer": facts.digest, "vocab": facts.vocab_size} | changes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("folder/cache", (None, "folder/cache")),
+        ("expert=folder/cache", ("expert", "folder/cache")),
+        ("expert=s3://bucket/a=b", ("expert", "s3://bucket/a=b")),
+        ("folder/date=1/cache", (None, "folder/date=1/cache")),
+        ("s3://bucket/date=1", (None, "s3://bucket/date=1")),
+    ],
+)
+def test_names_of_caches(text: str, expected: tuple[str | None, str]) -> None:
+    assert checks.parse_cache(text) == expected
+
+
+def test_two_caches_of_one_name_are_refused(family: Family) -> None:
+    with pytest.raises(ConfigError, match="'main'.*NAME=PATH"):
+        checks.check_names([_cache(family), _cache(family)])
+
+
+def test_matching_student_passes(family: Family) -> None:
+    checks.check_student(family.student, [_cache(family)])
+
+
+def test_other_tokenizer_names_both_sides(family: Family) -> None:
+    with pytest.raises(MismatchError) as caught:
+        checks.check_student(family.student, [_cache(family, tokenizer="0123456789abcdef0000")])
+    text = str(caught.value)
+    own = tokenizer_facts(family.student).digest[:16]
+    assert all(part in text for part in (str(family.student), "'main'", own, "0123456789abcdef"))
+
+
+def test_small_embedding_is_refused(family: Family, copy_of: Copy) -> None:
+    folder = copy_of(family.student, "small")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 10}))
+    with pytest.raises(MismatchError, match="embedding of 10 tokens"):
+        checks.check_student(folder, [_cache(family)])
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_incomplete_student_is_refused(family: Family, copy_of: Copy, missing: str) -> None:
+    folder = copy_of(family.student, "incomplete")
+    (folder / missing).unlink()
+    with pytest.raises(TeacherError, match=str(folder)):
+        checks.check_student(folder, [_cache(family)])
+
+
+def test_needs_that_were_not_captured_name_the_flag(family: Family) -> None:
+    checks.check_needs(Needs(temperatures=(1.0, 2.0)), [_cache(family)])
+    with pytest.raises(ConfigError, match=r"'main' lacks temperature 4.*--temperatures 4"):
+        checks.check_needs(Needs(temperatures=(2.0, 4.0)), [_cache(family)])
+    with pytest.raises(ConfigError, match="attention"):
+        checks.check_needs(Needs(kinds=("attention",)), [_cache(family)])
+
+
+def test_length_is_the_context_unless_less_is_asked(family: Family) -> None:
+    assert checks.resolve_max_length(None, family.student) == 128
+    assert checks.resolve_max_length(100, family.student) == 100
+    with pytest.raises(ConfigError, match="at most 128.*found 129"):
+        checks.resolve_max_length(129, family.student)
+
+
+@pytest.mark.parametrize(
+    "config", [{"n_positions": 64}, {"text_config": {"max_position_embeddings": 64}}, {}]
+)
+def test_context_is_found_where_models_keep_it(tmp_path: Path, config: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert checks.resolve_max_length(None, tmp_path) == (64 if config else None)
+
+
+def test_checks_need_no_torch() -> None:
+    code = (
+        "import sys; import cachekd.training.run\n"
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
