@@ -21,7 +21,7 @@ STYLES = 4
 
 _WIDTH, _HEIGHT = 480, 280
 _SMALLEST, _LARGEST = 1e-200, 1e200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 18, 12, 44
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

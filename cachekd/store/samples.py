@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from cachekd.data.digests import sample_digest, sample_key
 from cachekd.errors import CorruptCache
-from cachekd.store.tables import SAMPLES, read_table, write_table
+from cachekd.store.tables import SAMPLES, numpy_of, read_table, write_table
 from cachekd.types import Int32, Int64, Role, Sample, UInt8
 
 SHARD_ROWS = 100_000
@@ -127,19 +127,19 @@ def read_samples(name: str, data: pa.Buffer) -> pa.Table:
         CorruptCache: a value is impossible.
     """
     table = read_table(name, data, SAMPLES)
-    lengths = table["n_tokens"].to_numpy()
+    lengths = numpy_of(table["n_tokens"])
     spans = table["span_ends"].combine_chunks()
-    counts = np.diff(spans.offsets.to_numpy())
-    ends = spans.values.to_numpy()[spans.offsets[0].as_py() : spans.offsets[-1].as_py()]
+    counts = np.diff(numpy_of(spans.offsets))
+    ends = numpy_of(spans.values)[spans.offsets[0].as_py() : spans.offsets[-1].as_py()]
     roles = table["span_roles"].combine_chunks()
     good = len(lengths) == 0 or (
         lengths.min() >= 2
         and lengths.max() <= _MAX_TOKENS
         and counts.min() >= 1
-        and np.array_equal(counts, np.diff(roles.offsets.to_numpy()))
+        and np.array_equal(counts, np.diff(numpy_of(roles.offsets)))
         and np.array_equal(ends[np.cumsum(counts) - 1], lengths)
         and _ascending(ends, counts)
-        and roles.values.to_numpy().max(initial=0) <= max(Role)
+        and numpy_of(roles.values).max(initial=0) <= max(Role)
     )
     if not good:
         raise CorruptCache(f"{name}: lengths and role spans of its samples do not fit together")
@@ -163,19 +163,22 @@ def collect(tables: Sequence[pa.Table]) -> SampleTable:
         if sample_id not in seen:
             seen.add(sample_id)
             keep.append(row)
-    table = table.take(pa.array(keep, pa.int64())).combine_chunks()
+    if len(keep) < table.num_rows:
+        places = pa.py_buffer(np.array(keep, dtype=np.int64))
+        table = table.take(pa.Array.from_buffers(pa.int64(), len(keep), [None, places]))
+    table = table.combine_chunks()
     roles, ends = (_list_values(table[name]) for name in ("span_roles", "span_ends"))
-    prompts = table["prompt_length"].fill_null(-1)
+    prompts = [-1 if p is None else p for p in table["prompt_length"].to_pylist()]
     return SampleTable(
         ids=table["sample_id"].to_pylist(),
         keys=table["key"].to_pylist(),
-        lengths=table["n_tokens"].to_numpy().astype(np.int32),
-        prompt_lengths=prompts.to_numpy().astype(np.int32),
+        lengths=numpy_of(table["n_tokens"]).astype(np.int32),
+        prompt_lengths=np.array(prompts, dtype=np.int32),
         span_offsets=roles[0],
         span_roles=roles[1].astype(np.uint8),
         span_ends=ends[1].astype(np.int32),
         domains=table["domain"].dictionary_encode().to_pylist(),
-        weights=table["weight"].to_numpy(),
+        weights=numpy_of(table["weight"]),
     )
 
 
@@ -184,6 +187,6 @@ def _list_values(column: pa.ChunkedArray) -> tuple[Int64, np.ndarray]:
     array = column.combine_chunks()
     if isinstance(array, pa.ChunkedArray):  # an empty column keeps no chunk
         array = pa.array([], column.type)
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    values = array.values.to_numpy()[offsets[0] : offsets[-1]]
+    offsets = numpy_of(array.offsets).astype(np.int64)
+    values = numpy_of(array.values)[offsets[0] : offsets[-1]]
     return offsets - offsets[0], values

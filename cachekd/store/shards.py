@@ -19,7 +19,14 @@ from cachekd.errors import CorruptCache
 from cachekd.plugins import find
 from cachekd.store.io import Location
 from cachekd.store.layout import shard_name
-from cachekd.store.tables import LOGITS, footer_bytes, open_table, read_group, write_table
+from cachekd.store.tables import (
+    LOGITS,
+    footer_bytes,
+    numpy_of,
+    open_table,
+    read_group,
+    write_table,
+)
 from cachekd.types import Int32, TopKLogits
 
 _GROUPS_HELD = 64
@@ -132,7 +139,7 @@ class Shard:
         key: bytes = batch.column(0)[place].as_py()
         tokens = batch.column(1)[place].as_py()
         entries = batch.column(2)[place].as_py()
-        input_ids = batch.column(3)[place].values.to_numpy()
+        input_ids = numpy_of(batch.column(3)[place].values)
         if not 2 <= tokens == len(input_ids) <= _MAX_TOKENS or entries < 0:
             raise self._corrupt(f"row {row}: counts do not fit its token ids")
         blob = batch.column(4)[place].as_buffer()

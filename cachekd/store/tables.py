@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -109,6 +110,12 @@ def read_group(name: str, file: pq.ParquetFile, group: int) -> pa.RecordBatch:
     except (pa.ArrowException, OSError) as error:
         raise CorruptCache(f"{name}, row group {group} cannot be read: {error}") from error
     return table.combine_chunks().to_batches()[0]
+
+
+def numpy_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Values of a column without nulls, not copied; unlike ``to_numpy``, loads no pandas."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    return np.from_dlpack(array)
 
 
 def footer_bytes(data: pa.Buffer) -> bytes:

@@ -224,7 +224,7 @@ def _facts(inputs: _Inputs, dataset: CacheDataset, trainer: DistillTrainer) -> d
         "caches": [record.cache_facts(cache) for cache in inputs.caches],
         "eval_cache": record.cache_facts(inputs.eval_cache) if inputs.eval_cache else None,
         "config": resolved(inputs.config),
-        "objective_needs": dataclasses.asdict(inputs.objective.needs()),
+        "objective_needs": resolved(inputs.objective.needs()),
         "loss_mask": str(inputs.loss_mask),
         "max_length": inputs.max_length,
         "training_arguments": {k: v for k, v in used.items() if v != default.get(k)},
