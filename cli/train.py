@@ -93,8 +93,11 @@ def _settings(
         arguments = _argument_names()
         refuse_unknown(list(further), [*own, *of_objective, *arguments], where)
         training |= further
-    if extra:
-        training |= _parse_arguments(extra)
+    scalars = {k: v for k, v in training.items() if isinstance(v, str | int | float)}
+    if scalars or extra:
+        refuse_unknown(list(training), _argument_names(), f"{where}: training")
+        as_flags = [f"--{key}={value}" for key, value in scalars.items()]
+        training |= _parse_arguments([*as_flags, *extra])
     plain = {key: value for key, value in from_yaml.items() if key not in _NOT_FLAGS}
     values = values_of(TrainConfig, {k: v for k, v in given.items() if k in own}, plain)
     nested = from_yaml.get("objective_options") or {}
@@ -113,7 +116,7 @@ def _argument_names() -> list[str]:
 
 
 def _parse_arguments(extra: Sequence[str]) -> dict[str, Any]:
-    """Flags of `TrainingArguments` that were given, and no defaults.
+    """Flags of `TrainingArguments` that were given, each of its type, and no defaults.
 
     Raises:
         ConfigError: a flag that nobody knows, or a value of the wrong type.

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 from tiny import Family, Ran, chat_rows, save_model, save_tokenizer, write_rows
+
+# Before torch is imported: one thread a worker, and no file of the user's is touched.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cachekd-tests-")
+
+
+def pytest_sessionfinish() -> None:
+    """Remove what the tests remembered."""
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,6 @@ from cachekd.types import Record, Role, TargetTensors, TopKLogits
 VOCAB = 48
 CONTEXT = 64
 
-torch.set_num_threads(1)  # threads would only wait for each other on tensors this small
-
 
 def sparse(
     teacher_NV: Tensor, *, top_p: float = 1.0, temperatures: Sequence[float] = (1.0, 2.0)

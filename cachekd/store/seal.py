@@ -82,11 +82,11 @@ def read_manifest(location: Location) -> Manifest | None:
             shards={facts.digest: facts for facts in shards},
             samples=tuple(document["samples"]),
             index=document["index"],
-            files=document["files"],
-            totals=document["totals"],
-            runs=tuple(document["runs"]),
+            files=dict(document["files"]),
+            totals=dict(document["totals"]),
+            runs=tuple(dict(run) for run in document["runs"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CorruptCache(f"{location.path(name)} is no seal: {error!r}") from error
 
 

@@ -5,16 +5,16 @@ A problem names the file, what was expected and what was found.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cachekd.data.digests import bytes_digest, json_id
 from cachekd.errors import CorruptCache, StoreError, UnsealedCache
-from cachekd.store.index import load_index
+from cachekd.store.index import build_index, load_index
 from cachekd.store.io import Location
 from cachekd.store.layout import index_name
 from cachekd.store.seal import Manifest, load_samples, read_manifest, totals
-from cachekd.store.shards import Shard
+from cachekd.store.shards import Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
 
 
@@ -62,34 +62,50 @@ def verify(
         shards = manifest.shards if manifest else read_state(location).shards()
     except CorruptCache as error:
         return VerifyReport(problems=(str(error),), files=1, records=0, sealed=False)
+    done, whole = 0, sum(facts.rows for facts in shards.values())
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, whole)
+
+    keys = {}
+    for digest, facts in shards.items():
+        try:
+            keys[digest] = _check_shard(location, facts, identity.capture_id, step)
+        except StoreError as error:
+            problems.append(str(error))
     files = len(shards)
     if manifest:
         files += len(manifest.files) + len(manifest.samples) + 1
-        problems += _check_seal(location, manifest)
-    done, whole = 0, sum(facts.rows for facts in shards.values())
-    for facts in shards.values():
-        try:
-            shard = Shard(location, facts, identity.capture_id)
-            counts = [0, 0]
-            for row in range(len(shard)):
-                tokens, entries = shard.check_record(row)
-                counts = [counts[0] + tokens, counts[1] + entries]
-                done += 1
-                if progress:
-                    progress(done, whole)
-            if counts != [facts.tokens, facts.entries]:
-                problems.append(
-                    f"{shard.name}: expected {facts.tokens} tokens and {facts.entries} entries, "
-                    f"found {counts[0]} and {counts[1]}"
-                )
-        except StoreError as error:
-            problems.append(str(error))
+        problems += _check_seal(location, manifest, keys)
     return VerifyReport(
         problems=tuple(problems), files=files, records=done, sealed=manifest is not None
     )
 
 
-def _check_seal(location: Location, manifest: Manifest) -> list[str]:
+def _check_shard(
+    location: Location, facts: ShardFacts, capture_id: str, step: Callable[[], None]
+) -> list[bytes]:
+    """Decode every record of a shard, and give its keys in row order."""
+    shard = Shard(location, facts, capture_id)
+    found = [0, 0]
+    for row in range(len(shard)):
+        tokens, entries = shard.check_record(row)
+        found = [found[0] + tokens, found[1] + entries]
+        step()
+    if found != [facts.tokens, facts.entries]:
+        raise CorruptCache(
+            f"{shard.name}: expected {facts.tokens} tokens and {facts.entries} entries, "
+            f"found {found[0]} and {found[1]}"
+        )
+    return shard.keys()
+
+
+def _check_seal(
+    location: Location, manifest: Manifest, keys: Mapping[str, Sequence[bytes]]
+) -> list[str]:
     problems = []
     for name, digest in manifest.files.items():
         try:
@@ -107,13 +123,15 @@ def _check_seal(location: Location, manifest: Manifest) -> list[str]:
     if json_id(root) != manifest.root:
         problems.append(f"{location.url}: the root digest of the seal does not fit what it names")
     try:
-        problems += _check_index(location, manifest)
+        problems += _check_index(location, manifest, keys)
     except StoreError as error:
         problems.append(str(error))
     return problems
 
 
-def _check_index(location: Location, manifest: Manifest) -> list[str]:
+def _check_index(
+    location: Location, manifest: Manifest, keys: Mapping[str, Sequence[bytes]]
+) -> list[str]:
     name = index_name(manifest.index)
     data = location.read(name)
     if bytes_digest(data) != manifest.index:
@@ -122,6 +140,9 @@ def _check_index(location: Location, manifest: Manifest) -> list[str]:
     samples = load_samples(location, manifest.samples)
     lost = sum(index.find(key) is None for key in samples.keys)
     problems = [f"{location.path(name)}: {lost} samples have no place in it"] if lost else []
+    # Only whole shards were read: with one missing the index cannot be made again.
+    if keys.keys() == manifest.shards.keys() and build_index(keys).dump() != data:
+        problems.append(f"{location.path(name)}: it does not point to the rows of the shards")
     if totals(manifest.shards, samples, index) != dict(manifest.totals):
         problems.append(f"{location.url}: the totals of the seal are not those of its files")
     return problems

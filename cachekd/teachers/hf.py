@@ -66,30 +66,19 @@ class HFTeacher:
         """Load the weights and the adapter.
 
         Raises:
-            TeacherError: transformers cannot load it as configured; says why.
+            TeacherError: transformers cannot load it as configured, or weights of it are not in
+                the checkpoint; says why.
         """
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        placed = {"device_map": config.device_map} if config.device_map else {}
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                facts.folder,
-                dtype=getattr(torch, facts.dtype),
-                attn_implementation=config.attn_implementation,
-                trust_remote_code=config.trust_remote_code,
-                **placed,
-                **_quantization(config),
-            )
-            if facts.adapter_folder is not None:
-                from peft import PeftModel
-
-                model = PeftModel.from_pretrained(model, facts.adapter_folder)
-            if not placed and not (config.load_in_4bit or config.load_in_8bit):
-                model = model.to(device)
-        except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+            model, missing = _load_model(config, facts)
+        except Exception as error:  # file formats and code of models have errors of their own
             raise TeacherError(f"teacher {config.teacher} cannot be loaded: {error}") from error
+        if missing:
+            raise TeacherError(
+                f"teacher {config.teacher}: {len(missing)} weights are not in its checkpoint, such "
+                f"as {missing[0]}; they would be random numbers. Complete the folder, or check its "
+                "config.json"
+            )
         found = model.config._attn_implementation
         if found != config.attn_implementation:
             raise TeacherError(
@@ -172,6 +161,31 @@ class HFTeacher:
             )
         ]
         return assemble(tiles, captured, selection)
+
+
+def _load_model(config: PrecomputeConfig, facts: TeacherFacts) -> tuple[Any, list[str]]:
+    """The model where it is to run, and the names of weights that its checkpoint lacks."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    placed = {"device_map": config.device_map} if config.device_map else {}
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        facts.folder,
+        dtype=getattr(torch, facts.dtype),
+        attn_implementation=config.attn_implementation,
+        trust_remote_code=config.trust_remote_code,
+        output_loading_info=True,
+        **placed,
+        **_quantization(config),
+    )
+    if facts.adapter_folder is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, facts.adapter_folder)
+    if not placed and not (config.load_in_4bit or config.load_in_8bit):
+        model = model.to(device)
+    return model, sorted(loading["missing_keys"])
 
 
 def _check_extras(config: PrecomputeConfig) -> None:

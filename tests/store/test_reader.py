@@ -162,7 +162,9 @@ def test_another_format_version_is_refused(cache: Path, name: str, version: obje
     for field in ("format", "checksum"):
         del document[field]
     path.write_bytes(dump_document(kind, {**document, "version": version}))
-    with pytest.raises(StoreError, match=f"{name} has format version {version}; .* reads version 1"):
+    with pytest.raises(
+        StoreError, match=f"{name} has format version {version}; .* reads version 1"
+    ):
         cachekd.open_cache(str(cache))
 
 
@@ -197,7 +199,9 @@ def test_samples_come_back(values: list[tuple[list[Role], int | None, str]]) -> 
     assert len(set(ids)) == len(ids)
     half = len(samples) // 2
     tables = [
-        read_samples("x", write_samples(samples[part], keys[part], ids[part], range(len(ids[part]))))
+        read_samples(
+            "x", write_samples(samples[part], keys[part], ids[part], range(len(ids[part])))
+        )
         for part in (slice(0, half), slice(half, None), slice(0, half))
     ]
     table = collect(tables)
@@ -205,7 +209,9 @@ def test_samples_come_back(values: list[tuple[list[Role], int | None, str]]) -> 
     for i, sample in enumerate(samples):
         assert np.array_equal(table.roles(i), sample.roles) and table.roles(i).dtype == np.uint8
         assert table.lengths[i] == len(sample.roles) and table.weights[i] == sample.weight
-        assert table.prompt_lengths[i] == (-1 if sample.prompt_length is None else sample.prompt_length)
+        assert table.prompt_lengths[i] == (
+            -1 if sample.prompt_length is None else sample.prompt_length
+        )
     places = list(range(len(ids)))[::-2]
     some = table.take(places)
     assert some.ids == [ids[i] for i in places] and some.domains == [values[i][2] for i in places]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import cachekd
+from cachekd.data.digests import bytes_digest
 from cachekd.errors import CacheNotFound, CorruptCache, StoreError, UnsealedCache
 from cachekd.store.io import Location
 from cachekd.store.layout import dump_document
@@ -195,6 +196,29 @@ def test_a_seal_must_fit_what_it_names(cache: Path) -> None:
     assert resealed(cache, lambda document: None).problems == ()
     (problem,) = resealed(cache, lambda d: d.update(root="0" * 32)).problems
     assert "root digest" in problem
+
+
+@pytest.mark.parametrize("place", [-4, -4 * 9 - 4])
+def test_an_index_must_point_to_the_rows_of_the_shards(cache: Path, place: int) -> None:
+    """One whose digest was made anew: only the records themselves tell."""
+    (path,) = (cache / "index").iterdir()
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    digest = bytes_digest(bytes(data))
+    (cache / "index" / digest).write_bytes(data)
+    (problem,) = resealed(cache, lambda d: d.update(index=digest)).problems
+    assert digest in problem and "does not point to the rows" in problem
+    with pytest.raises(CorruptCache):
+        contents(cache)
+
+
+@pytest.mark.parametrize("field", ["files", "totals", "runs", "kinds", "samples"])
+@pytest.mark.parametrize("value", [7, [7], ["ab"], None])
+def test_a_seal_of_other_types_is_no_seal(cache: Path, field: str, value: object) -> None:
+    problems = resealed(cache, lambda d: d.update({field: value})).problems
+    assert problems
+    if field != "samples":
+        assert "manifest-1.json is no seal" in problems[0]
 
 
 def test_totals_of_a_seal_are_counted_again(cache: Path) -> None:

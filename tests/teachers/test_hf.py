@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import Family, chat_rows, save_tokenizer, write_rows
+from tiny import Family, save_tokenizer
 
-import cachekd
 from cachekd import PrecomputeConfig
 from cachekd.data.digests import json_id
-from cachekd.errors import ConfigError, MismatchError, TeacherError
+from cachekd.errors import TeacherError
 from cachekd.store.identity import source_facts, tokenizer_facts
 from cachekd.teachers import Selection
 from cachekd.teachers.hf import HFTeacher
@@ -84,22 +82,6 @@ def test_only_wanted_rows_are_scored(family: Family) -> None:
     assert nothing[0].offsets.tolist() == [0, 0]
 
 
-@pytest.mark.parametrize(
-    ("said", "found"),
-    [({}, "float32"), ({"dtype": "bfloat16"}, "bfloat16"),
-     ({"dtype": None, "torch_dtype": "float16"}, "float16"),
-     ({"dtype": None, "torch_dtype": "torch.bfloat16"}, "bfloat16"), ({"dtype": None}, "float32")],
-)  # fmt: skip
-def test_auto_takes_the_dtype_of_the_checkpoint(
-    family: Family, copy_of: Copy, said: dict[str, Any], found: str
-) -> None:
-    folder = copy_of(family.teacher, "typed")
-    edit(folder / "config.json", **said)
-    assert HFTeacher.identify(config(folder)).dtype == found
-    assert HFTeacher.identify(config(folder, dtype="float16")).dtype == "float16"
-    assert load(folder)._model.dtype == getattr(torch, found)
-
-
 def test_a_bfloat16_teacher(family: Family, copy_of: Copy) -> None:
     """Where the configuration is silent the stored tensors say it; logits are summed in float32."""
     from transformers import AutoModelForCausalLM
@@ -118,44 +100,6 @@ def test_a_bfloat16_teacher(family: Family, copy_of: Copy) -> None:
     dense = torch.log_softmax(logits.double(), dim=-1).numpy()
     assert np.abs(table(targets) - dense).max() < 1e-4
     assert np.abs(np.exp(table(targets)).sum(axis=1) - 1).max() < 1e-5
-
-
-def test_another_attention_than_asked_for_is_refused(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from transformers import AutoModelForCausalLM
-
-    for asked in ("sdpa", "eager"):
-        model = load(family.teacher, attn_implementation=asked)._model
-        assert model.config._attn_implementation == asked
-    real = AutoModelForCausalLM.from_pretrained
-
-    def stubborn(*args: Any, **kwargs: Any) -> Any:
-        return real(*args, **{**kwargs, "attn_implementation": "eager"})
-
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", stubborn)
-    with pytest.raises(TeacherError, match=r"expected sdpa attention; .* runs eager.*--attn-imp"):
-        load(family.teacher)
-
-
-def test_attention_that_is_not_installed_is_named(family: Family) -> None:
-    if importlib.util.find_spec("flash_attn"):
-        pytest.skip("flash_attn is installed here")
-    with pytest.raises(TeacherError, match=r"cannot be loaded: .*[Ff]lash"):
-        load(family.teacher, attn_implementation="flash_attention_2")
-
-
-@pytest.fixture
-def adapter(family: Family, tmp_path: Path) -> Path:
-    """A LoRA adapter whose weights are not zero."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(family.teacher)
-    settings = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    get_peft_model(model, settings).save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
 
 
 def source(settings: PrecomputeConfig) -> str:
@@ -185,21 +129,6 @@ def test_an_adapter_is_another_teacher(family: Family, adapter: Path, tmp_path: 
     assert source(adapted) != before
 
 
-def test_a_cache_of_the_adapted_teacher_refuses_the_plain_one(
-    family: Family, adapter: Path, tmp_path: Path
-) -> None:
-    data = write_rows(tmp_path / "data.jsonl", chat_rows(3))
-    settings = {"data": (str(data),), "cache": str(tmp_path / "cache")}
-    cachekd.precompute(config(family.teacher, adapter=str(adapter), **settings))
-    with pytest.raises(MismatchError, match=r"source\.adapter"):
-        cachekd.precompute(config(family.teacher, **settings))
-
-
-def test_what_is_no_adapter_is_named(family: Family) -> None:
-    with pytest.raises(TeacherError, match="is not a peft adapter"):
-        HFTeacher.identify(config(family.teacher, adapter=str(family.student)))
-
-
 def test_a_gpt2_teacher(tmp_path: Path) -> None:
     """Learned positions, tied embeddings, and a context that is called n_positions."""
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -217,36 +146,6 @@ def test_a_gpt2_teacher(tmp_path: Path) -> None:
     for ids, targets in zip(DOCUMENTS, scores, strict=True):
         assert targets.vocab_size == 320 and targets.ids.max() < 320
         assert np.abs(table(targets) - reference(model, ids, vocab)).max() < 1e-4
-
-
-def test_a_context_that_nobody_states(family: Family, copy_of: Copy) -> None:
-    folder = copy_of(family.teacher, "endless")
-    edit(folder / "config.json", max_position_embeddings=None)
-    with pytest.raises(TeacherError, match="set --max-length"):
-        HFTeacher.identify(config(folder))
-    assert HFTeacher.identify(config(folder, max_length=77)).context_length == 77
-
-
-@pytest.mark.parametrize(
-    ("option", "missing", "hint"),
-    [({"load_in_4bit": True}, "bitsandbytes", r"cachekd\[bnb\]"),
-     ({"load_in_8bit": True}, "bitsandbytes", r"cachekd\[bnb\]"),
-     ({"device": None, "device_map": "auto"}, "accelerate", "accelerate"),
-     ({"adapter": "ADAPTER"}, "peft", r"cachekd\[peft\]")],
-)  # fmt: skip
-def test_a_library_that_is_not_installed_is_named(
-    family: Family, adapter: Path, monkeypatch: pytest.MonkeyPatch,
-    option: dict[str, Any], missing: str, hint: str,
-) -> None:  # fmt: skip
-    real = importlib.util.find_spec
-
-    def find(name: str, *args: Any) -> Any:
-        return None if name == missing else real(name, *args)
-
-    monkeypatch.setattr(importlib.util, "find_spec", find)
-    option = {k: str(adapter) if v == "ADAPTER" else v for k, v in option.items()}
-    with pytest.raises(ConfigError, match=rf"{missing} is not installed; run: pip install '{hint}'"):
-        HFTeacher.identify(config(family.teacher, **option))
 
 
 def test_a_tokenizer_with_more_tokens_than_logits(family: Family) -> None:
@@ -268,15 +167,3 @@ def test_out_of_memory_has_one_name(family: Family, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(teacher, "_model", fail)
         with pytest.raises(MemoryError, match="memory"):
             teacher.score(DOCUMENTS, 9, whole(family.vocab), [None] * 3)
-
-
-def test_weights_that_cannot_be_loaded(family: Family, copy_of: Copy) -> None:
-    folder = copy_of(family.teacher, "broken")
-    settings = config(folder)
-    facts = HFTeacher.identify(settings)
-    (folder / "model.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(TeacherError, match="cannot be loaded"):
-        HFTeacher.load(settings, facts, threads=1)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(TeacherError, match="holds no weights"):
-        HFTeacher.identify(settings)

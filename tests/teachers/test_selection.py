@@ -59,9 +59,11 @@ def assert_is_right(tile: Tile, logits: np.ndarray, selection: Selection, next_i
         if count != head_length(table[row], selection):
             masses = np.cumsum(np.exp(np.sort(table[row])[::-1]))
             assert np.abs(masses - selection.p).min() < edge
-        assert len(set(ids.tolist())) == count and 0 <= ids.min() and ids.max() < table.shape[1]
+        assert len(set(ids.tolist())) == count and ids.min() >= 0 and ids.max() < table.shape[1]
         np.testing.assert_allclose(logprobs, table[row, ids], atol=1e-5, rtol=1e-5)
-        np.testing.assert_allclose(logprobs, np.sort(table[row])[::-1][:count], atol=1e-5, rtol=1e-5)
+        np.testing.assert_allclose(
+            logprobs, np.sort(table[row])[::-1][:count], atol=1e-5, rtol=1e-5
+        )
         assert (np.diff(logprobs) <= 0).all()
         equal = np.diff(logprobs) == 0
         assert (np.diff(ids)[equal] > 0).all(), "equal entries by ascending id"

@@ -44,7 +44,7 @@ def test_names_of_caches(text: str, expected: tuple[str | None, str]) -> None:
 
 
 def test_two_caches_of_one_name_are_refused(family: Family) -> None:
-    with pytest.raises(ConfigError, match="'main'.*NAME=PATH"):
+    with pytest.raises(ConfigError, match=r"'main'.*NAME=PATH"):
         checks.check_names([_cache(family), _cache(family)])
 
 
@@ -87,7 +87,7 @@ def test_needs_that_were_not_captured_name_the_flag(family: Family) -> None:
 def test_length_is_the_context_unless_less_is_asked(family: Family) -> None:
     assert checks.resolve_max_length(None, family.student) == 128
     assert checks.resolve_max_length(100, family.student) == 100
-    with pytest.raises(ConfigError, match="at most 128.*found 129"):
+    with pytest.raises(ConfigError, match=r"at most 128.*found 129"):
         checks.resolve_max_length(129, family.student)
 
 

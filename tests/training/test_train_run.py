@@ -140,7 +140,7 @@ def test_output_of_another_run_is_not_overwritten(
     out = tmp_path / "out"
     cachekd.train(_config(family, caches, out, training={"max_steps": 1}))
     written = (out / "run.json").read_bytes()
-    with pytest.raises(ConfigError, match="holds another run.*resume_from_checkpoint"):
+    with pytest.raises(ConfigError, match=r"holds another run.*resume_from_checkpoint"):
         cachekd.train(_config(family, caches, out))
     with pytest.raises(ConfigError, match="is the student itself"):
         cachekd.train(_config(family, caches, family.student))
