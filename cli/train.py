@@ -74,7 +74,9 @@ def run(config: str | None, as_json: bool, **given: Any) -> None:
     settings = _settings(given, from_yaml, objective.Options, ctx.args, config or "")
     from cachekd.training.run import train
 
-    emit(_summary(train(settings), as_json), as_json=as_json)
+    report = train(settings)
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        emit(_summary(report, as_json), as_json=as_json)
 
 
 def _settings(

@@ -68,7 +68,8 @@ def run_demo(
         "heldout": _capture(heldout_text, out / "cache-heldout"),
     }
     student = _make_student(out / "student-start", seed=seed)
-    runs = _train_students(caches, student, out, report, steps=steps, seed=seed)
+    with _one_thread():
+        runs = _train_students(caches, student, out, report, steps=steps, seed=seed)
     page = out / "report.html"
     result: dict[str, Any] = {
         "page": str(page),
@@ -93,10 +94,24 @@ def _capture(text: Path, cache: Path) -> Path:
         dtype="float32",
         device="cpu",
         on_long="split",
+        threads=1,
     )
     with _logged(cache.parent):
         cachekd.precompute(config)
     return cache
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch to one thread: models this small gain little, and on busy cores lose much."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

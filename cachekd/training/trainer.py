@@ -178,6 +178,12 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
             self._window = {}
         super().log(logs, start_time)
 
+    def leave_group(self) -> None:
+        """Leave the process group in good order; a process that only exits may be aborted."""
+        if self.args.world_size > 1:
+            self.accelerator.wait_for_everyone()
+            self.accelerator.end_training()
+
     def _means(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over the rows of all processes."""
         if not sums:
