@@ -6,7 +6,8 @@ Comes in: a folder or hub id with loading options. Goes out: sparse targets of p
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -30,12 +31,9 @@ class HFTeacher:
     """A causal language model of transformers, on one device or spread by a device map."""
 
     def __init__(self, model: Any, threads: int) -> None:
-        import torch
-
         self._model = model.eval()
         self._device = model.get_input_embeddings().weight.device
         self._threads = threads
-        torch.set_num_threads(threads)
 
     @staticmethod
     def identify(config: PrecomputeConfig) -> TeacherFacts:
@@ -111,7 +109,7 @@ class HFTeacher:
         import torch
 
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), _cpu_threads(self._threads):
                 return self._score(documents, padded_length, selection, wanted)
         except torch.OutOfMemoryError as error:
             raise MemoryError(str(error)) from error
@@ -186,6 +184,19 @@ def _load_model(config: PrecomputeConfig, facts: TeacherFacts) -> tuple[Any, lis
     if not placed and not (config.load_in_4bit or config.load_in_8bit):
         model = model.to(device)
     return model, sorted(loading["missing_keys"])
+
+
+@contextmanager
+def _cpu_threads(threads: int) -> Iterator[None]:
+    """Within, torch runs on this many threads; afterwards on as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check_extras(config: PrecomputeConfig) -> None:

@@ -237,6 +237,7 @@ def _interrupted(inputs: _Inputs, trainer: DistillTrainer, facts: dict[str, Any]
     facts |= {"status": "interrupted", "history": trainer.state.log_history}
     if trainer.is_world_process_zero():
         record.write_record(inputs.output, facts)
+    trainer.leave_group()
     step = trainer.state.global_step
     return Incomplete(
         f"stopped at step {step} of {trainer.state.max_steps}; saved as "
@@ -256,4 +257,5 @@ def _finish(inputs: _Inputs, trainer: DistillTrainer, facts: dict[str, Any]) -> 
     }
     if trainer.is_world_process_zero():
         record.write_record(inputs.output, facts)
+    trainer.leave_group()
     return facts

@@ -167,3 +167,15 @@ def test_out_of_memory_has_one_name(family: Family, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(teacher, "_model", fail)
         with pytest.raises(MemoryError, match="memory"):
             teacher.score(DOCUMENTS, 9, whole(family.vocab), [None] * 3)
+
+
+def test_threads_of_the_process_are_left_as_they_were(family: Family) -> None:
+    before = torch.get_num_threads()
+    settings = config(family.teacher)
+    teacher = HFTeacher.load(settings, HFTeacher.identify(settings), before + 1)
+    kept = Selection(k=4, p=1.0, min_k=1, vocab_size=family.vocab, temperatures=())
+    inside: list[int] = []
+    teacher._model.register_forward_pre_hook(lambda *a: inside.append(torch.get_num_threads()))
+    teacher.score(DOCUMENTS, 8, kept, [None] * len(DOCUMENTS))
+    assert inside == [before + 1]
+    assert torch.get_num_threads() == before
