@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cachekd.capture.prepare import Job, prepare_job
+from cachekd.capture.job import Job
+from cachekd.capture.prepare import prepare_job
 from cachekd.capture.unit import describe, run_unit, score_batch
 from cachekd.config import PrecomputeConfig
 from cachekd.engines.local import run_units

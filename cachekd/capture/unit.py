@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from cachekd.capture.prepare import Job
+from cachekd.capture.job import Job
 from cachekd.errors import CorruptCache, Incomplete, TeacherError
 from cachekd.store.layout import shard_name, unit_name
 from cachekd.store.plan import PlannedBatch
@@ -41,16 +41,7 @@ def run_unit(
         TeacherError: the teacher gave what cannot be stored, or has no memory for one document.
     """
     started = time.monotonic()
-    targets: list[TopKLogits] = []
-    splits: dict[str, int] = {}
-    for place, batch in enumerate(job.plan.units[number]):
-        if stop_asked():
-            raise Incomplete("stopped between two batches")
-        scores, pieces = score_batch(job, teacher, batch)
-        targets += scores
-        if pieces > 1:
-            splits[str(place)] = pieces
-        scored(sum(target.rows + 1 for target in scores))
+    targets, splits = _score_unit(job, teacher, number, stop_asked, scored)
     keys = job.plan.unit_keys(number)
     documents = [job.documents[key] for key in keys]
     data, facts = write_shard(job.header, job.identity.capture_id, keys, documents, targets)
@@ -67,6 +58,27 @@ def run_unit(
         "seconds": round(time.monotonic() - started, 3),
     }
     _commit(job, record, record.dump(keys, made))
+
+
+def _score_unit(
+    job: Job,
+    teacher: Teacher,
+    number: int,
+    stop_asked: Callable[[], bool],
+    scored: Callable[[int], None],
+) -> tuple[list[TopKLogits], dict[str, int]]:
+    """Targets of a unit in the order of its keys, and the batches that had to be split."""
+    targets: list[TopKLogits] = []
+    splits: dict[str, int] = {}
+    for place, batch in enumerate(job.plan.units[number]):
+        if stop_asked():
+            raise Incomplete("stopped between two batches")
+        scores, pieces = score_batch(job, teacher, batch)
+        targets += scores
+        if pieces > 1:
+            splits[str(place)] = pieces
+        scored(sum(target.rows + 1 for target in scores))
+    return targets, splits
 
 
 def _commit(job: Job, record: UnitRecord, data: bytes) -> None:

@@ -1,0 +1,129 @@
+"""Who the teacher of a run is: its tokenizer, identity and provenance, against the cache's.
+
+Comes in: settings and the facts of a backend. Goes out: an `Identity`, and warnings or a refusal
+where the cache at hand has another. No weight is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from datetime import datetime
+from typing import Any
+
+from cachekd import __version__
+from cachekd.config import PrecomputeConfig
+from cachekd.data.digests import json_id
+from cachekd.errors import DataError, TeacherError
+from cachekd.store.identity import (
+    Identity,
+    TokenizerFacts,
+    capture_id,
+    capture_spec,
+    differences,
+    refuse_difference,
+    source_facts,
+)
+from cachekd.store.io import Location
+from cachekd.store.state import CacheState
+from cachekd.teachers import TeacherFacts
+
+_log = logging.getLogger(__name__)
+
+
+def load_tokenizer(config: PrecomputeConfig, facts: TeacherFacts) -> Any:
+    """The tokenizer as the student will load it.
+
+    Raises:
+        TeacherError: transformers cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            facts.tokenizer_folder, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise TeacherError(
+            f"the tokenizer in {facts.tokenizer_folder} cannot be loaded: {error}"
+        ) from error
+
+
+def clock_of(state: CacheState | None) -> datetime:
+    """Now, or the time that the cache's first run saw.
+
+    A template that prints the date must give the same tokens on every day.
+    """
+    stored = state.identity.provenance.get("clock") if state else None
+    return datetime.fromisoformat(stored) if stored else datetime.now().replace(microsecond=0)
+
+
+def identity_of(
+    config: PrecomputeConfig,
+    facts: TeacherFacts,
+    tokenizer_identity: TokenizerFacts,
+    tokenizer: Any,
+    clock: datetime,
+) -> Identity:
+    """Source, capture and provenance of a run."""
+    source = source_facts(config, facts, tokenizer_identity)
+    capture = capture_spec(config, config.attn_implementation, tokenizer_identity.vocab_size)
+    source_id = json_id(source)
+    return Identity(
+        source_id=source_id,
+        source=source,
+        capture_id=capture_id(source_id, capture),
+        capture=capture,
+        provenance={
+            "teacher": _public_name(config.teacher),
+            "revision": config.revision,
+            "tokenizer": _public_name(config.tokenizer),
+            "adapter": _public_name(config.adapter),
+            "chat_template": _template(config, tokenizer),
+            "prompt_template": config.prompt_template,
+            "add_eos": config.add_eos,
+            "bos_token": tokenizer.bos_token,
+            "eos_token": tokenizer.eos_token,
+            "pad_token": tokenizer.pad_token,
+            "clock": clock.isoformat(),
+            "cachekd": __version__,
+        },
+    )
+
+
+def check_same(stored: Identity, asked: Identity, location: Location) -> None:
+    """Refuse another identity than the cache's; warn of another provenance.
+
+    Raises:
+        MismatchError: names each field that differs.
+    """
+    refuse_difference(
+        "precompute",
+        {"source": stored.source, "capture": stored.capture},
+        {"source": asked.source, "capture": asked.capture},
+        f"the cache {location.url}",
+        "this run",
+    )
+    ignored = {"cachekd"}
+    left, right = (
+        {key: value for key, value in identity.provenance.items() if key not in ignored}
+        for identity in (stored, asked)
+    )
+    for line in differences(left, right):
+        _log.warning("not as in the cache's first run (cache / this run): %s", line)
+
+
+def _public_name(name: str | None) -> str | None:
+    """A hub id as it is; of a local folder only its last part: paths tell about a machine."""
+    return os.path.basename(os.path.abspath(name)) if name and os.path.exists(name) else name
+
+
+def _template(config: PrecomputeConfig, tokenizer: Any) -> str | None:
+    if config.chat_template_path is None:
+        template = getattr(tokenizer, "chat_template", None)
+        return template if isinstance(template, str) else None
+    try:
+        with open(config.chat_template_path, encoding="utf-8") as stream:
+            return stream.read()
+    except OSError as error:
+        raise DataError(f"chat_template_path: {error}") from error
