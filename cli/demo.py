@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,16 @@ def run(out: str, steps: int | None, seed: int, as_json: bool) -> None:
     from cachekd.demo.run import run_demo, summary_rows
 
     settings: dict[str, Any] = {} if steps is None else {"steps": steps}
-    result = run_demo(Path(out), seed=seed, report=_say, **settings)
+    terminal = sys.stderr  # the demo sends what libraries print elsewhere
+
+    def say(line: str) -> None:
+        click.echo(line, file=terminal)
+
+    result = run_demo(Path(out), seed=seed, report=say, **settings)
     if as_json:
         emit(result, as_json=True)
         return
     _table(summary_rows(result))
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
 
 
 def _table(rows: list[tuple[str, ...]]) -> None:

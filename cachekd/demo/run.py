@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import cachekd
+from cachekd.capture import Progress
 from cachekd.config import PrecomputeConfig, TrainConfig
 from cachekd.demo.corpus import write_corpus
 from cachekd.demo.page import summary_rows, write_report
@@ -28,6 +29,7 @@ TEACHER = Path(__file__).with_name("teacher")
 STEPS = 400
 BATCH = 8
 EVALUATIONS = 10
+CAPTURE_LINE_SECONDS = 3.0
 RUNS: Mapping[str, Mapping[str, float]] = {
     "text only": {"ce": 1.0, "kd": 0.0},
     "distilled": {"ce": 0.1, "kd": 0.9},
@@ -64,8 +66,8 @@ def run_demo(
     train_text, heldout_text = write_corpus(out)
     report("1/4 teacher: reads both texts once and keeps its predictions")
     caches = {
-        "train": _capture(train_text, out / "cache"),
-        "heldout": _capture(heldout_text, out / "cache-heldout"),
+        "train": _capture(train_text, out / "cache", report),
+        "heldout": _capture(heldout_text, out / "cache-heldout", report),
     }
     student = _make_student(out / "student-start", seed=seed)
     with _one_thread():
@@ -85,7 +87,7 @@ def run_demo(
     return result
 
 
-def _capture(text: Path, cache: Path) -> Path:
+def _capture(text: Path, cache: Path, report: Callable[[str], None]) -> Path:
     """Store the teacher's distributions over every position of a text."""
     config = PrecomputeConfig(
         teacher=str(TEACHER),
@@ -96,8 +98,20 @@ def _capture(text: Path, cache: Path) -> Path:
         on_long="split",
         threads=1,
     )
+    shown = 0.0
+
+    def show(step: Progress) -> None:
+        nonlocal shown
+        if step.seconds - shown >= CAPTURE_LINE_SECONDS or step.tokens_done == step.tokens_total:
+            shown = step.seconds
+            rate = step.tokens_done / max(step.seconds, 1e-9)
+            report(
+                f"    {cache.name}: {step.tokens_done:,} of {step.tokens_total:,} tokens, "
+                f"{rate:,.0f} tokens/s"
+            )
+
     with _logged(cache.parent):
-        cachekd.precompute(config)
+        cachekd.precompute(config, progress=show)
     return cache
 
 
@@ -153,13 +167,28 @@ def _train_students(
             shutil.rmtree(folder)
         config = _training(caches, student, folder, loss, steps=steps, seed=seed)
         with _logged(out):
-            outcome = cachekd.train(config)
+            outcome = cachekd.train(config, progress=_show_evaluations(report))
         runs[name] = {
             "loss": dict(loss),
             "history": outcome["history"],
             "final": outcome["final_eval"],
         }
     return runs
+
+
+def _show_evaluations(
+    report: Callable[[str], None],
+) -> Callable[[int, int, Mapping[str, Any]], None]:
+    """A line for each evaluation."""
+
+    def show(step: int, last: int, row: Mapping[str, Any]) -> None:
+        if "eval_kl" in row and step:
+            report(
+                f"    step {step:>4} of {last}   held-out KL to the teacher {row['eval_kl']:.3f}"
+                f"   loss {row['eval_ce']:.3f}"
+            )
+
+    return show
 
 
 def _training(

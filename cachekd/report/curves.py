@@ -41,7 +41,7 @@ polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .legend li { display: inline-block; margin-right: 1.4rem; }
 .legend li::before { content: ""; display: inline-block; width: 1.6rem; margin-right: .45rem;
   vertical-align: middle; border-top: 3px solid; }
-.s0::before { border-color: var(--c0); } polyline.s0 { stroke: var(--c0); }
+.legend .s0::before { border-color: var(--c0); } polyline.s0 { stroke: var(--c0); }
 .legend .s1::before { border-top-style: dashed; border-color: var(--c1); }
 .legend .s2::before { border-top-style: dotted; border-color: var(--c2); }
 .legend .s3::before { border-top-style: double; border-color: var(--c3); }

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import transformers
 
 from cachekd.signals import StopFlag
+
+
+class ProgressCallback(transformers.TrainerCallback):  # type: ignore[misc]
+    """Tells a listener of every log row, once for all processes."""
+
+    def __init__(self, progress: Callable[[int, int, Mapping[str, Any]], None]) -> None:
+        self._progress = progress
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any], **kwargs: Any
+    ) -> None:
+        """Pass the row on, with the step and the last step."""
+        if state.is_world_process_zero:
+            self._progress(state.global_step, state.max_steps, dict(logs))
 
 
 class StopCallback(transformers.TrainerCallback):  # type: ignore[misc]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,8 +46,15 @@ class _Inputs:
     resume: str | bool
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+Progress = Callable[[int, int, Mapping[str, Any]], None]
+
+
+def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]:
     """Train a student from caches.
+
+    Args:
+        config: see `TrainConfig`.
+        progress: called with the step, the last step and each log row of the trainer.
 
     Returns:
         The record of the run, as in ``run.json``; see `_facts`, plus ``status``, ``steps``,
@@ -65,7 +72,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if inputs.resume:
         record.check_resumed(inputs.output, dataset.digest())
     with redirect_stdout(sys.stderr), stop_on_signals() as stop:
-        trainer = _trainer(inputs, dataset, stop)
+        trainer = _trainer(inputs, dataset, stop, progress)
         facts = _facts(inputs, dataset, trainer)
         if trainer.is_world_process_zero():
             record.write_record(inputs.output, {**facts, "status": "running"})
@@ -164,10 +171,12 @@ def _arguments(config: TrainConfig) -> Any:
         raise ConfigError(f"training: {error}") from error
 
 
-def _trainer(inputs: _Inputs, dataset: CacheDataset, stop: StopFlag) -> DistillTrainer:
+def _trainer(
+    inputs: _Inputs, dataset: CacheDataset, stop: StopFlag, progress: Progress | None
+) -> DistillTrainer:
     from transformers import AutoTokenizer
 
-    from cachekd.training.callbacks import StopCallback
+    from cachekd.training.callbacks import ProgressCallback, StopCallback
     from cachekd.training.collate import Collator
     from cachekd.training.loader import CacheDataset
     from cachekd.training.trainer import DistillTrainer
@@ -191,7 +200,7 @@ def _trainer(inputs: _Inputs, dataset: CacheDataset, stop: StopFlag) -> DistillT
         data_collator=Collator(inputs.loss_mask, pad_token_id=tokenizer.pad_token_id or 0),
         packing_capacity=inputs.max_length if config.packing else None,
         processing_class=tokenizer,
-        callbacks=[StopCallback(stop)],
+        callbacks=[StopCallback(stop), *([ProgressCallback(progress)] if progress else [])],
     )
 
 
