@@ -255,8 +255,19 @@ def _interrupted(inputs: _Inputs, trainer: DistillTrainer, facts: dict[str, Any]
     )
 
 
+def _last_evaluation(trainer: DistillTrainer) -> dict[str, Any]:
+    """Held-out figures of the student as it is now; taken from the log if they are there."""
+    step, logged = trainer.state.global_step, trainer.state.log_history
+    if not trainer.args.load_best_model_at_end:
+        for row in reversed(logged):
+            if row.get("step") == step and "eval_loss" in row:
+                return dict(row)
+    figures: dict[str, Any] = trainer.evaluate()
+    return figures
+
+
 def _finish(inputs: _Inputs, trainer: DistillTrainer, facts: dict[str, Any]) -> dict[str, Any]:
-    final = trainer.evaluate() if inputs.eval_cache is not None else None
+    final = _last_evaluation(trainer) if inputs.eval_cache is not None else None
     trainer.save_model(str(inputs.output))
     facts |= {
         "status": "done",
