@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,33 @@ import click
 from cachekd.errors import ConfigError
 
 
+class Setting(click.Option):
+    """An option under a heading of ``--help``."""
+
+    def __init__(self, *args: Any, heading: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.heading = heading
+
+
 class Dashed(click.Command):
-    """A command that takes ``--some_flag`` for ``--some-flag``."""
+    """A command that takes ``--some_flag`` for ``--some-flag``, with headings in its help."""
+
+    def __init__(self, name: str | None, help: str | None = None, **kwargs: Any) -> None:
+        text = inspect.cleandoc(help or "").replace("Example:\n", "\b\nExample:\n")
+        super().__init__(name, help=text, **kwargs)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One section a heading, in the order of the work; then what has none."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                other = "Arguments" if isinstance(parameter, click.Argument) else "Other"
+                heading = getattr(parameter, "heading", "") or other
+                sections.setdefault(heading, []).append(record)
+        for heading in sorted(sections, key=lambda name: name == "Other"):
+            with formatter.section(heading):
+                formatter.write_dl(sections[heading])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Rewrite the names of flags, never their values."""
@@ -79,7 +105,7 @@ class Numbers(click.ParamType[tuple[float, ...]]):
             self.fail(f"expected numbers with commas between them; found {value!r}", param, ctx)
 
 
-def options_of(config: type, *, skip: frozenset[str] = frozenset()) -> list[click.Option]:
+def options_of(config: type, *, skip: frozenset[str] = frozenset()) -> list[Setting]:
     """Options for the fields of a dataclass; none is required, so that YAML may give it."""
     hints = typing.get_type_hints(config)
     return [
@@ -89,7 +115,7 @@ def options_of(config: type, *, skip: frozenset[str] = frozenset()) -> list[clic
     ]
 
 
-def _option(field: dataclasses.Field[Any], hint: Any) -> click.Option:
+def _option(field: dataclasses.Field[Any], hint: Any) -> Setting:
     flag = "--" + field.name.replace("_", "-")
     kind = _bare(hint)
     help_text = field.metadata.get("help", "")
@@ -97,22 +123,23 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> click.Option:
     if shown is not None:
         help_text += f"  [default: {shown}]"
     settings: dict[str, Any] = {
+        "heading": field.metadata.get("group", ""),
         "default": None,
         "help": help_text,
         "envvar": "CACHEKD_" + field.name.upper(),
     }
     if kind is bool:
-        return click.Option([f"{flag}/--no-{flag[2:]}"], **settings)
+        return Setting([f"{flag}/--no-{flag[2:]}"], **settings)
     origin = typing.get_origin(kind)
     if origin is tuple and typing.get_args(kind)[0] is str:
-        return click.Option([flag], multiple=True, **{**settings, "default": None})
+        return Setting([flag], multiple=True, **{**settings, "default": None})
     if origin is tuple:
-        return click.Option([flag], type=Numbers(), **settings)
+        return Setting([flag], type=Numbers(), **settings)
     if origin is not None and issubclass(origin, Mapping):
         number = typing.get_args(kind)[1] is float
-        return click.Option([flag], type=Pairs(number), multiple=True, **settings)
+        return Setting([flag], type=Pairs(number), multiple=True, **settings)
     choices = field.metadata.get("choices", ())
-    return click.Option([flag], type=click.Choice(choices) if choices else kind, **settings)
+    return Setting([flag], type=click.Choice(choices) if choices else kind, **settings)
 
 
 def _bare(hint: Any) -> Any:
