@@ -2,8 +2,7 @@
 
 For each data set: ``precompute`` of training and held-out text, ``verify``, then ``train`` of one
 student from the cache and of the same student on the text alone (cross entropy), with the same
-steps and order, over seeds. Reported: tokens/s of the teacher, entries and bytes per target, and
-held-out KL to the teacher and cross entropy of both students. Everything runs through the command
+steps and order, over seeds. Reported: entries and bytes per target, and held-out KL to the teacher and cross entropy of both students. Everything runs through the command
 line, as a user would.
 """
 
@@ -142,7 +141,6 @@ def run(task: Task, root: Path, work: Path, seeds: list[int], steps: int) -> dic
         "tokens": told["sample_tokens"],
         "skipped": told["skipped"],
         "changed": told["changed"],
-        "teacher_tokens_per_second": round(told["tokens_per_second"]),
         "entries_per_target": round(told["entries"] / told["targets"], 2),
         "bytes_per_target": round(told["bytes"] / told["targets"], 1),
         "heldout_targets": captured["heldout"]["targets"],
