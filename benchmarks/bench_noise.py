@@ -2,8 +2,11 @@
 
 The same teacher scores the same documents alone and in sorted batches; both go through the whole
 of ``precompute``. Differences are of stored log-probabilities in nats, over all entries that both
-captures kept, and over tail, next-token log-probability and entropy. Then the same for the dense
-logits of two direct forward passes, which is the noise that no cache can be below.
+captures kept, and over next-token log-probability and entropy; over the tail where both kept the
+same entries. Where noise moves a row's cumulative mass across the top-p limit, one entry more or
+less is kept, and head and tail together are still the same distribution: such rows are counted.
+Then the same for the dense logits of two direct forward passes, which is the noise that no cache
+can be below.
 """
 
 from __future__ import annotations
@@ -37,19 +40,19 @@ def capture(teacher: Path, data: Path, cache: Path, samples: int, **shape: int) 
     return cachekd.open_cache(str(cache))
 
 
-def differences(left: Record, right: Record) -> list[float]:
-    """Absolute differences of all values, entries matched by token id."""
+def differences(left: Record, right: Record) -> tuple[list[float], int]:
+    """Absolute differences of all values, entries matched by id, and rows of other supports."""
     a, b = left.logits, right.logits
     rows_a = np.repeat(np.arange(a.rows), np.diff(a.offsets))
     rows_b = np.repeat(np.arange(b.rows), np.diff(b.offsets))
     place_a = rows_a * a.vocab_size + a.ids
     place_b = rows_b * b.vocab_size + b.ids
     _, i, j = np.intersect1d(place_a, place_b, return_indices=True)
-    parts = [np.abs(a.logprobs[i] - b.logprobs[j])]
-    parts += [
-        np.abs(getattr(a, name) - getattr(b, name)) for name in ("tail", "next_logprob", "entropy")
-    ]
-    return np.concatenate(parts).tolist()
+    kept = np.bincount(rows_a[i], minlength=a.rows)
+    same = (kept == np.diff(a.offsets)) & (kept == np.diff(b.offsets))
+    parts = [np.abs(a.logprobs[i] - b.logprobs[j]), np.abs(a.tail - b.tail)[same]]
+    parts += [np.abs(getattr(a, name) - getattr(b, name)) for name in ("next_logprob", "entropy")]
+    return np.concatenate(parts).tolist(), int((~same).sum())
 
 
 def dense_noise(teacher: Path, cache: cachekd.Cache, dtype: torch.dtype) -> float:
@@ -91,11 +94,11 @@ def main() -> None:
             name: capture(teacher, data, Path(folder) / name, args.samples, **shape)
             for name, shape in shapes.items()
         }
-        found = [
-            value
+        pairs = [
+            differences(caches["alone"].get(record.input_ids), record)
             for record in caches["sorted"]
-            for value in differences(caches["alone"].get(record.input_ids), record)
         ]
+        found = [value for values, _ in pairs for value in values]
         save(
             "noise",
             {
@@ -103,6 +106,8 @@ def main() -> None:
                 "samples": len(caches["sorted"]),
                 "same_sample_ids": caches["alone"].sample_ids == caches["sorted"].sample_ids,
                 "values_compared": len(found),
+                "rows": caches["sorted"].totals["targets"],
+                "rows_with_one_entry_more_or_less": sum(rows for _, rows in pairs),
                 "cache_difference_max_nats": float(np.max(found)),
                 "cache_difference_p999_nats": float(np.quantile(found, 0.999)),
                 "teacher_noise_dense_max_nats": dense_noise(

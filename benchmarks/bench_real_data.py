@@ -2,8 +2,8 @@
 
 For each data set: ``precompute`` of training and held-out text, ``verify``, then ``train`` of one
 student from the cache and of the same student on the text alone (cross entropy), with the same
-steps and order, over seeds. Reported: entries and bytes per target, and held-out KL to the teacher and cross entropy of both students. Everything runs through the command
-line, as a user would.
+steps and order, over seeds. Reported: entries and bytes per target, and held-out KL to the teacher
+and cross entropy of both students. Everything runs through the command line, as a user would.
 """
 
 from __future__ import annotations

@@ -80,9 +80,7 @@ def test_more_data_scores_the_new_documents_only(
     assert again["root"] == report["root"]
 
 
-def test_equal_rows_are_samples_of_their_own_but_one_record(
-    family: Family, tmp_path: Path
-) -> None:
+def test_equal_rows_are_samples_of_their_own_but_one_record(family: Family, tmp_path: Path) -> None:
     rows = chat_rows(3)
     data = write_rows(tmp_path / "twice.jsonl", [*rows, *rows])
     report = cachekd.precompute(config(family, data, tmp_path / "cache"))
