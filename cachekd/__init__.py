@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cachekd.capture import precompute
     from cachekd.config import PrecomputeConfig, TrainConfig
+    from cachekd.evaluation.heldout import heldout_kl
     from cachekd.store.reader import Cache, open_cache
     from cachekd.training.collate import Collator
     from cachekd.training.loader import CacheDataset, EpochSampler
@@ -27,6 +28,7 @@ _HOMES = {
     "EpochSampler": "cachekd.training.loader",
     "PrecomputeConfig": "cachekd.config",
     "TrainConfig": "cachekd.config",
+    "heldout_kl": "cachekd.evaluation.heldout",
     "open_cache": "cachekd.store.reader",
     "precompute": "cachekd.capture",
     "train": "cachekd.training.run",
@@ -40,6 +42,7 @@ __all__ = [
     "EpochSampler",
     "PrecomputeConfig",
     "TrainConfig",
+    "heldout_kl",
     "open_cache",
     "precompute",
     "train",

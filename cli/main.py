@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib
 import logging
+import signal
 import sys
+import threading
 
 import click
 
 from cachekd import __version__
-from cachekd.errors import EXIT_FAILED, CachekdError
+from cachekd.errors import EXIT_INCOMPLETE, CachekdError
 
 COMMANDS = ("precompute", "train", "inspect", "verify", "seal", "merge", "demo")
 
@@ -60,11 +62,18 @@ def group() -> None:
 
 def main() -> None:
     """Run the command line; errors of cachekd end with their message and exit code."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        group(auto_envvar_prefix=None)
+        group(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except CachekdError as error:
         click.echo(f"cachekd: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("cachekd: interrupted", err=True)
-        sys.exit(EXIT_FAILED)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("cachekd: interrupted; run the same command again to continue", err=True)
+        sys.exit(EXIT_INCOMPLETE)

@@ -15,11 +15,11 @@ from cachekd.capture.prepare import prepare_job
 from cachekd.capture.unit import describe, run_unit, score_batch
 from cachekd.config import PrecomputeConfig
 from cachekd.engines.local import run_units
-from cachekd.errors import Incomplete
+from cachekd.errors import Incomplete, UnsealedCache
 from cachekd.plugins import find
 from cachekd.signals import StopFlag, stop_on_signals
 from cachekd.store.layout import plan_name, samples_name
-from cachekd.store.seal import seal
+from cachekd.store.seal import Manifest, seal
 from cachekd.store.state import read_state, write_identity
 from cachekd.teachers import Teacher
 
@@ -50,19 +50,28 @@ def precompute(
         CachekdError: anything else that is wrong; what was committed before stays whole.
     """
     started = time.monotonic()
-    with stop_on_signals() as flag:
-        job = prepare_job(config)
-        report = describe(job)
-        if config.dry_run:
-            return {**report, "dry_run": True}
-        if job.todo:
-            report |= _score_all(job, flag, started, progress)
-        elif job.files:
-            _write_plan(job)
+    job = prepare_job(config)
+    report = describe(job)
+    if config.dry_run:
+        return {**report, "dry_run": True}
+    if job.todo:
+        report |= _score_all(job, started, progress)
+    elif job.files:
+        _write_plan(job)
     if config.seal:
-        sealed = seal(job.location)
+        sealed = _seal(job)
         report |= {"root": sealed.root, "generation": sealed.generation, **sealed.totals}
     return {**report, "sealed": config.seal, "seconds": time.monotonic() - started}
+
+
+def _seal(job: Job) -> Manifest:
+    try:
+        return seal(job.location)
+    except UnsealedCache as error:
+        raise Incomplete(
+            f"the data of this run is captured, but not that of an earlier run: {error}. Or use "
+            "what is there with --partial"
+        ) from error
 
 
 def _write_plan(job: Job) -> None:
@@ -74,7 +83,7 @@ def _write_plan(job: Job) -> None:
 
 
 def _score_all(
-    job: Job, flag: StopFlag, started: float, progress: Callable[[Progress], None] | None
+    job: Job, started: float, progress: Callable[[Progress], None] | None
 ) -> dict[str, Any]:
     teacher: Teacher = find("teachers", job.config.backend).load(
         job.config, job.facts, job.plan.threads
@@ -82,7 +91,18 @@ def _score_all(
     # A trial before anything is written: a teacher that gives NaN or does not fit its tokenizer
     # must not leave a cache behind.
     score_batch(job, teacher, job.plan.units[job.todo[0]][0])
-    _write_plan(job)
+    with stop_on_signals() as flag:
+        _write_plan(job)
+        return _run(job, teacher, flag, started, progress)
+
+
+def _run(
+    job: Job,
+    teacher: Teacher,
+    flag: StopFlag,
+    started: float,
+    progress: Callable[[Progress], None] | None,
+) -> dict[str, Any]:
     begun = time.monotonic()
     total = sum(map(job.unit_tokens, job.todo))
     done_tokens = 0

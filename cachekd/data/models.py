@@ -11,7 +11,10 @@ from typing import Any
 from cachekd.data.digests import file_digest, json_id
 from cachekd.errors import TeacherError
 
-_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.py"]
+_PATTERNS = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
+_SAFETENSORS = ["*.safetensors"]
+_BIN = ["pytorch_model*.bin"]
+_UNREAD = ["original/*", "consolidated*", "*/*.safetensors"]
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -34,9 +37,18 @@ def resolve_model(name: str, revision: str | None = None, *, weights: bool = Tru
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = _PATTERNS if weights else [p for p in _PATTERNS if p != "*.safetensors"]
+    def fetch(patterns: list[str]) -> Path:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=patterns, ignore_patterns=_UNREAD
+            )
+        )
+
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        folder = fetch([*_PATTERNS, *_SAFETENSORS] if weights else _PATTERNS)
+        if weights and not any(folder.glob("*.safetensors")):
+            folder = fetch([*_PATTERNS, *_BIN])
+        return folder
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise TeacherError(
             f"no such model: {name!r} is no local folder, and the hub did not give it "
@@ -78,16 +90,37 @@ def context_length(config: Mapping[str, Any]) -> int | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files that ``from_pretrained`` would read: safetensors, else PyTorch's.
+    """The weight files that ``from_pretrained`` reads: safetensors, else PyTorch's.
 
     Raises:
-        TeacherError: there are none.
+        TeacherError: there are none, or one that the index names is missing.
     """
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        files = sorted(path for path in folder.glob(pattern) if path.is_file())
-        if files:
-            return files
-    raise TeacherError(f"{folder} holds no weights: expected *.safetensors or pytorch_model*.bin")
+    for whole in ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin"):
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if (folder / f"{whole}.index.json").is_file():
+            return _indexed_files(folder, f"{whole}.index.json")
+    raise TeacherError(
+        f"{folder} holds no weights: expected model.safetensors or pytorch_model.bin, or their "
+        "index with shards"
+    )
+
+
+def _indexed_files(folder: Path, index: str) -> list[Path]:
+    try:
+        names = set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TeacherError(f"{folder / index} is no index of weights: {error!r}") from error
+    missing = sorted(name for name in names if not (folder / name).is_file())
+    if missing:
+        raise TeacherError(f"{folder}: {index} names {', '.join(missing)}, which is missing")
+    return sorted(folder / name for name in names)
+
+
+def code_digest(folder: Path) -> str | None:
+    """Digest of the Python files of a model that brings its own code, or None."""
+    files = sorted(folder.glob("*.py"))
+    return json_id([[path.name, file_digest(path)] for path in files]) if files else None
 
 
 def weights_digest(folder: Path) -> str:

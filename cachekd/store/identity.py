@@ -185,6 +185,7 @@ def source_facts(
         "weights": facts.weights,
         "config": semantic_config(facts.config),
         "adapter": facts.adapter,
+        "code": facts.code,
         "dtype": facts.dtype,
         "quantization": quantization(config),
         "tokenizer": tokenizer.digest,

@@ -64,10 +64,6 @@ class Location:
         """Whether the file is there."""
         return bool(self._fs.exists(self.path(name)))
 
-    def is_folder(self) -> bool:
-        """Whether the location itself is there."""
-        return bool(self._fs.isdir(self._root))
-
     def names(self, folder: str = "") -> list[str]:
         """Names of the files of a sub-folder (or of the root), sorted; temporary ones left out."""
         path = f"{self._root}/{check_name(folder)}" if folder else self._root

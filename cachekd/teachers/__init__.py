@@ -28,6 +28,7 @@ class TeacherFacts:
         folder: where its configuration and weights lie.
         weights: digest of the weights.
         adapter: digest and settings of an adapter, or None.
+        code: digest of the model's own code where it is run, else None.
         tokenizer_folder: where its tokenizer lies.
         config: its ``config.json``.
         dtype: dtype it will be loaded in.
@@ -37,6 +38,7 @@ class TeacherFacts:
     folder: Path
     weights: str
     adapter: Mapping[str, Any] | None
+    code: str | None
     tokenizer_folder: Path
     adapter_folder: Path | None
     config: Mapping[str, Any]

@@ -45,6 +45,7 @@ class DummyTeacher:
             folder=folder,
             weights="dummy",
             adapter=None,
+            code=None,
             tokenizer_folder=resolve_model(config.tokenizer) if config.tokenizer else folder,
             adapter_folder=None,
             config=settings,

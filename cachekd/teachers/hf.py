@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cachekd.config import PrecomputeConfig
 from cachekd.data.models import (
     adapter_facts,
+    code_digest,
     context_length,
     model_config,
     resolve_dtype,
@@ -52,6 +53,7 @@ class HFTeacher:
             folder=folder,
             weights=weights_digest(folder),
             adapter=adapter_facts(adapter) if adapter else None,
+            code=code_digest(folder) if config.trust_remote_code else None,
             tokenizer_folder=tokenizer,
             adapter_folder=adapter,
             config=settings,

@@ -174,6 +174,45 @@ def test_a_full_disk_is_found_before_the_model_is_loaded(
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_run_beside_an_unfinished_one_says_what_is_left(
+    family: Family, data: Path, tmp_path: Path
+) -> None:
+    """Its own data is captured, but a seal would promise samples that have no targets."""
+    cache = tmp_path / "cache"
+    with pytest.raises(Incomplete):
+        cachekd.precompute(config(family, data, cache, max_hours=1e-9))
+    other = write_rows(tmp_path / "other.jsonl", chat_rows(5, first=100))
+    with pytest.raises(Incomplete, match=r"30 of 35 samples have no targets.*--partial"):
+        cachekd.precompute(config(family, other, cache))
+    assert len(cachekd.open_cache(str(cache), partial=True)) == 5
+    assert cachekd.precompute(config(family, data, cache))["samples"] == 35
+
+
+def test_an_interruption_before_the_teacher_leaves_nothing(
+    cachekd: Callable[..., Ran],
+    family: Family,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cachekd.capture import prepare
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(prepare, "freeze", interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ran = cachekd(
+            "precompute", "--teacher", family.teacher, "--data", data, "--cache", tmp_path / "cache"
+        )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ran.code == 3 and "run the same command again" in ran.err
+    assert not (tmp_path / "cache").exists()
+
+
 def test_response_rows_only(family: Family, data: Path, tmp_path: Path) -> None:
     from cachekd.data.alignment import LossMask, trained_rows
 

@@ -19,7 +19,7 @@ from cachekd import PrecomputeConfig
 from cachekd.config import SelectionConfig
 from cachekd.data.digests import json_id
 from cachekd.data.models import weights_digest
-from cachekd.errors import MismatchError
+from cachekd.errors import MismatchError, TeacherError
 from cachekd.store.identity import (
     capture_id,
     capture_spec,
@@ -74,10 +74,33 @@ def test_the_source_id_is_of_contents_not_of_names(
     family: Family, copy_of: Callable[[Path, str], Path]
 ) -> None:
     folder = copy_of(family.teacher, "renamed")
-    (folder / "model.safetensors").rename(folder / "weights-of-mine.safetensors")
+    shard = "model-00001-of-00001.safetensors"
+    (folder / "model.safetensors").rename(folder / shard)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": shard}}))
+    (folder / "consolidated.safetensors").write_bytes(b"a second copy that is not loaded")
     assert weights_digest(folder) == weights_digest(family.teacher)
     assert source_id(folder) == source_id(family.teacher)
     assert weights_digest(family.student) != weights_digest(family.teacher)
+    (folder / shard).unlink()
+    with pytest.raises(TeacherError, match=f"names {shard}, which is missing"):
+        weights_digest(folder)
+
+
+def test_code_that_comes_with_a_model_is_part_of_the_source_when_it_is_run(
+    family: Family, copy_of: Callable[[Path, str], Path]
+) -> None:
+    folder = copy_of(family.teacher, "own-code")
+    (folder / "modeling.py").write_text("A = 1\n")
+
+    def code(**settings: Any) -> str | None:
+        config = PrecomputeConfig(teacher=str(folder), data=("x",), cache="c", **settings)
+        return HFTeacher.identify(config).code
+
+    assert code() is None
+    first = code(trust_remote_code=True)
+    (folder / "modeling.py").write_text("A = 2\n")
+    assert first is not None and code(trust_remote_code=True) != first
 
 
 def edit_config(folder: Path, key: str, value: Any) -> None:
