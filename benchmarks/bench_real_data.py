@@ -111,18 +111,7 @@ def train(
 
 def run(task: Task, root: Path, work: Path, seeds: list[int], steps: int) -> dict[str, Any]:
     """All of one data set."""
-    caches, captured = {}, {}
-    for name, data, samples in (
-        ("train", task.train, task.samples),
-        ("heldout", task.heldout, min(task.samples, 150)),
-    ):
-        caches[name] = work / name
-        captured[name] = cachekd(
-            *("precompute", "--teacher", root / task.teacher, "--data", root / data),
-            *("--cache", caches[name], "--max-samples", samples),
-            *("--on-long", "split", "--on-bad", "skip"),
-        )
-        assert not cachekd("verify", caches[name])["problems"]
+    caches, captured = capture(task, root, work)
     students: dict[str, list[dict[str, float]]] = {"distilled": [], "text_alone": []}
     for seed in seeds:
         student = (
@@ -134,6 +123,7 @@ def run(task: Task, root: Path, work: Path, seeds: list[int], steps: int) -> dic
             out = work / f"{name}-{seed}"
             students[name].append(train(task, student, caches, out, seed, steps, loss))
     told = captured["train"]
+    pairs = list(zip(students["distilled"], students["text_alone"], strict=True))
     return {
         "teacher": task.teacher,
         "student": task.student or "half the teacher's layers, random",
@@ -146,30 +136,40 @@ def run(task: Task, root: Path, work: Path, seeds: list[int], steps: int) -> dic
         "heldout_targets": captured["heldout"]["targets"],
         "steps": steps,
         "seeds": seeds,
-        "heldout": {
-            name: {
-                key: {
-                    "mean": round(mean(one[key] for one in results), 4),
-                    "std": round(stdev([one[key] for one in results]), 4)
-                    if len(results) > 1
-                    else None,
-                    "values": [round(one[key], 4) for one in results],
-                }
-                for key in results[0]
-            }
-            for name, results in students.items()
-        },
-        "kl_ratio_distilled_over_text": median(
-            [
-                a["kl"] / b["kl"]
-                for a, b in zip(students["distilled"], students["text_alone"], strict=True)
-            ]
-        ),
-        "distilled_is_closer_for_every_seed": all(
-            a["kl"] < b["kl"]
-            for a, b in zip(students["distilled"], students["text_alone"], strict=True)
-        ),
+        "heldout": {name: summary(results) for name, results in students.items()},
+        "kl_ratio_distilled_over_text": median([a["kl"] / b["kl"] for a, b in pairs]),
+        "distilled_is_closer_for_every_seed": all(a["kl"] < b["kl"] for a, b in pairs),
     }
+
+
+def capture(task: Task, root: Path, work: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Verified caches of training and held-out text, and what their captures told."""
+    caches, captured = {}, {}
+    for name, data, samples in (
+        ("train", task.train, task.samples),
+        ("heldout", task.heldout, min(task.samples, 150)),
+    ):
+        caches[name] = work / name
+        captured[name] = cachekd(
+            *("precompute", "--teacher", root / task.teacher, "--data", root / data),
+            *("--cache", caches[name], "--max-samples", samples),
+            *("--on-long", "split", "--on-bad", "skip"),
+        )
+        assert not cachekd("verify", caches[name])["problems"]
+    return caches, captured
+
+
+def summary(results: list[dict[str, float]]) -> dict[str, Any]:
+    """Mean, deviation and values over seeds of each figure."""
+    figures = {}
+    for key in results[0]:
+        values = [one[key] for one in results]
+        figures[key] = {
+            "mean": round(mean(values), 4),
+            "std": round(stdev(values), 4) if len(values) > 1 else None,
+            "values": [round(value, 4) for value in values],
+        }
+    return figures
 
 
 def main() -> None:

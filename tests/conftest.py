@@ -18,9 +18,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cachekd-tests-")
 
 
-def pytest_sessionfinish() -> None:
-    """Remove what the tests remembered."""
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Remove what the tests remembered; where CI is set, a skipped test is a failure."""
     shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if os.environ.get("CI") and skipped:
+        names = ", ".join(report.nodeid for report in skipped)
+        reporter.write_line(f"CI installs what tests need, and yet these were skipped: {names}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
