@@ -10,17 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cachekd.capture.identify import check_same
 from cachekd.capture.job import Job
 from cachekd.capture.prepare import prepare_job
 from cachekd.capture.unit import describe, run_unit, score_batch
 from cachekd.config import PrecomputeConfig
 from cachekd.engines.local import run_units
-from cachekd.errors import Incomplete, UnsealedCache
+from cachekd.errors import Incomplete
 from cachekd.plugins import find
 from cachekd.signals import StopFlag, stop_on_signals
 from cachekd.store.layout import plan_name, samples_name
-from cachekd.store.seal import Manifest, seal
-from cachekd.store.state import read_state, write_identity
+from cachekd.store.seal import seal
+from cachekd.store.state import read_identity, read_state, write_identity
 from cachekd.teachers import Teacher
 
 
@@ -59,24 +60,15 @@ def precompute(
     elif job.files:
         _write_plan(job)
     if config.seal:
-        sealed = _seal(job)
+        sealed = seal(job.location, leave_out=True)
         report |= {"root": sealed.root, "generation": sealed.generation, **sealed.totals}
     return {**report, "sealed": config.seal, "seconds": time.monotonic() - started}
-
-
-def _seal(job: Job) -> Manifest:
-    try:
-        return seal(job.location)
-    except UnsealedCache as error:
-        raise Incomplete(
-            f"the data of this run is captured, but not that of an earlier run: {error}. Or use "
-            "what is there with --partial"
-        ) from error
 
 
 def _write_plan(job: Job) -> None:
     """Make the job known in the cache: identity, samples, then the plan that names them."""
     write_identity(job.location, job.identity)
+    check_same(read_identity(job.location), job.identity, job.location)  # another may be first
     for digest, data in job.files.items():
         job.location.create(samples_name(digest), data)
     job.location.create(plan_name(job.plan_digest), job.plan_data)

@@ -82,13 +82,16 @@ def _score_unit(
 
 
 def _commit(job: Job, record: UnitRecord, data: bytes) -> None:
-    """Create the record; one that does not parse is no record, and is written over."""
+    """Create the record; one that does not parse, or whose shard is lost, is written over."""
     name = unit_name(record.plan, record.number)
     if job.location.create(name, data):
         return
     try:
-        load_unit(name, job.location.read(name))
+        other = load_unit(name, job.location.read(name))
+        whole = job.location.exists(shard_name(other.shard.digest))
     except CorruptCache:
+        whole = False
+    if not whole:
         job.location.replace(name, data)
 
 

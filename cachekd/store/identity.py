@@ -106,15 +106,34 @@ def tokenizer_facts(folder: Path) -> TokenizerFacts:
     canonical = {
         "tokens": tokens,
         "merges": merges,
-        "model": {key: raw["model"].get(key) for key in _MODEL_KEYS},
-        "normalizer": raw.get("normalizer"),
-        "pre_tokenizer": raw.get("pre_tokenizer"),
+        "model": _without_defaults({key: raw["model"].get(key) for key in _MODEL_KEYS}),
+        "normalizer": _without_defaults(raw.get("normalizer")),
+        "pre_tokenizer": _without_defaults(raw.get("pre_tokenizer")),
         "added_tokens": sorted(
             ([token.get(key) for key in _ADDED_TOKEN_KEYS] for token in raw["added_tokens"]),
             key=lambda token: token[0],
         ),
     }
     return TokenizerFacts(digest=json_id(canonical), vocab_size=vocab_size)
+
+
+def _without_defaults(value: Any) -> Any:
+    """A tokenizer setting as every version of the serialiser means it.
+
+    A key that an older version did not write is what a newer one writes as null or false; only
+    ByteLevel's ``use_regex`` is true where it is absent.
+    """
+    if isinstance(value, list):
+        return [_without_defaults(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("type") == "ByteLevel":
+        value = {"use_regex": True, **value}
+    return {
+        key: _without_defaults(item)
+        for key, item in value.items()
+        if item is not None and item is not False
+    }
 
 
 def _id_to_token(raw: dict[str, Any]) -> list[tuple[int, str]]:

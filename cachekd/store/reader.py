@@ -18,8 +18,8 @@ from cachekd.store.index import KeyIndex, load_index
 from cachekd.store.io import Location
 from cachekd.store.layout import index_name
 from cachekd.store.samples import SampleTable
-from cachekd.store.seal import Manifest, load_samples, read_manifest, totals
-from cachekd.store.shards import Shard, ShardFacts
+from cachekd.store.seal import Manifest, captured, load_samples, read_manifest, totals
+from cachekd.store.shards import Groups, Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
 from cachekd.types import Int32, Record, Role, UInt8
 
@@ -61,6 +61,7 @@ class Cache:
         self._index = index
         self._facts = dict(shards)
         self._open: dict[int, Shard] = {}
+        self._groups = Groups()
         self._by_key: dict[bytes, int] | None = None
 
     @property
@@ -131,12 +132,14 @@ class Cache:
             if digest not in self._facts:
                 raise CorruptCache(f"{self.url}: the index names shard {digest}, the seal does not")
             facts = self._facts[digest]
-            self._open[number] = Shard(self._location, facts, self.identity.capture_id)
+            self._open[number] = Shard(
+                self._location, facts, self.identity.capture_id, self._groups
+            )
         return self._open[number]
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens shards of its own.
-        return {**self.__dict__, "_open": {}}
+        return {**self.__dict__, "_open": {}, "_groups": Groups()}
 
 
 def open_cache(url: str, *, partial: bool = False, name: str | None = None) -> Cache:
@@ -168,13 +171,17 @@ def open_cache(url: str, *, partial: bool = False, name: str | None = None) -> C
     if bytes_digest(data) != manifest.index:
         raise CorruptCache(f"{location.path(index_name(manifest.index))}: the file was altered")
     index = load_index(index_name(manifest.index), data)
-    samples = load_samples(location, manifest.samples)
+    samples = captured(load_samples(location, manifest.samples), index)
+    if len(samples.ids) != manifest.totals.get("samples"):
+        raise CorruptCache(
+            f"{url}: the seal counts {manifest.totals.get('samples')} samples with targets; "
+            f"{len(samples.ids)} are found"
+        )
     return Cache(location, name or url, identity, samples, index, manifest.shards, manifest)
 
 
 def _open_partial(location: Location, name: str) -> Cache:
     state = read_state(location)
     index = state.index()
-    samples = load_samples(location, state.samples())
-    there = [i for i, key in enumerate(samples.keys) if index.find(key) is not None]
-    return Cache(location, name, state.identity, samples.take(there), index, state.shards(), None)
+    samples = captured(load_samples(location, state.samples()), index)
+    return Cache(location, name, state.identity, samples, index, state.shards(), None)

@@ -90,8 +90,13 @@ def read_manifest(location: Location) -> Manifest | None:
         raise CorruptCache(f"{location.path(name)} is no seal: {error!r}") from error
 
 
-def seal(location: Location) -> Manifest:
+def seal(location: Location, *, leave_out: bool = False) -> Manifest:
     """Seal what is committed, write the index and the card.
+
+    Args:
+        location: the cache.
+        leave_out: leave samples without targets (of runs that are not finished) to a later seal;
+            else they are an error.
 
     Returns:
         the newest seal: an old one if nothing has come since.
@@ -101,12 +106,13 @@ def seal(location: Location) -> Manifest:
         CorruptCache: a committed file is missing or has another size.
     """
     state = read_state(location)
-    samples = load_samples(location, state.samples())
     index = state.index()
-    missing = sum(index.find(key) is None for key in samples.keys)
-    if missing:
+    everything = load_samples(location, state.samples())
+    samples = captured(everything, index)
+    missing = len(everything.ids) - len(samples.ids)
+    if missing and not leave_out:
         raise UnsealedCache(
-            f"{location.url}: {missing} of {len(samples.keys)} samples have no targets yet. "
+            f"{location.url}: {missing} of {len(everything.ids)} samples have no targets yet. "
             "Run the precompute command again to finish them, then seal"
         )
     for digest, facts in state.shards().items():
@@ -132,6 +138,12 @@ def _publish(location: Location, content: dict[str, Any]) -> None:
             break
         generation += 1
     location.replace(HINT, dump_document("hint", {"newest": manifest_name(generation)}))
+
+
+def captured(samples: SampleTable, index: KeyIndex) -> SampleTable:
+    """The samples whose targets are there: those that a reader shows."""
+    there = [i for i, key in enumerate(samples.keys) if index.find(key) is not None]
+    return samples if len(there) == len(samples.keys) else samples.take(there)
 
 
 def load_samples(location: Location, digests: list[str] | tuple[str, ...]) -> SampleTable:

@@ -6,7 +6,7 @@ A shard holds one row a key, sorted by key, so that its bytes depend on its reco
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ from cachekd.store.tables import (
 )
 from cachekd.types import Int32, TopKLogits
 
-_GROUPS_HELD = 64
+_GROUP_BYTES_HELD = 256 << 20
 _MAX_TOKENS = 1 << 28
 
 
@@ -92,14 +92,47 @@ def write_shard(
     )
 
 
+class Groups:
+    """Row groups read last, of any number of shards, up to a number of bytes."""
+
+    def __init__(self, limit: int = _GROUP_BYTES_HELD) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._held: OrderedDict[tuple[str, int], pa.RecordBatch] = OrderedDict()
+
+    def get(self, place: tuple[str, int], read: Callable[[], pa.RecordBatch]) -> pa.RecordBatch:
+        """The group of this shard and number, read if it is not held."""
+        if place in self._held:
+            self._held.move_to_end(place)
+            return self._held[place]
+        batch = read()
+        self._held[place] = batch
+        self._bytes += batch.nbytes
+        while self._bytes > self._limit and len(self._held) > 1:
+            self._bytes -= self._held.popitem(last=False)[1].nbytes
+        return batch
+
+
 class Shard:
     """An open shard; its bytes are checked in whole when it is opened.
+
+    Args:
+        location: the cache.
+        facts: what the commit record or the seal says of it.
+        capture_id: capture that it must hold.
+        groups: where its row groups are held; several shards may share one.
 
     Raises:
         CorruptCache: missing, altered, of another capture, or not decodable; names the file.
     """
 
-    def __init__(self, location: Location, facts: ShardFacts, capture_id: str) -> None:
+    def __init__(
+        self,
+        location: Location,
+        facts: ShardFacts,
+        capture_id: str,
+        groups: Groups | None = None,
+    ) -> None:
         self.name = shard_name(facts.digest)
         self._path = location.path(self.name)
         data = location.map(self.name)
@@ -118,7 +151,8 @@ class Shard:
         self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]).astype(np.int64)
         if self._starts[-1] != facts.rows:
             raise self._corrupt(f"expected {facts.rows} rows, found {self._starts[-1]}")
-        self._groups: OrderedDict[int, pa.RecordBatch] = OrderedDict()
+        self._digest = facts.digest
+        self._groups = groups or Groups()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -163,17 +197,15 @@ class Shard:
         return len(input_ids), len(targets.ids)
 
     def _group(self, group: int) -> pa.RecordBatch:
-        if group in self._groups:
-            self._groups.move_to_end(group)
-            return self._groups[group]
-        batch = read_group(self._path, self._file, group)
-        self._groups[group] = batch
-        if len(self._groups) > _GROUPS_HELD:
-            self._groups.popitem(last=False)
-        return batch
+        return self._groups.get(
+            (self._digest, group), lambda: read_group(self._path, self._file, group)
+        )
 
     def _corrupt(self, what: str) -> CorruptCache:
-        return CorruptCache(f"{self._path}: {what}. The file was altered; restore or remake it")
+        return CorruptCache(
+            f"{self._path}: {what}. The file was altered: restore it, or delete it and run the "
+            "precompute command again to make it anew"
+        )
 
 
 def impossible(targets: TopKLogits) -> str | None:

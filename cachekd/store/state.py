@@ -24,6 +24,7 @@ from cachekd.store.layout import (
     load_document,
     plan_name,
     read_document,
+    shard_name,
     unit_name,
 )
 from cachekd.store.plan import Plan, load_plan
@@ -175,8 +176,9 @@ def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheS
 
     Args:
         location: where it is.
-        skip_broken_units: treat a commit record that does not parse as not there (a writer
-            makes the unit anew); a reader must not, or it would lose records in silence.
+        skip_broken_units: treat a unit whose record does not parse, or whose shard is missing,
+            as not there (a writer makes it anew); a reader must not, or it would lose records in
+            silence.
 
     Raises:
         CacheNotFound: there is no cache.
@@ -201,6 +203,9 @@ def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheS
                 if not skip_broken_units:
                     raise
                 _log.warning("%s; the unit is made anew", error)
+                continue
+            if skip_broken_units and not location.exists(shard_name(record.shard.digest)):
+                _log.warning("%s: its shard is missing; the unit is made anew", name)
                 continue
             if record.number < len(plans[match[1]].units):
                 units[match[1], record.number] = record

@@ -13,7 +13,7 @@ from cachekd.errors import CorruptCache, StoreError, UnsealedCache
 from cachekd.store.index import build_index, load_index
 from cachekd.store.io import Location
 from cachekd.store.layout import index_name
-from cachekd.store.seal import Manifest, load_samples, read_manifest, totals
+from cachekd.store.seal import Manifest, captured, load_samples, read_manifest, totals
 from cachekd.store.shards import Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
 
@@ -59,7 +59,7 @@ def verify(
     if manifest is None and not partial:
         raise UnsealedCache(f"{url} is not sealed; pass --partial to verify what is committed")
     try:
-        shards = manifest.shards if manifest else read_state(location).shards()
+        shards = manifest.shards if manifest else _committed(location)
     except CorruptCache as error:
         return VerifyReport(problems=(str(error),), files=1, records=0, sealed=False)
     done, whole = 0, sum(facts.rows for facts in shards.values())
@@ -83,6 +83,13 @@ def verify(
     return VerifyReport(
         problems=tuple(problems), files=files, records=done, sealed=manifest is not None
     )
+
+
+def _committed(location: Location) -> dict[str, ShardFacts]:
+    """Shards of all commit records, once the samples that go with them are known to be whole."""
+    state = read_state(location)
+    load_samples(location, state.samples())
+    return state.shards()
 
 
 def _check_shard(
@@ -137,9 +144,8 @@ def _check_index(
     if bytes_digest(data) != manifest.index:
         return [f"{location.path(name)}: its bytes do not have the digest it names"]
     index = load_index(name, data)
-    samples = load_samples(location, manifest.samples)
-    lost = sum(index.find(key) is None for key in samples.keys)
-    problems = [f"{location.path(name)}: {lost} samples have no place in it"] if lost else []
+    samples = captured(load_samples(location, manifest.samples), index)
+    problems = []
     # Only whole shards were read: with one missing the index cannot be made again.
     if keys.keys() == manifest.shards.keys() and build_index(keys).dump() != data:
         problems.append(f"{location.path(name)}: it does not point to the rows of the shards")

@@ -174,18 +174,49 @@ def test_a_full_disk_is_found_before_the_model_is_loaded(
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_run_beside_an_unfinished_one_says_what_is_left(
+def test_a_run_beside_an_unfinished_one_is_sealed_without_it(
     family: Family, data: Path, tmp_path: Path
 ) -> None:
-    """Its own data is captured, but a seal would promise samples that have no targets."""
+    """Samples without targets wait for the seal that comes when their run is finished."""
+    from cachekd.store.verify import verify
+
     cache = tmp_path / "cache"
     with pytest.raises(Incomplete):
         cachekd.precompute(config(family, data, cache, max_hours=1e-9))
     other = write_rows(tmp_path / "other.jsonl", chat_rows(5, first=100))
-    with pytest.raises(Incomplete, match=r"30 of 35 samples have no targets.*--partial"):
-        cachekd.precompute(config(family, other, cache))
-    assert len(cachekd.open_cache(str(cache), partial=True)) == 5
+    assert cachekd.precompute(config(family, other, cache))["samples"] == 5
+    assert len(cachekd.open_cache(str(cache))) == 5
+    assert not verify(str(cache)).problems
     assert cachekd.precompute(config(family, data, cache))["samples"] == 35
+    assert len(cachekd.open_cache(str(cache))) == 35
+
+
+def test_a_lost_shard_is_made_anew(family: Family, data: Path, tmp_path: Path) -> None:
+    from cachekd.store.verify import verify
+
+    cache = tmp_path / "cache"
+    first = cachekd.precompute(config(family, data, cache))
+    victim = cache / "logits" / next(n for n in shards(cache))
+    victim.unlink()
+    assert verify(str(cache)).problems
+    again = cachekd.precompute(config(family, data, cache))
+    assert again["shards_to_write"] == 1 and again["root"] == first["root"]
+    assert victim.exists() and not verify(str(cache)).problems
+
+
+def test_a_writer_that_came_second_with_another_capture_is_refused(
+    family: Family, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found the place empty; only the first may write its identity."""
+    from cachekd import capture
+    from cachekd.errors import MismatchError
+
+    cache, prepared = tmp_path / "cache", capture.prepare_job
+    second = prepared(config(family, data, cache, logits_top_k=8))
+    cachekd.precompute(config(family, data, cache))
+    monkeypatch.setattr(capture, "prepare_job", lambda config: second)
+    with pytest.raises(MismatchError, match=r"capture\.selection\.k: 64 / 8"):
+        cachekd.precompute(second.config)
 
 
 def test_an_interruption_before_the_teacher_leaves_nothing(
