@@ -105,16 +105,20 @@ def _run(
         if progress:
             progress(Progress(done_tokens, total, time.monotonic() - begun))
 
-    def do(number: int) -> None:
-        run_unit(job, teacher, number, stop_asked=lambda: flag.asked, scored=scored)
-
     hours = job.config.max_hours
     deadline = started + 3600 * hours if hours is not None else float("inf")
+
+    def over() -> bool:
+        return flag.asked or time.monotonic() >= deadline
+
+    def do(number: int) -> None:
+        run_unit(job, teacher, number, stop_asked=over, scored=scored)
+
     try:
         done = run_units(
             [(number, job.unit_tokens(number)) for number in job.todo],
             do,
-            stop_asked=lambda: flag.asked,
+            stop_asked=over,
             seconds_left=lambda: deadline - time.monotonic(),
         )
     except Incomplete:

@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.digests import bytes_digest, json_id
-from cachekd.errors import CorruptCache, UnsealedCache
+from cachekd.errors import CorruptCache, DataError, UnsealedCache
 from cachekd.store.card import card
 from cachekd.store.index import KeyIndex
 from cachekd.store.io import Location
@@ -33,7 +36,7 @@ from cachekd.store.layout import (
     unit_name,
 )
 from cachekd.store.samples import SampleTable, collect, read_samples
-from cachekd.store.shards import ShardFacts
+from cachekd.store.shards import Groups, Shard, ShardFacts
 from cachekd.store.state import CacheState, read_state
 
 _MANIFEST = re.compile(r"manifest-([0-9]{1,9})\.json")
@@ -104,6 +107,7 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
     Raises:
         UnsealedCache: targets of some samples are not captured yet.
         CorruptCache: a committed file is missing or has another size.
+        DataError: only response rows were captured, and not all that the samples train on.
     """
     state = read_state(location)
     index = state.index()
@@ -117,6 +121,8 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
         )
     for digest, facts in state.shards().items():
         _check_size(location, shard_name(digest), facts.bytes)
+    if state.identity.capture["rows"] != "all":
+        _check_rows(location, state, samples, index)
     content, manifest_index = _content(location, state, samples, index)
     newest = read_manifest(location)
     if newest and newest.root == content["root"] and dict(newest.files) == content["files"]:
@@ -127,6 +133,33 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
     assert sealed is not None
     location.replace(CARD, card(state.identity, sealed).encode())
     return sealed
+
+
+def _check_rows(
+    location: Location, state: CacheState, samples: SampleTable, index: KeyIndex
+) -> None:
+    """Refuse records that lack rows which a sample of their key trains on.
+
+    It happens where equal token ids came with other roles, in runs or caches of their own.
+    """
+    shards, groups, facts = {}, Groups(), state.shards()
+    lacking = 0
+    for i, key in enumerate(samples.keys):
+        place = index.find(key)
+        assert place is not None, "samples without targets were left out"
+        digest = index.shards[place[0]]
+        if digest not in shards:
+            shards[digest] = Shard(location, facts[digest], state.identity.capture_id, groups)
+        _, _, targets = shards[digest].record(place[1])
+        prompt = int(samples.prompt_lengths[i])
+        wanted = trained_rows(samples.roles(i), None if prompt < 0 else prompt, LossMask.AUTO)
+        lacking += bool((wanted & (np.diff(targets.offsets) == 0)).any())
+    if lacking:
+        raise DataError(
+            f"{location.url}: {lacking} samples train on rows that were not captured: the same "
+            "token ids were captured with other roles (--rows response). Capture them into a new "
+            "cache, with --rows all"
+        )
 
 
 def _publish(location: Location, content: dict[str, Any]) -> None:

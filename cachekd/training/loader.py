@@ -118,6 +118,10 @@ class CacheDataset(Dataset[Record | list[Record]]):
                 seen.add(key)
                 roles, prompt_length = cache.roles(row)
                 trained = trained_rows(roles, prompt_length, self.loss_mask)[: self._limit - 1]
+                if cache.identity.capture.get("rows") == "response":
+                    there = trained_rows(roles, prompt_length, LossMask.AUTO)[: len(trained)]
+                    if (trained & ~there).any():
+                        raise _not_captured(cache, self.loss_mask)
                 if not trained.any():
                     self.dropped["no trained row"] += 1
                     continue
@@ -243,7 +247,12 @@ def _open(cache: Cache | Location) -> Cache:
 def _check_rows(caches: Sequence[Cache], loss_mask: LossMask) -> None:
     for cache in caches:
         if loss_mask is LossMask.ALL and cache.identity.capture.get("rows") == "response":
-            raise MismatchError(
-                f"cache {cache.name!r} was captured with --rows response, but all tokens are to be "
-                "trained. Train on completions, or capture again with --rows all"
-            )
+            raise _not_captured(cache, loss_mask)
+
+
+def _not_captured(cache: Cache, loss_mask: LossMask) -> MismatchError:
+    wanted = "all tokens" if loss_mask is LossMask.ALL else f"{loss_mask} tokens"
+    return MismatchError(
+        f"cache {cache.name!r} was captured with --rows response, but {wanted} are to be "
+        "trained. Train on completions, or capture again with --rows all"
+    )

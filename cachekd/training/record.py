@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cachekd.errors import ConfigError, MismatchError
+from cachekd.store.identity import refuse_difference
 from cachekd.store.io import Location
 
 if TYPE_CHECKING:
@@ -41,17 +42,25 @@ def check_output(folder: Path, student: Path, *, resume: bool) -> None:
         )
 
 
-def check_resumed(folder: Path, samples_digest: str) -> None:
-    """Refuse to continue a run on other samples: its place in the epoch would mean nothing.
+_SAME_WHEN_RESUMED = ("objective", "objective_options", "packing")
+
+
+def check_resumed(
+    folder: Path, samples_digest: str, caches: Sequence[Cache], config: Mapping[str, Any]
+) -> None:
+    """Refuse to continue a run on other samples, targets or another objective.
 
     Raises:
-        MismatchError: the recorded run trained on other samples.
+        MismatchError: the recorded run trained on something else; names what differs.
     """
     path = folder / RECORD
     if not path.exists():
         return
     try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))["counts"]["samples_digest"]
+        run = json.loads(path.read_text(encoding="utf-8"))
+        recorded = run["counts"]["samples_digest"]
+        left = {name: run["config"][name] for name in _SAME_WHEN_RESUMED}
+        left["captures"] = [cache["capture_id"] for cache in run["caches"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read ({error!r}); choose another folder") from error
     if recorded != samples_digest:
@@ -60,6 +69,9 @@ def check_resumed(folder: Path, samples_digest: str) -> None:
             f"{samples_digest}). Give it the same caches, loss mask and max_length, or start "
             "another run in another folder"
         )
+    right = {name: config[name] for name in _SAME_WHEN_RESUMED}
+    right["captures"] = [cache.identity.capture_id for cache in caches]
+    refuse_difference("resume", left, right, f"the run in {folder}", "this run")
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

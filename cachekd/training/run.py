@@ -70,7 +70,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
 
     dataset = CacheDataset(inputs.caches, loss_mask=inputs.loss_mask, max_length=inputs.max_length)
     if inputs.resume:
-        record.check_resumed(inputs.output, dataset.digest())
+        record.check_resumed(inputs.output, dataset.digest(), inputs.caches, resolved(config))
     with redirect_stdout(sys.stderr), stop_on_signals() as stop:
         trainer = _trainer(inputs, dataset, stop, progress)
         facts = _facts(inputs, dataset, trainer)

@@ -135,3 +135,21 @@ def test_what_is_no_tokenizer_is_named(tmp_path: Path, text: str) -> None:
 def test_a_missing_tokenizer_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(TeacherError, match=r"has no tokenizer\.json.*--tokenizer, or save one"):
         tokenizer_facts(tmp_path)
+
+
+def test_a_file_of_an_older_serialiser_is_the_same_tokenizer(
+    tokenizer: Callable[[Change], Any],
+) -> None:
+    """Older versions left out keys that newer ones write with their defaults."""
+
+    def older(raw: dict[str, Any]) -> None:
+        for key in ("ignore_merges", "byte_fallback", "fuse_unk", "dropout"):
+            raw["model"].pop(key, None)
+        raw["pre_tokenizer"].pop("use_regex")
+
+    def without_regex(raw: dict[str, Any]) -> None:
+        raw["pre_tokenizer"]["use_regex"] = False
+
+    same = tokenizer(lambda raw: None)
+    assert tokenizer(older) == same
+    assert tokenizer(without_regex) != same

@@ -228,3 +228,19 @@ def test_resuming_before_the_first_checkpoint_starts_at_the_beginning(
     )
     assert report["steps"] == 6
     assert _same_weights(whole, again)
+
+
+def test_resuming_with_another_objective_is_refused(
+    family: Family, caches: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    cachekd.train(_config(family, caches, out))
+    changed = _config(
+        family,
+        caches,
+        out,
+        training={"resume_from_checkpoint": True, "max_steps": 8},
+        objective_options={"temperature": 1.0},
+    )
+    with pytest.raises(MismatchError, match=r"objective_options\.temperature: 2\.0 / 1\.0"):
+        cachekd.train(changed)
