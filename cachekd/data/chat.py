@@ -189,7 +189,9 @@ def _turn(
     if len(header) < start or not (text.startswith(upto) and upto.startswith(header)):
         raise BadRow(
             "template rewrites earlier turns",
-            f"the text up to message {index} is not how the whole conversation begins",
+            f"the text up to message {index} is not how the whole conversation begins; use a "
+            "template that keeps earlier turns (--chat-template-path), or give the conversation as "
+            "prompt and completion, with one answer a row",
         )
     turn, content = upto[len(header) :], messages[index].content
     at = turn.find(content)
