@@ -48,7 +48,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cachekd")
 def group() -> None:
-    r"""Offline two-stage logit caching for knowledge distillation of language models.
+    """Offline two-stage logit caching for knowledge distillation of language models.
 
     \b
     cachekd precompute --teacher M --data D --cache C     run the teacher once
@@ -56,7 +56,7 @@ def group() -> None:
 
     Exit codes: 0 done, 1 failed, 2 usage, 3 incomplete but resumable, 4 corruption found,
     5 refused as a wrong pair.
-    """
+    """  # noqa: D301 (click wants the backspace character itself)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 

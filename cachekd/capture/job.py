@@ -26,6 +26,9 @@ from cachekd.teachers import Selection, TeacherFacts
 from cachekd.types import Int32, Sample
 
 CODEC = "plain"
+# What Parquet adds, at most: footer and pages of a shard, headers of a record.
+_SHARD_BYTES = 32 << 10
+_RECORD_BYTES = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +88,9 @@ class Job:
 
     def bytes_at_most(self) -> int:
         """Upper bound of what the missing units will take on disk."""
-        return sum(map(self.unit_tokens, self.todo)) * _bytes_per_token(self.identity)
+        keys = sum(len(self.plan.unit_keys(number)) for number in self.todo)
+        files = len(self.todo) * _SHARD_BYTES + keys * _RECORD_BYTES
+        return sum(map(self.unit_tokens, self.todo)) * _bytes_per_token(self.identity) + files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
