@@ -52,6 +52,9 @@ class CodecHeader:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptCache(f"codec header cannot be read: {error!r}") from error
+        # A name from a file finds a plugin, never a module:Class of the writer's choice.
+        if not header.codec.isidentifier():
+            raise CorruptCache(f"{header.codec!r} is not the name of a codec")
         if header.logprob_dtype not in ("float16", "float32") or header.vocab_size < 1:
             raise CorruptCache(f"codec header holds impossible values: {value}")
         return header
