@@ -32,7 +32,7 @@ def capture(teacher: Path, data: Path, cache: Path, samples: int, **shape: int) 
             data=(str(data),),
             cache=str(cache),
             max_samples=samples,
-            logits_dtype="float32",
+            logits_values="float32",
             on_long="truncate",
             **shape,
         )

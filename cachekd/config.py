@@ -146,17 +146,36 @@ class DataConfig:
     )
 
 
+LEVEL_STEPS = {"sqrt": 1 / 24, "log": 1 / 8}
+"""Ways to round log-probabilities to levels, and the default distance of two levels."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
     """What is kept of each next-token distribution: the fields that make the capture id."""
 
+    logits_selection: str = option(
+        "top_p",
+        "Which entries are kept. top_k: the k most probable; top_p: of these, up to mass p; "
+        "top_k+sampled: those of at least probability tau exactly and an unbiased sample of the "
+        "rest; sampled: unbiased draws only; full: the whole vocabulary.",
+        choices=("top_k", "top_p", "top_k+sampled", "sampled", "full"),
+        group="Selection",
+    )
     logits_top_k: int = option(
         64, "Entries kept at most per position; 0 keeps the whole vocabulary.", group="Selection"
     )
     logits_top_p: float = option(
-        0.99, "Keep the most probable entries up to this mass (at T = 1).", group="Selection"
+        0.99, "top_p: keep the most probable entries up to this mass (T = 1).", group="Selection"
     )
-    logits_min_k: int = option(1, "Entries kept at least per position.", group="Selection")
+    logits_min_k: int = option(1, "top_p: entries kept at least per position.", group="Selection")
+    logits_samples: int = option(50, "sampled: draws per position.", group="Selection")
+    logits_tau: float = option(
+        0.02,
+        "top_k+sampled: tokens below this probability are sampled, and kept ones weigh tau.",
+        group="Selection",
+    )
+    logits_seed: int = option(0, "Seed of sampled entries.", group="Selection")
     temperatures: tuple[float, ...] = option(
         (1.0, 2.0), "Temperatures whose exact log-normaliser is stored.", group="Selection"
     )
@@ -166,10 +185,16 @@ class SelectionConfig:
         choices=("all", "response"),
         group="Selection",
     )
-    logits_dtype: str = option(
+    logits_values: str = option(
         "float16",
-        "Precision of stored log-probabilities.",
-        choices=("float16", "float32"),
+        "How log-probabilities are rounded. float16, float32: as they are; sqrt: levels uniform in "
+        "the square root of the probability; log: levels uniform in nats.",
+        choices=("float16", "float32", "sqrt", "log"),
+        group="Selection",
+    )
+    logits_step: float | None = option(
+        None,
+        "Distance of two levels. Default: 1/24 for sqrt, 1/8 nat for log.",
         group="Selection",
     )
 
@@ -216,6 +241,7 @@ class PrecomputeConfig(RunConfig, SelectionConfig, DataConfig, ModelConfig):
                 f"logits_min_k: expected 1 to logits_top_k ({self.logits_top_k}); "
                 f"found {self.logits_min_k}"
             )
+        _check_levels(self)
         if not self.temperatures or min(self.temperatures) <= 0:
             raise ConfigError(f"temperatures: expected values above 0; found {self.temperatures}")
         for name in ("batch_tokens", "sort_window", "unit_tokens"):
@@ -229,6 +255,22 @@ class PrecomputeConfig(RunConfig, SelectionConfig, DataConfig, ModelConfig):
             raise ConfigError("load_in_4bit and load_in_8bit exclude each other; set one")
         if self.device and self.device_map:
             raise ConfigError("device and device_map exclude each other; set one")
+
+
+def _check_levels(config: SelectionConfig) -> None:
+    """Sampling and rounding: values in range, and a step only where there are levels."""
+    if config.logits_samples < 1:
+        raise ConfigError(f"logits_samples: expected at least 1; found {config.logits_samples}")
+    if not 0.0 < config.logits_tau <= 1.0:
+        raise ConfigError(f"logits_tau: expected 0 < tau <= 1; found {config.logits_tau}")
+    step = config.logits_step
+    if step is not None and config.logits_values not in LEVEL_STEPS:
+        raise ConfigError(
+            f"logits_step: {config.logits_values} has no levels; leave the step out, or set "
+            "logits_values to sqrt or log"
+        )
+    if step is not None and not 1 / 240 <= step <= 1.0:
+        raise ConfigError(f"logits_step: expected 1/240 to 1; found {step}")
 
 
 @dataclass(frozen=True, kw_only=True)

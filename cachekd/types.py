@@ -73,8 +73,11 @@ class TopKLogits:
     Attributes:
         offsets: int64 [L], first 0, last n.
         ids: token ids, int32 [n].
-        logprobs: natural-log probabilities at temperature 1, float32 [n].
-        weights: weights of sampled entries, float32 [n], or None without sampled entries.
+        logprobs: natural-log probabilities at temperature 1, float32 [n]; of a sampled entry the
+            log of its weight.
+        weights: None without sampled entries, else float32 [n]: 0 for an entry of the head; for a
+            sampled entry its weight w > 0, such that the expectation of w summed over draws is the
+            teacher's probability (an unbiased estimate).
         tail: log of the teacher's mass outside the exact head, float32 [L-1]; -inf when the head
             is the whole vocabulary; 0 on rows that were not captured.
         next_logprob: log-probability of ``input_ids[t+1]``, float32 [L-1].

@@ -63,14 +63,7 @@ class Job:
     @property
     def selection(self) -> Selection:
         """What the teacher is asked to keep."""
-        kept = self.identity.capture["selection"]
-        return Selection(
-            k=kept["k"],
-            p=kept["p"],
-            min_k=kept["min_k"],
-            vocab_size=self.identity.source["vocab_size"],
-            temperatures=_further(self.identity),
-        )
+        return selection_of(self.identity)
 
     @property
     def header(self) -> CodecHeader:
@@ -78,7 +71,7 @@ class Job:
         return CodecHeader(
             codec=CODEC,
             vocab_size=self.identity.source["vocab_size"],
-            logprob_dtype=self.identity.capture["logprobs"],
+            logprob_dtype=self.identity.capture["logprobs"]["values"],
             temperatures=_further(self.identity),
         )
 
@@ -229,6 +222,24 @@ def _response_rows(
     return wanted
 
 
+def selection_of(identity: Identity) -> Selection:
+    """What a capture asks a teacher to keep."""
+    kept, values = identity.capture["selection"], identity.capture["logprobs"]
+    # Levels uniform in sqrt(p): what rounds to level 0 belongs to the tail.
+    floor = (values["step"] / 2) ** 2 if values["values"] == "sqrt" else 0.0
+    return Selection(
+        k=kept.get("k", 0),
+        p=kept.get("p", 1.0),
+        min_k=kept.get("min_k", 1),
+        vocab_size=identity.source["vocab_size"],
+        temperatures=_further(identity),
+        min_prob=floor,
+        tau=kept.get("tau", 0.0),
+        samples=kept.get("samples", 0),
+        seed=kept.get("seed", 0),
+    )
+
+
 def _further(identity: Identity) -> tuple[float, ...]:
     """Captured temperatures other than 1."""
     return tuple(float(t) for t in identity.capture["temperatures"] if t != 1.0)
@@ -236,6 +247,9 @@ def _further(identity: Identity) -> tuple[float, ...]:
 
 def _bytes_per_token(identity: Identity) -> int:
     """Upper bound of the bytes stored for a token."""
-    entry = 3 + (2 if identity.capture["logprobs"] == "float16" else 4)
+    selection = selection_of(identity)
+    entry = 3 + (2 if identity.capture["logprobs"]["values"] == "float16" else 4)
     scalars = 4 + 4 * (4 + len(identity.capture["temperatures"]))
-    return int(identity.capture["selection"]["k"] * entry + scalars)
+    # A threshold sample of the tail has at most 1 / tau entries in expectation, and one more.
+    sampled = selection.samples + (int(1 / selection.tau) + 1 if selection.tau else 0)
+    return int((min(selection.k, selection.vocab_size) + sampled) * entry + scalars)

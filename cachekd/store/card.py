@@ -23,8 +23,9 @@ def card(identity: Identity, manifest: Manifest) -> str:
         "Root digest": manifest.root,
         "Teacher dtype": identity.source["dtype"],
         "Vocabulary": identity.source["vocab_size"],
-        "Selection": f"top {selection['k']}, up to mass {selection['p']}, rows: "
-        f"{identity.capture['rows']}",
+        "Selection": ", ".join(f"{key} {value}" for key, value in selection.items()),
+        "Values": ", ".join(map(str, identity.capture["logprobs"].values())),
+        "Rows": identity.capture["rows"],
         "Temperatures": ", ".join(map(str, identity.capture["temperatures"])),
         "Samples": totals["samples"],
         "Tokens": totals["sample_tokens"],

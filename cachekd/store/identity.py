@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cachekd.config import ModelConfig, SelectionConfig
+from cachekd.config import LEVEL_STEPS, ModelConfig, SelectionConfig
 from cachekd.data.digests import json_id
 from cachekd.errors import MismatchError, TeacherError
 from cachekd.teachers import TeacherFacts
@@ -170,13 +170,9 @@ def capture_spec(config: SelectionConfig, attn_implementation: str, vocab: int) 
     """What is kept of each distribution, as the facts that the capture id is a digest of."""
     return {
         "attn_implementation": attn_implementation,
-        "selection": {
-            "k": min(config.logits_top_k or vocab, vocab),
-            "p": config.logits_top_p,
-            "min_k": config.logits_min_k,
-        },
+        "selection": _selection(config, vocab),
         "rows": config.rows,
-        "logprobs": config.logits_dtype,
+        "logprobs": _values(config),
         "temperatures": sorted({1.0, *map(float, config.temperatures)}),
     }
 
@@ -210,6 +206,25 @@ def source_facts(
         "tokenizer": tokenizer.digest,
         "vocab_size": tokenizer.vocab_size,
     }
+
+
+def _selection(config: SelectionConfig, vocab: int) -> dict[str, Any]:
+    """Only what the kind of selection depends on: two ways to say the same are the same."""
+    kind, k = config.logits_selection, min(config.logits_top_k or vocab, vocab)
+    if kind == "sampled":
+        return {"kind": kind, "samples": config.logits_samples, "seed": config.logits_seed}
+    if kind == "top_k+sampled":
+        return {"kind": kind, "k": k, "tau": config.logits_tau, "seed": config.logits_seed}
+    if kind == "top_p":
+        return {"kind": kind, "k": k, "p": config.logits_top_p, "min_k": config.logits_min_k}
+    return {"kind": "top_k", "k": vocab if kind == "full" else k}
+
+
+def _values(config: SelectionConfig) -> dict[str, Any]:
+    values = config.logits_values
+    if values not in LEVEL_STEPS:
+        return {"values": values}
+    return {"values": values, "step": config.logits_step or LEVEL_STEPS[values]}
 
 
 def refuse_difference(door: str, left: Any, right: Any, left_name: str, right_name: str) -> None:

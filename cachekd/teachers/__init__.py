@@ -48,9 +48,19 @@ class TeacherFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What is kept of each row: at most k entries, up to mass p, at least min_k.
+    """What is kept of each row.
+
+    The head is exact: at most k entries, up to mass p, at least min_k, none below ``min_prob``
+    (but the best one is always kept). What is outside of it may be sampled, without bias.
 
     Attributes:
+        k, p, min_k: see above; k = 0 keeps no head at all.
+        min_prob: smallest probability of a head entry.
+        tau: above 0, a head entry has at least this probability, and every other token v is kept
+            with probability min(1, p_v / tau), with weight max(p_v, tau).
+        samples: above 0 (with k = 0), draws from the whole distribution: a token drawn c times is
+            kept with weight c / samples.
+        seed: draws are a function of this, of the document's token ids and of the row alone.
         vocab_size: real vocabulary V; logits are normalised over it, padding is cut off.
         temperatures: temperatures other than 1 whose log-normaliser is computed.
     """
@@ -60,6 +70,10 @@ class Selection:
     min_k: int
     vocab_size: int
     temperatures: tuple[float, ...]
+    min_prob: float = 0.0
+    tau: float = 0.0
+    samples: int = 0
+    seed: int = 0
 
 
 class Teacher(Protocol):

@@ -15,7 +15,7 @@ from cachekd.types import TopKLogits
 
 
 def config(family: Family, data: Path, cache: Path, **further: object) -> PrecomputeConfig:
-    settings = {"logits_dtype": "float32", "logits_top_p": 1.0, "logits_top_k": 32, "threads": 1}
+    settings = {"logits_values": "float32", "logits_top_p": 1.0, "logits_top_k": 32, "threads": 1}
     return PrecomputeConfig(
         teacher=str(family.teacher), data=(str(data),), cache=str(cache), **{**settings, **further}
     )

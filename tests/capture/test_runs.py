@@ -44,7 +44,7 @@ def test_dry_run_counts_and_writes_nothing(family: Family, data: Path, tmp_path:
 
 
 def test_the_bound_of_the_dry_run_holds(family: Family, data: Path, tmp_path: Path) -> None:
-    kept = {"logits_top_p": 1.0, "logits_dtype": "float32", "unit_tokens": 10**6}
+    kept = {"logits_top_p": 1.0, "logits_values": "float32", "unit_tokens": 10**6}
     report = cachekd.precompute(config(family, data, tmp_path / "cache", **kept))
     payload = report["bytes"] - 16_000  # Parquet's own headers and footer
     assert payload < report["bytes_at_most"]
@@ -109,7 +109,7 @@ def test_out_of_memory_is_tried_again_and_then_split(
     from cachekd.store.io import Location
     from cachekd.store.state import read_state
 
-    precise = {"logits_dtype": "float32"}
+    precise = {"logits_values": "float32"}
     cachekd.precompute(config(family, data, tmp_path / "calm", **precise))
     score, refused = HFTeacher.score, []
 

@@ -73,7 +73,7 @@ def real(
                 cache=str(folder / "cache"),
                 rows="response",
                 temperatures=(0.5, 1.0, 2.0),
-                logits_dtype=request.param,
+                logits_values=request.param,
                 threads=1,
                 unit_tokens=80,
                 batch_tokens=80,

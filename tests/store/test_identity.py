@@ -47,7 +47,7 @@ def test_padding_of_the_embedding_does_not_count(
     save_model(padded, 384, width=32, layers=1, seed=3)
     assert tokenizer_facts(padded) == tokenizer_facts(family.teacher)
     data = write_rows(tmp_path / "data.jsonl", chat_rows(4))
-    kept = {"logits_top_k": 0, "logits_top_p": 1.0, "logits_dtype": "float32"}
+    kept = {"logits_top_k": 0, "logits_top_p": 1.0, "logits_values": "float32"}
     settings = {"data": (str(data),), "cache": str(tmp_path / "cache"), **kept}
     cachekd.precompute(config(padded, **settings))
     model = AutoModelForCausalLM.from_pretrained(padded).double().eval()
@@ -154,7 +154,7 @@ def test_dtype_and_quantisation_are_part_of_the_source(family: Family) -> None:
 def test_the_capture_id_is_of_every_field_of_the_selection() -> None:
     options: list[dict[str, Any]] = [
         {}, {"logits_top_k": 8}, {"logits_top_p": 0.5}, {"logits_min_k": 2},
-        {"temperatures": (1.0,)}, {"rows": "response"}, {"logits_dtype": "float32"},
+        {"temperatures": (1.0,)}, {"rows": "response"}, {"logits_values": "float32"},
     ]  # fmt: skip
     specs = [capture_spec(SelectionConfig(**option), "sdpa", 320) for option in options]
     specs.append(capture_spec(SelectionConfig(), "eager", 320))

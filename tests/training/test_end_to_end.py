@@ -26,7 +26,7 @@ TRAINING = {
 
 
 def capture(family: Family, data: Path, cache: Path, **further: object) -> None:
-    settings = {"logits_dtype": "float32", "threads": 1, "batch_tokens": 1}
+    settings = {"logits_values": "float32", "threads": 1, "batch_tokens": 1}
     cachekd.precompute(
         PrecomputeConfig(
             teacher=str(family.teacher),
