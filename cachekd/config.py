@@ -213,6 +213,9 @@ class RunConfig:
     unit_tokens: int = option(
         262144, "Tokens of a unit: one shard, the grain of resuming.", group="Run"
     )
+    codec: str = option(
+        "packed", "Codec plugin that packs the targets; changes sizes, never values.", group="Run"
+    )
     threads: int | None = option(
         None, "CPU threads of the teacher; frozen in the plan.", group="Run"
     )

@@ -148,6 +148,9 @@ class FakeCache:
     def __getitem__(self, i: int) -> Record:
         return self.records[i]
 
+    def read(self, numbers: Sequence[int]) -> list[Record]:
+        return [self.records[i] for i in numbers]
+
     def roles(self, i: int) -> Any:
         return self.records[i].roles, self.records[i].prompt_length
 

@@ -13,13 +13,15 @@ from typing import Any
 from cachekd.capture.identify import check_same
 from cachekd.capture.job import Job
 from cachekd.capture.prepare import prepare_job
-from cachekd.capture.unit import describe, run_unit, score_batch
+from cachekd.capture.trial import try_teacher
+from cachekd.capture.unit import describe, run_unit
 from cachekd.config import PrecomputeConfig
 from cachekd.engines.local import run_units
 from cachekd.errors import Incomplete
 from cachekd.plugins import find
 from cachekd.signals import StopFlag, stop_on_signals
 from cachekd.store.layout import plan_name, samples_name
+from cachekd.store.priors import write_prior
 from cachekd.store.seal import seal
 from cachekd.store.state import read_identity, read_state, write_identity
 from cachekd.teachers import Teacher
@@ -66,11 +68,13 @@ def precompute(
 
 
 def _write_plan(job: Job) -> None:
-    """Make the job known in the cache: identity, samples, then the plan that names them."""
+    """Make the job known in the cache: identity, samples, prior, then the plan that names them."""
     write_identity(job.location, job.identity)
     check_same(read_identity(job.location), job.identity, job.location)  # another may be first
     for digest, data in job.files.items():
         job.location.create(samples_name(digest), data)
+    if job.prior is not None:
+        write_prior(job.location, job.prior)
     job.location.create(plan_name(job.plan_digest), job.plan_data)
 
 
@@ -80,10 +84,8 @@ def _score_all(
     teacher: Teacher = find("teachers", job.config.backend).load(
         job.config, job.facts, job.plan.threads
     )
-    # A trial before anything is written: a teacher that gives NaN or does not fit its tokenizer
-    # must not leave a cache behind.
-    score_batch(job, teacher, job.plan.units[job.todo[0]][0])
     with stop_on_signals() as flag:
+        job = try_teacher(job, teacher)
         _write_plan(job)
         return _run(job, teacher, flag, started, progress)
 

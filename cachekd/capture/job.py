@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachekd.codecs import CodecHeader
+from cachekd.codecs._priors import Prior
 from cachekd.config import PrecomputeConfig
 from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.digests import bytes_digest
@@ -18,14 +19,13 @@ from cachekd.data.samples import Prepared
 from cachekd.errors import DataError
 from cachekd.store.identity import Identity
 from cachekd.store.io import Location
-from cachekd.store.plan import Plan, cut, run_digest
+from cachekd.store.plan import Plan, PlannedBatch, cut, run_digest
 from cachekd.store.samples import SHARD_ROWS, SampleTable, keys_of, sample_ids, write_samples
 from cachekd.store.seal import load_samples
 from cachekd.store.state import CacheState
 from cachekd.teachers import Selection, TeacherFacts
-from cachekd.types import Int32, Sample
+from cachekd.types import Int32, Sample, TopKLogits
 
-CODEC = "plain"
 # What Parquet adds, at most: footer and pages of a shard, headers of a record.
 _SHARD_BYTES = 32 << 10
 _RECORD_BYTES = 512
@@ -43,6 +43,9 @@ class Job:
         todo: numbers of the plan's units that are not committed.
         cached: distinct keys of the data that are cached already.
         new_samples: samples that the cache does not hold yet.
+        known: whether the cache has the plan already.
+        prior: what the plan's shards are packed with.
+        scored: batches that were scored already, with their targets and number of pieces.
     """
 
     config: PrecomputeConfig
@@ -59,6 +62,9 @@ class Job:
     todo: Sequence[int]
     cached: int
     new_samples: int
+    known: bool
+    prior: Prior | None = None
+    scored: dict[PlannedBatch, tuple[list[TopKLogits], int]] = field(default_factory=dict)
 
     @property
     def selection(self) -> Selection:
@@ -69,11 +75,21 @@ class Job:
     def header(self) -> CodecHeader:
         """How shards are encoded."""
         return CodecHeader(
-            codec=CODEC,
+            codec=self.config.codec,
             vocab_size=self.identity.source["vocab_size"],
-            logprob_dtype=self.identity.capture["logprobs"]["values"],
+            values=self.identity.capture["logprobs"]["values"],
+            step=self.identity.capture["logprobs"].get("step"),
+            samples=self.selection.samples,
+            tau=self.selection.tau,
             temperatures=_further(self.identity),
+            prior=self.plan.prior,
         )
+
+    def packed_with(self, prior: str | None) -> Job:
+        """The same job, its shards packed with this prior."""
+        plan = replace(self.plan, prior=prior)
+        digest, data = plan.dump()
+        return replace(self, plan=plan, plan_digest=digest, plan_data=data)
 
     def unit_tokens(self, number: int) -> int:
         """Tokens of a unit, without padding."""
@@ -137,6 +153,7 @@ def freeze(
         ],
         cached=sum(key in done for key in documents),
         new_samples=len(fresh),
+        known=state is not None and digest in state.plans,
     )
 
 
@@ -248,7 +265,11 @@ def _further(identity: Identity) -> tuple[float, ...]:
 def _bytes_per_token(identity: Identity) -> int:
     """Upper bound of the bytes stored for a token."""
     selection = selection_of(identity)
-    entry = 3 + (2 if identity.capture["logprobs"]["values"] == "float16" else 4)
+    # Codes, lengths and gaps of runs of one entry each, every gap an escape.
+    entry = (
+        5
+        + {"float16": 2, "float32": 4, "sqrt": 2, "log": 3}[identity.capture["logprobs"]["values"]]
+    )
     scalars = 4 + 4 * (4 + len(identity.capture["temperatures"]))
     # A threshold sample of the tail has at most 1 / tau entries in expectation, and one more.
     sampled = selection.samples + (int(1 / selection.tau) + 1 if selection.tau else 0)

@@ -44,7 +44,9 @@ def run_unit(
     targets, splits = _score_unit(job, teacher, number, stop_asked, scored)
     keys = job.plan.unit_keys(number)
     documents = [job.documents[key] for key in keys]
-    data, facts = write_shard(job.header, job.identity.capture_id, keys, documents, targets)
+    data, facts = write_shard(
+        job.header, job.identity.capture_id, keys, documents, targets, job.prior
+    )
     job.location.create(shard_name(facts.digest), data)
     record = UnitRecord(
         plan=job.plan_digest,
@@ -73,7 +75,8 @@ def _score_unit(
     for place, batch in enumerate(job.plan.units[number]):
         if stop_asked():
             raise Incomplete("stopped between two batches")
-        scores, pieces = score_batch(job, teacher, batch)
+        done = job.scored.pop(batch, None)
+        scores, pieces = done if done is not None else score_batch(job, teacher, batch)
         targets += scores
         if pieces > 1:
             splits[str(place)] = pieces

@@ -15,12 +15,18 @@ The frame states its content size and carries a checksum.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
 import numpy as np
 import zstandard
 
-from cachekd.codecs import CodecHeader
-from cachekd.errors import CorruptCache
+from cachekd.codecs import CodecHeader, Encoded
+from cachekd.errors import ConfigError, CorruptCache
 from cachekd.types import TopKLogits
+
+if TYPE_CHECKING:
+    from cachekd.codecs._priors import Prior
 
 _LEVEL = 3
 _ID_LIMIT = 1 << 24
@@ -29,11 +35,18 @@ _ID_LIMIT = 1 << 24
 class PlainCodec:
     """See the module's text for the layout."""
 
-    def __init__(self, header: CodecHeader) -> None:
+    uses_prior: ClassVar[bool] = False
+
+    def __init__(self, header: CodecHeader, prior: Prior | None = None) -> None:
+        if header.step is not None or header.samples or header.tau:
+            raise ConfigError(
+                "the plain codec holds exact heads in float16 or float32; use --codec packed for "
+                "levels and for sampled entries"
+            )
         if header.vocab_size > _ID_LIMIT:
             raise CorruptCache(f"vocabulary {header.vocab_size} does not fit 24-bit ids")
         self._header = header
-        self._value = np.dtype(header.logprob_dtype).newbyteorder("<")
+        self._value = np.dtype(header.values).newbyteorder("<")
         self._lowest = np.float32(np.finfo(self._value).min)
 
     def encode(self, targets: TopKLogits) -> bytes:
@@ -54,12 +67,15 @@ class PlainCodec:
         )
         return compressor.compress(b"".join(plane.tobytes() for plane in planes))
 
-    def decode(self, data: bytes, rows: int, entries: int) -> TopKLogits:
-        """Targets of one document.
+    def decode(self, records: Sequence[Encoded]) -> list[TopKLogits]:
+        """Targets of documents.
 
         Raises:
-            CorruptCache: the frame is damaged, or its size or values do not fit the shape.
+            CorruptCache: a frame is damaged, or its size or values do not fit the shape.
         """
+        return [self._decode(*record) for record in records]
+
+    def _decode(self, data: bytes, rows: int, entries: int) -> TopKLogits:
         if entries > rows * self._header.vocab_size:
             raise CorruptCache(
                 f"{entries} entries in {rows} rows; a vocabulary of {self._header.vocab_size} "

@@ -50,6 +50,11 @@ def index_name(digest: str) -> str:
     return f"index/{digest}"
 
 
+def prior_name(digest: str) -> str:
+    """File of what a codec learned."""
+    return f"priors/{digest}"
+
+
 def manifest_name(generation: int) -> str:
     """File of a seal."""
     return f"manifest-{generation}.json"

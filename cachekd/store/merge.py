@@ -8,7 +8,7 @@ from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache
 from cachekd.store.identity import refuse_difference
 from cachekd.store.io import Location
-from cachekd.store.layout import plan_name, samples_name, shard_name, unit_name
+from cachekd.store.layout import plan_name, prior_name, samples_name, shard_name, unit_name
 from cachekd.store.seal import Manifest, seal
 from cachekd.store.state import CacheState, read_state, write_identity
 
@@ -51,6 +51,8 @@ def _refuse(door: str, left: CacheState, right: CacheState, left_url: str, right
 def _copy(place: Location, state: CacheState, into: Location) -> None:
     """Samples and shards first, then plans, then the commit records that make them count."""
     named = {samples_name(digest): digest for digest in state.samples()}
+    named |= {prior_name(digest): digest for digest in state.priors()}
+    named |= {prior_name(plan.prior): plan.prior for plan in state.plans.values() if plan.prior}
     named |= {shard_name(digest): digest for digest in state.shards()}
     for name, digest in named.items():
         if not into.exists(name):

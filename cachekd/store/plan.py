@@ -41,6 +41,7 @@ class Plan:
         units: each becomes one shard.
         threads: CPU threads of the teacher.
         samples: digests of the samples shards that came with this plan.
+        prior: digest of the prior that its shards are packed with, or None.
         skipped: rows left out, by reason.
         changed: rows truncated or split, by what was done.
     """
@@ -54,6 +55,7 @@ class Plan:
     samples: tuple[str, ...]
     skipped: Mapping[str, int]
     changed: Mapping[str, int]
+    prior: str | None = None
 
     def unit_keys(self, number: int) -> tuple[bytes, ...]:
         """Keys of a unit, in capture order."""
@@ -74,6 +76,7 @@ class Plan:
                 "samples": list(self.samples),
                 "skipped": dict(self.skipped),
                 "changed": dict(self.changed),
+                "prior": self.prior,
             },
         )
         return bytes_digest(data), data
@@ -108,6 +111,7 @@ def load_plan(name: str, data: bytes) -> Plan:
             samples=tuple(document["samples"]),
             skipped=document["skipped"],
             changed=document["changed"],
+            prior=document["prior"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptCache(f"{name} is no plan: {error!r}") from error

@@ -30,11 +30,13 @@ from cachekd.store.layout import (
     index_name,
     manifest_name,
     plan_name,
+    prior_name,
     read_document,
     samples_name,
     shard_name,
     unit_name,
 )
+from cachekd.store.priors import Priors
 from cachekd.store.samples import SampleTable, collect, read_samples
 from cachekd.store.shards import Groups, Shard, ShardFacts
 from cachekd.store.state import CacheState, read_state
@@ -52,6 +54,7 @@ class Manifest:
     capture_id: str
     shards: Mapping[str, ShardFacts]
     samples: tuple[str, ...]
+    priors: Mapping[str, int]
     index: str
     files: Mapping[str, str]
     totals: Mapping[str, int]
@@ -84,6 +87,7 @@ def read_manifest(location: Location) -> Manifest | None:
             capture_id=document["kinds"][KIND]["capture_id"],
             shards={facts.digest: facts for facts in shards},
             samples=tuple(document["samples"]),
+            priors=dict(document["priors"]),
             index=document["index"],
             files=dict(document["files"]),
             totals=dict(document["totals"]),
@@ -142,14 +146,16 @@ def _check_rows(
 
     It happens where equal token ids came with other roles, in runs or caches of their own.
     """
-    shards, groups, facts = {}, Groups(), state.shards()
+    shards, groups, priors, facts = {}, Groups(), Priors(location), state.shards()
     lacking = 0
     for i, key in enumerate(samples.keys):
         place = index.find(key)
         assert place is not None, "samples without targets were left out"
         digest = index.shards[place[0]]
         if digest not in shards:
-            shards[digest] = Shard(location, facts[digest], state.identity.capture_id, groups)
+            shards[digest] = Shard(
+                location, facts[digest], state.identity.capture_id, groups, priors
+            )
         _, _, targets = shards[digest].record(place[1])
         prompt = int(samples.prompt_lengths[i])
         wanted = trained_rows(samples.roles(i), None if prompt < 0 else prompt, LossMask.AUTO)
@@ -225,6 +231,7 @@ def _content(
             }
         },
         "samples": state.samples(),
+        "priors": {digest: location.size(prior_name(digest)) for digest in state.priors()},
         "index": bytes_digest(index_data),
         "files": {name: bytes_digest(location.read(name)) for name in names},
         "totals": totals(shards, samples, index),

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cachekd.codecs import Codec, CodecHeader
+from cachekd.codecs import Codec, CodecHeader, Encoded
+from cachekd.codecs._priors import Prior
 from cachekd.data.digests import bytes_digest, sample_key
 from cachekd.errors import CorruptCache
 from cachekd.plugins import find
 from cachekd.store.io import Location
 from cachekd.store.layout import shard_name
+from cachekd.store.priors import Priors
 from cachekd.store.tables import (
     LOGITS,
     footer_bytes,
@@ -43,6 +45,7 @@ class ShardFacts:
     tokens: int
     entries: int
     footer: str
+    prior: str | None = None
 
     @classmethod
     def from_json(cls, value: Any) -> ShardFacts:
@@ -56,7 +59,10 @@ class ShardFacts:
         except TypeError as error:
             raise CorruptCache(f"facts of a shard cannot be read: {error}") from error
         numbers = (facts.bytes, facts.rows, facts.tokens, facts.entries)
-        if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        names = (facts.digest, facts.footer) + ((facts.prior,) if facts.prior else ())
+        if not all(isinstance(number, int) and number >= 0 for number in numbers) or not all(
+            isinstance(name, str) for name in names
+        ):
             raise CorruptCache(f"facts of a shard hold impossible values: {value}")
         return facts
 
@@ -67,9 +73,10 @@ def write_shard(
     keys: Sequence[bytes],
     documents: Sequence[Int32],
     targets: Sequence[TopKLogits],
+    prior: Prior | None = None,
 ) -> tuple[pa.Buffer, ShardFacts]:
-    """The bytes of a shard and what is said of it."""
-    codec: Codec = find("codecs", header.codec)(header)
+    """The bytes of a shard and what is said of it; ``prior`` is the one that the header names."""
+    codec: Codec = find("codecs", header.codec)(header, prior)
     order = sorted(range(len(keys)), key=lambda i: keys[i])
     data = write_table(
         {
@@ -89,6 +96,7 @@ def write_shard(
         tokens=sum(map(len, documents)),
         entries=sum(len(target.ids) for target in targets),
         footer=bytes_digest(footer_bytes(data)),
+        prior=header.prior,
     )
 
 
@@ -121,6 +129,7 @@ class Shard:
         facts: what the commit record or the seal says of it.
         capture_id: capture that it must hold.
         groups: where its row groups are held; several shards may share one.
+        priors: the cache's priors; several shards may share them.
 
     Raises:
         CorruptCache: missing, altered, of another capture, or not decodable; names the file.
@@ -132,6 +141,7 @@ class Shard:
         facts: ShardFacts,
         capture_id: str,
         groups: Groups | None = None,
+        priors: Priors | None = None,
     ) -> None:
         self.name = shard_name(facts.digest)
         self._path = location.path(self.name)
@@ -146,7 +156,10 @@ class Shard:
         if metadata.get(b"capture_id", b"").decode() != capture_id:
             raise self._corrupt(f"it holds another capture than {capture_id}")
         self.header = CodecHeader.from_json(metadata.get(b"codec", b""))
-        self._codec: Codec = find("codecs", self.header.codec)(self.header)
+        if self.header.prior != facts.prior:
+            raise self._corrupt(f"expected prior {facts.prior}, found {self.header.prior}")
+        prior = (priors or Priors(location)).get(facts.prior) if facts.prior else None
+        self._codec: Codec = find("codecs", self.header.codec)(self.header, prior)
         rows = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]).astype(np.int64)
         if self._starts[-1] != facts.rows:
@@ -167,6 +180,18 @@ class Shard:
 
     def record(self, row: int) -> tuple[bytes, Int32, TopKLogits]:
         """Key, token ids and targets of a row."""
+        return self.records([row])[0]
+
+    def records(self, rows: Sequence[int]) -> list[tuple[bytes, Int32, TopKLogits]]:
+        """Key, token ids and targets of rows; many at once cost less than one by one."""
+        stored = [self._stored(row) for row in rows]
+        try:
+            targets = self._codec.decode([encoded for _, _, encoded in stored])
+        except CorruptCache as error:
+            raise self._corrupt(f"rows {rows[0]} to {rows[-1]}: {error}") from error
+        return [(key, ids, t) for (key, ids, _), t in zip(stored, targets, strict=True)]
+
+    def _stored(self, row: int) -> tuple[bytes, Int32, Encoded]:
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         batch = self._group(group)
         place = row - int(self._starts[group])
@@ -176,11 +201,7 @@ class Shard:
         input_ids = numpy_of(batch.column(3)[place].values)
         if not 2 <= tokens == len(input_ids) <= _MAX_TOKENS or entries < 0:
             raise self._corrupt(f"row {row}: counts do not fit its token ids")
-        blob = batch.column(4)[place].as_buffer()
-        try:
-            return key, input_ids, self._codec.decode(blob, tokens - 1, entries)
-        except CorruptCache as error:
-            raise self._corrupt(f"row {row}: {error}") from error
+        return key, input_ids, (batch.column(4)[place].as_buffer(), tokens - 1, entries)
 
     def check_record(self, row: int) -> tuple[int, int]:
         """Decode a row and check its law: key, order of the head, mass. Tokens and entries.
@@ -211,8 +232,8 @@ class Shard:
 def impossible(targets: TopKLogits) -> str | None:
     """Why decoded targets cannot be a distribution each row, or None.
 
-    Head log-probs are at most 0 and fall; no value is NaN; head and tail have mass 1 (to the
-    precision of half floats, whose error grows with the number of entries).
+    Log-probs are at most 0, those of the head fall; no value is NaN; no token stands twice; head
+    and tail have mass 1 (to the precision of half floats, whose error grows with the entries).
     """
     counts = np.diff(targets.offsets)
     scalars = [targets.tail, targets.next_logprob, targets.entropy, *targets.lognorm.values()]
@@ -221,12 +242,13 @@ def impossible(targets: TopKLogits) -> str | None:
     if (targets.logprobs > 0).any() or (targets.tail > 1e-4).any():
         return "a log-probability is above 0"
     row_n = np.repeat(np.arange(len(counts)), counts)
+    in_head = np.ones(len(row_n), bool) if targets.weights is None else targets.weights == 0
     falls = np.diff(targets.logprobs) <= 0
-    if not falls[row_n[1:] == row_n[:-1]].all():
+    if not falls[(row_n[1:] == row_n[:-1]) & in_head[1:] & in_head[:-1]].all():
         return "head entries are not in falling order"
-    if not (np.diff(targets.ids)[(row_n[1:] == row_n[:-1])] != 0).all():
+    if len(np.unique(row_n * targets.vocab_size + targets.ids)) != len(row_n):
         return "a token id stands twice in a row"
-    head = np.bincount(row_n, np.exp(targets.logprobs.astype(np.float64)), len(counts))
+    head = np.bincount(row_n, in_head * np.exp(targets.logprobs.astype(np.float64)), len(counts))
     mass = (head + np.exp(targets.tail.astype(np.float64)))[counts > 0]
     if (np.abs(mass - 1) > 0.02).any():
         return "head and tail of a row do not add up to mass 1"

@@ -112,6 +112,10 @@ class CacheState:
         facts = {record.shard.digest: record.shard for record in self.units.values()}
         return dict(sorted(facts.items()))
 
+    def priors(self) -> list[str]:
+        """Digests of the priors that committed shards need, sorted."""
+        return sorted({facts.prior for facts in self.shards().values() if facts.prior})
+
     def samples(self) -> list[str]:
         """Digests of all samples shards, in plan order, each once."""
         return list(dict.fromkeys(name for plan in self.plans.values() for name in plan.samples))

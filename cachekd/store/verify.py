@@ -13,6 +13,7 @@ from cachekd.errors import CorruptCache, StoreError, UnsealedCache
 from cachekd.store.index import build_index, load_index
 from cachekd.store.io import Location
 from cachekd.store.layout import index_name
+from cachekd.store.priors import Priors
 from cachekd.store.seal import Manifest, captured, load_samples, read_manifest, totals
 from cachekd.store.shards import Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
@@ -70,13 +71,14 @@ def verify(
         if progress:
             progress(done, whole)
 
+    priors = Priors(location)
     keys = {}
     for digest, facts in shards.items():
         try:
-            keys[digest] = _check_shard(location, facts, identity.capture_id, step)
+            keys[digest] = _check_shard(location, facts, identity.capture_id, priors, step)
         except StoreError as error:
             problems.append(str(error))
-    files = len(shards)
+    files = len(shards) + len({facts.prior for facts in shards.values() if facts.prior})
     if manifest:
         files += len(manifest.files) + len(manifest.samples) + 1
         problems += _check_seal(location, manifest, keys)
@@ -93,10 +95,14 @@ def _committed(location: Location) -> dict[str, ShardFacts]:
 
 
 def _check_shard(
-    location: Location, facts: ShardFacts, capture_id: str, step: Callable[[], None]
+    location: Location,
+    facts: ShardFacts,
+    capture_id: str,
+    priors: Priors,
+    step: Callable[[], None],
 ) -> list[bytes]:
     """Decode every record of a shard, and give its keys in row order."""
-    shard = Shard(location, facts, capture_id)
+    shard = Shard(location, facts, capture_id, priors=priors)
     found = [0, 0]
     for row in range(len(shard)):
         tokens, entries = shard.check_record(row)

@@ -84,13 +84,32 @@ class CacheDataset(Dataset[Record | list[Record]]):
 
     def __getitem__(self, index: Index) -> Record | list[Record]:
         if isinstance(index, tuple):
-            return [self.record(i) for i in index]
+            return self.records(index)
         return self.record(index)
+
+    def __getitems__(self, indices: Sequence[Index]) -> list[Record | list[Record]]:
+        """Items of a batch, decoded together; torch's DataLoader asks for it."""
+        flat = [i for index in indices for i in (index if isinstance(index, tuple) else (index,))]
+        records = iter(self.records(flat))
+        return [
+            [next(records) for _ in index] if isinstance(index, tuple) else next(records)
+            for index in indices
+        ]
 
     def record(self, index: int) -> Record:
         """One sample, cut to ``max_length`` tokens."""
-        cache, row = self._places[index]
-        return truncate(self.caches[cache][row], self._limit)
+        return self.records([index])[0]
+
+    def records(self, indices: Sequence[int]) -> list[Record]:
+        """Samples, each cut to ``max_length`` tokens."""
+        found: dict[int, Record] = {}
+        for number, cache in enumerate(self.caches):
+            own = [at for at, i in enumerate(indices) if self._places[i][0] == number]
+            whole = cache.read([self._places[indices[at]][1] for at in own])
+            found |= {
+                at: truncate(record, self._limit) for at, record in zip(own, whole, strict=True)
+            }
+        return [found[at] for at in range(len(indices))]
 
     def capture_id(self, index: int) -> str:
         """Capture id of the cache that a sample is read from."""

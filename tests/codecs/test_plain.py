@@ -21,9 +21,7 @@ UNUSED_BIT = 4 * 8 + 4  # of the frame header: zstd's decoders must ignore it
 
 
 def header(vocab: int, dtype: str = "float16", temperatures: tuple[float, ...] = ()) -> CodecHeader:
-    return CodecHeader(
-        codec="plain", vocab_size=vocab, logprob_dtype=dtype, temperatures=temperatures
-    )
+    return CodecHeader(codec="plain", vocab_size=vocab, values=dtype, temperatures=temperatures)
 
 
 def made_up(
@@ -86,14 +84,14 @@ def test_what_goes_in_comes_out(case: tuple[TopKLogits, CodecHeader]) -> None:
     codec = PlainCodec(head)
     data = codec.encode(targets)
     assert data == codec.encode(targets), "bytes are a function of the values"
-    assert_equal(codec.decode(data, targets.rows, len(targets.ids)), targets, head.logprob_dtype)
+    assert_equal(codec.decode([(data, targets.rows, len(targets.ids))])[0], targets, head.values)
 
 
 def test_log_probabilities_stay_finite() -> None:
     targets = replace(made_up(9, [2], (), 1), logprobs=np.float32([0.0, -3e38]))
     for dtype, lowest in (("float16", -65504.0), ("float32", np.float32(-3e38))):
         codec = PlainCodec(header(9, dtype))
-        assert codec.decode(codec.encode(targets), 1, 2).logprobs.tolist() == [0.0, lowest]
+        assert codec.decode([(codec.encode(targets), 1, 2)])[0].logprobs.tolist() == [0.0, lowest]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -106,7 +104,7 @@ def test_no_flipped_bit_gives_other_values(dtype: str) -> None:
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
         try:
-            found = codec.decode(bytes(damaged), 3, 8)
+            found = codec.decode([(bytes(damaged), 3, 8)])[0]
         except CorruptCache:
             continue
         assert_equal(found, targets, dtype)
@@ -120,7 +118,7 @@ def test_no_part_of_a_frame_is_taken() -> None:
     data = codec.encode(targets)
     for piece in (*(data[:end] for end in range(len(data))), data + b"\0", data + data, data[1:]):
         with pytest.raises(CorruptCache):
-            codec.decode(piece, 3, 8)
+            codec.decode([(piece, 3, 8)])[0]
 
 
 @pytest.mark.parametrize(("rows", "entries"), [(2, 8), (4, 8), (3, 7), (3, 9), (0, 0)])
@@ -128,7 +126,7 @@ def test_a_frame_of_another_shape_is_refused(rows: int, entries: int) -> None:
     codec = PlainCodec(header(300))
     data = codec.encode(made_up(300, [3, 0, 5], (), 4))
     with pytest.raises(CorruptCache, match="a record claims 88 bytes of targets; its shape needs"):
-        codec.decode(data, rows, entries)
+        codec.decode([(data, rows, entries)])[0]
 
 
 def test_counts_must_add_up_to_the_entries() -> None:
@@ -138,7 +136,7 @@ def test_counts_must_add_up_to_the_entries() -> None:
     raw = bytearray(zstandard.decompress(codec.encode(targets)))
     raw[0:4] = struct.pack("<I", 4)
     with pytest.raises(CorruptCache, match="counts or token ids"):
-        codec.decode(zstandard.compress(bytes(raw)), 3, 8)
+        codec.decode([(zstandard.compress(bytes(raw)), 3, 8)])[0]
 
 
 def bomb(size: int) -> bytes:
@@ -162,7 +160,7 @@ def test_a_bomb_is_refused_before_memory_is_taken(claimed: int) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(CorruptCache):
-            codec.decode(data, 1 if claimed > 8 else 3, claimed)
+            codec.decode([(data, 1 if claimed > 8 else 3, claimed)])[0]
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -174,15 +172,15 @@ def test_a_frame_without_content_size_is_refused() -> None:
     raw = zstandard.decompress(codec.encode(made_up(300, [3, 0, 5], (), 4)))
     blind = zstandard.ZstdCompressor(write_content_size=False).compress(raw)
     with pytest.raises(CorruptCache, match="claims -1 bytes"):
-        codec.decode(blind, 3, 8)
+        codec.decode([(blind, 3, 8)])[0]
 
 
 def test_ids_of_another_vocabulary_are_refused() -> None:
     targets = made_up(300, [3, 1], (), 4)
     data = PlainCodec(header(300)).encode(replace(targets, ids=np.int32([7, 299, 0, 1])))
-    assert PlainCodec(header(300)).decode(data, 2, 4).ids.tolist() == [7, 299, 0, 1]
+    assert PlainCodec(header(300)).decode([(data, 2, 4)])[0].ids.tolist() == [7, 299, 0, 1]
     with pytest.raises(CorruptCache, match="token ids"):
-        PlainCodec(header(299)).decode(data, 2, 4)
+        PlainCodec(header(299)).decode([(data, 2, 4)])[0]
     with pytest.raises(CorruptCache, match="24-bit"):
         PlainCodec(header((1 << 24) + 1))
 

@@ -101,7 +101,7 @@ def test_thousands_of_flipped_bytes_are_found(cache: Path) -> None:
 def test_every_kind_of_file_is_there_to_be_damaged(cache: Path) -> None:
     folders = {name.split("/")[0] for name in names_of(cache)}
     assert folders == {
-        "cache.json", "logits", "plans", "units", "samples", "index", "manifest-1.json",
+        "cache.json", "logits", "plans", "priors", "units", "samples", "index", "manifest-1.json",
         *NOT_TRUSTED,
     }  # fmt: skip
     assert len(names_of(cache)) > 12

@@ -1,0 +1,51 @@
+"""The trial before a run writes anything: does the teacher give targets, and what are they like?
+
+A teacher that gives NaN or does not fit its tokenizer must not leave a cache behind. A new run
+scores its first batches here and learns from them the prior that its shards are packed with; they
+are kept and not scored again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cachekd.capture.job import Job
+from cachekd.capture.unit import score_batch
+from cachekd.codecs._learn import learn_prior, rows_to_learn
+from cachekd.data.digests import bytes_digest
+from cachekd.plugins import find
+from cachekd.store.priors import Priors
+from cachekd.teachers import Teacher
+from cachekd.types import TopKLogits
+
+_MAX_BYTES = 1 << 20
+_MAX_ROWS = 16_384
+_TOKENS_PER_BYTE = 2
+
+
+def try_teacher(job: Job, teacher: Teacher) -> Job:
+    """Score the first batches of a run.
+
+    Returns:
+        the job, with the prior of its plan, or one learned of these batches, and the scores.
+
+    Raises:
+        TeacherError: the teacher gave what cannot be stored.
+        CorruptCache: the prior of a run that is continued is missing or altered.
+    """
+    batches = [batch for number in job.todo for batch in job.plan.units[number]]
+    if job.known or not find("codecs", job.config.codec).uses_prior:
+        scored = {batches[0]: score_batch(job, teacher, batches[0])}
+        prior = Priors(job.location).get(job.plan.prior) if job.plan.prior else None
+        return replace(job, prior=prior, scored=scored)
+    budget = min(_MAX_BYTES, sum(map(job.unit_tokens, job.todo)) // _TOKENS_PER_BYTE)
+    wanted = min(_MAX_ROWS, rows_to_learn(budget))
+    scored, records = {}, list[TopKLogits]()
+    for batch in batches:
+        scored[batch] = score_batch(job, teacher, batch)
+        records += scored[batch][0]
+        if sum(record.rows for record in records) >= wanted:
+            break
+    prior = learn_prior(records, job.selection.vocab_size, budget=budget)
+    packed = job.packed_with(bytes_digest(prior.dump()))
+    return replace(packed, prior=prior, scored=scored)
