@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,7 +121,9 @@ class TargetTensors(TypedDict):
 
     ``offsets`` int64 [N+1], ``ids`` int64 [n], ``logprobs`` float32 [n], ``tail``,
     ``next_logprob``, ``entropy`` and ``weights`` float32 [N], ``next_ids`` int64 [N],
-    ``lognorm`` {T: float32 [N]}.
+    ``lognorm`` {T: float32 [N]}. With sampled entries ``entry_weights`` float32 [n], 0 on the exact
+    head (see `TopKLogits.weights`); for losses that ask for it ``unigram`` float32 [V], the
+    teacher's mean distribution.
     """
 
     offsets: Tensor
@@ -133,6 +135,8 @@ class TargetTensors(TypedDict):
     entropy: Tensor
     weights: Tensor
     lognorm: dict[float, Tensor]
+    entry_weights: NotRequired[Tensor]
+    unigram: NotRequired[Tensor]
 
 
 class Batch(TypedDict):

@@ -128,17 +128,20 @@ class FakeCache:
         tokenizer: str = "tokenizer",
         rows: str = "all",
         vocab: int = VOCAB,
+        kind: str = "top_p",
+        unigram: Any = None,
     ) -> None:
         self.name = name
         self.sealed, self.root = True, "root"
         self.records = list(records)
+        self._unigram = unigram
         self.sample_ids = [item.sample_id for item in records]
         self.lengths = np.array([len(item.input_ids) for item in records], np.int32)
         self.identity = Identity(
             source_id="source",
             source={"tokenizer": tokenizer, "vocab_size": vocab},
             capture_id=capture_id,
-            capture={"temperatures": [1.0, 2.0], "rows": rows},
+            capture={"temperatures": [1.0, 2.0], "rows": rows, "selection": {"kind": kind}},
             provenance={},
         )
 
@@ -147,6 +150,9 @@ class FakeCache:
 
     def __getitem__(self, i: int) -> Record:
         return self.records[i]
+
+    def unigram(self) -> Any:
+        return self._unigram
 
     def read(self, numbers: Sequence[int]) -> list[Record]:
         return [self.records[i] for i in numbers]

@@ -1,7 +1,8 @@
 """How close a model is to a cached teacher on held-out text; no Trainer, no gradient.
 
-In: a model and a cache. Out: exact means over all rows: forward KL with tail bucket (METHOD of
-`cachekd.losses.divergences`), cross entropy, and the model's mass outside the teacher's heads.
+In: a model and a cache. Out: exact means over all rows: forward KL with tail bucket (or the
+unbiased estimate from sampled entries), cross entropy, and the model's mass outside the teacher's
+heads.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cachekd.data.alignment import LossMask
-from cachekd.losses.divergences import cross_entropy, forward_kl
+from cachekd.losses.divergences import cross_entropy
+from cachekd.losses.teacher_kl import teacher_kl
 from cachekd.training.collate import Collator
 from cachekd.training.forward import row_logits
 from cachekd.training.loader import CacheDataset
@@ -82,7 +84,7 @@ def heldout_kl(
 
 
 def _sums(logits_NV: torch.Tensor, targets: TargetTensors, temperature: float) -> torch.Tensor:
-    divergence = forward_kl(logits_NV, targets, temperature)
+    divergence = teacher_kl(logits_NV, targets, temperature)
     ce_N = cross_entropy(logits_NV, targets["next_ids"])
     columns = (divergence.kl_N, ce_N, divergence.student_tail_mass_N, torch.ones_like(ce_N))
     return torch.stack(columns).double() @ targets["weights"].double()

@@ -70,15 +70,15 @@ def decode_targets(targets: TargetTensors, temperature: float) -> tuple[Tensor, 
     tail_N = targets["tail"].to(torch.promote_types(targets["tail"].dtype, torch.float32))
     head_n, row_n = targets["logprobs"].to(tail_N.dtype), entry_rows(targets["offsets"])
     with torch.no_grad():
-        shift_N = _log1mexp(tail_N) - _segment_logsumexp(head_n, row_n, len(tail_N))
+        shift_N = log1mexp(tail_N) - segment_logsumexp(head_n, row_n, len(tail_N))
         head_n = head_n + shift_N[row_n]
         if temperature == 1.0:
             return head_n, tail_N
         head_n = head_n / temperature - _lognorm(targets, temperature).to(tail_N.dtype)[row_n]
-        mass_N = _segment_logsumexp(head_n, row_n, len(tail_N))
+        mass_N = segment_logsumexp(head_n, row_n, len(tail_N))
         full_N = (tail_N == -torch.inf) | (mass_N >= 0)
         head_n = torch.where(full_N[row_n], head_n - mass_N[row_n], head_n)
-        rest_N = _log1mexp(mass_N.clamp(max=0))
+        rest_N = log1mexp(mass_N.clamp(max=0))
         return head_n, torch.where(full_N, torch.full_like(rest_N, -torch.inf), rest_N)
 
 
@@ -140,15 +140,15 @@ class _SparseKL(torch.autograd.Function):
         head_n, tail_N, row_n = head_n.to(dtype), tail_N.to(dtype), entry_rows(offsets)
         all_N, rest_N = torch.empty_like(tail_N), torch.empty_like(tail_N)
         kl_N = torch.zeros_like(tail_N)
-        for rows, entries in _chunks(offsets, logits_NV.shape[1]):
+        for rows, entries in chunks(offsets, logits_NV.shape[1]):
             at = (row_n[entries] - rows.start, ids[entries])
             z_RV = logits_NV[rows].to(dtype) / temperature
             all_N[rows] = torch.logsumexp(z_RV, 1)
             gap_n = head_n[entries] - (z_RV[at] - all_N[rows][at[0]])
-            parts_n = _times(head_n[entries].exp(), gap_n)
-            kl_N[rows] = _segment_sum(parts_n, at[0], len(z_RV))
+            parts_n = times(head_n[entries].exp(), gap_n)
+            kl_N[rows] = segment_sum(parts_n, at[0], len(z_RV))
             rest_N[rows] = torch.logsumexp(z_RV.index_put_(at, z_RV.new_tensor(-torch.inf)), 1)
-        kl_N += _times(tail_N.exp(), tail_N - (rest_N - all_N))
+        kl_N += times(tail_N.exp(), tail_N - (rest_N - all_N))
         mass_N = (rest_N - all_N).exp()
         ctx.temperature = temperature
         ctx.save_for_backward(logits_NV, offsets, ids, head_n, tail_N, all_N, rest_N)
@@ -163,7 +163,7 @@ class _SparseKL(torch.autograd.Function):
         known_N = (tail_N > -torch.inf) & (rest_N > -torch.inf)
         share_N = torch.where(known_N, tail_N - rest_N, torch.full_like(tail_N, -torch.inf))
         grad_NV = torch.empty_like(logits_NV)
-        for rows, entries in _chunks(offsets, logits_NV.shape[1]):
+        for rows, entries in chunks(offsets, logits_NV.shape[1]):
             at = (row_n[entries] - rows.start, ids[entries])
             z_RV = logits_NV[rows].to(head_n.dtype) / ctx.temperature
             grad_RV = (z_RV - all_N[rows, None]).exp_()
@@ -176,12 +176,12 @@ class _SparseKL(torch.autograd.Function):
         return grad_NV, None, None, None, None, None
 
 
-def _times(mass: Tensor, log_ratio: Tensor) -> Tensor:
+def times(mass: Tensor, log_ratio: Tensor) -> Tensor:
     """Product in which 0 times anything is 0."""
     return torch.where(mass > 0, mass * log_ratio, torch.zeros_like(mass))
 
 
-def _chunks(offsets: Tensor, width: int) -> Iterator[tuple[slice, slice]]:
+def chunks(offsets: Tensor, width: int) -> Iterator[tuple[slice, slice]]:
     """Slices of rows, and of the entries they own, of at most `CHUNK_ELEMENTS` logits."""
     step, rows = max(1, CHUNK_ELEMENTS // width), len(offsets) - 1
     starts = [*range(0, rows, step), rows]
@@ -190,15 +190,15 @@ def _chunks(offsets: Tensor, width: int) -> Iterator[tuple[slice, slice]]:
         yield slice(starts[i], starts[i + 1]), slice(bounds[i], bounds[i + 1])
 
 
-def _segment_logsumexp(values_n: Tensor, row_n: Tensor, rows: int) -> Tensor:
+def segment_logsumexp(values_n: Tensor, row_n: Tensor, rows: int) -> Tensor:
     """Log of the summed exponentials of each row's entries, [N]; -inf for a row without any."""
     top_N = torch.full((rows,), -torch.inf, dtype=values_n.dtype, device=values_n.device)
     top_N = top_N.scatter_reduce(0, row_n, values_n, "amax")
     top_N = torch.where(top_N == -torch.inf, torch.zeros_like(top_N), top_N)
-    return _segment_sum((values_n - top_N[row_n]).exp(), row_n, rows).log() + top_N
+    return segment_sum((values_n - top_N[row_n]).exp(), row_n, rows).log() + top_N
 
 
-def _segment_sum(values_n: Tensor, row_n: Tensor, rows: int) -> Tensor:
+def segment_sum(values_n: Tensor, row_n: Tensor, rows: int) -> Tensor:
     """Sum of each row's entries, [N].
 
     Entries come largest first, the worst order for a running sum: where the device has float64, it
@@ -209,7 +209,7 @@ def _segment_sum(values_n: Tensor, row_n: Tensor, rows: int) -> Tensor:
     return sum_N.index_add_(0, row_n, values_n.to(dtype)).to(values_n.dtype)
 
 
-def _log1mexp(log_mass: Tensor) -> Tensor:
+def log1mexp(log_mass: Tensor) -> Tensor:
     """log(1 - exp(x)) for x <= 0, accurate at both ends."""
     near_one = log_mass > -_LN2
     return torch.where(

@@ -30,11 +30,15 @@ class Needs:
         kinds: kinds of target.
         one_teacher: all caches must hold targets of one source; an objective that routes or
             mixes teachers says False.
+        sampled: whether sampled entries serve it: only what is linear in the teacher's p.
+        unigram: whether it takes the teacher's mean distribution, which priors hold.
     """
 
     temperatures: tuple[float, ...] = ()
     kinds: tuple[str, ...] = ("logits",)
     one_teacher: bool = True
+    sampled: bool = False
+    unigram: bool = False
 
 
 class Objective(Protocol):

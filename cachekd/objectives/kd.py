@@ -1,4 +1,4 @@
-"""Prediction-layer distillation: forward KL to the teacher with a tail bucket, plus cross entropy.
+"""Prediction-layer distillation: forward KL to the teacher, plus cross entropy.
 
     loss = ce * CE(next token, T = 1)  +  kd * T^2 * KL(teacher_T || student_T)
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from cachekd.config import option
+from cachekd.config import check_choices, option
 from cachekd.errors import ConfigError
 from cachekd.objectives import Needs, unknown
 from cachekd.types import ObjectiveOutput
@@ -31,6 +31,13 @@ class KDOptions:
     temperature: float = option(
         1.0, "Temperature of the KL; it must have been captured.", group="Objective"
     )
+    tail: str = option(
+        "bucket",
+        "What is said of the mass outside the stored head: bucket keeps it as one outcome; flat, "
+        "unigram and log_rank spread it over the other tokens.",
+        choices=("bucket", "flat", "unigram", "log_rank"),
+        group="Objective",
+    )
     loss: Mapping[str, float] = option(
         {"ce": 0.1, "kd": 0.9},
         "Weights of cross entropy and KL, as ce=0.1 kd=0.9; a term left out counts 0.",
@@ -38,6 +45,7 @@ class KDOptions:
     )
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not self.temperature > 0:
             raise ConfigError(f"temperature: expected above 0; found {self.temperature}")
         for name, weight in self.loss.items():
@@ -50,18 +58,24 @@ class KDOptions:
 
 
 class KD:
-    """Forward KL with a tail bucket, and cross entropy."""
+    """Forward KL and cross entropy."""
 
     Options: ClassVar[type] = KDOptions
 
     def __init__(self, options: KDOptions) -> None:
         self.temperature = float(options.temperature)
+        self.tail = options.tail
         self.ce = float(options.loss.get("ce", 0.0))
         self.kd = float(options.loss.get("kd", 0.0))
 
     def needs(self) -> Needs:
-        """The log-normaliser of the temperature, unless it is 1."""
-        return Needs(temperatures=(self.temperature,))
+        """The log-normaliser of the temperature, unless it is 1; a unigram for some tails."""
+        linear = self.temperature == 1.0 and self.tail == "bucket"
+        return Needs(
+            temperatures=(self.temperature,),
+            unigram=self.tail in ("unigram", "log_rank"),
+            sampled=linear,
+        )
 
     def __call__(self, logits_NV: Tensor, targets: TargetTensors) -> ObjectiveOutput:
         """Loss and metrics of N rows.
@@ -76,10 +90,11 @@ class KD:
         """
         import torch
 
-        from cachekd.losses.divergences import cross_entropy, forward_kl
+        from cachekd.losses.divergences import cross_entropy
+        from cachekd.losses.teacher_kl import teacher_kl
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.kd > 0):
-            divergence = forward_kl(logits_NV, targets, self.temperature)
+            divergence = teacher_kl(logits_NV, targets, self.temperature, self.tail)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.ce > 0):
             ce_N = cross_entropy(logits_NV, targets["next_ids"])
         weights_N = targets["weights"].to(ce_N.dtype)

@@ -6,6 +6,7 @@ request, as far as it is committed. Every shard is checked in whole when it is f
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from cachekd.store.samples import SampleTable
 from cachekd.store.seal import Manifest, captured, load_samples, read_manifest, totals
 from cachekd.store.shards import Groups, Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
-from cachekd.types import Int32, Record, Role, TopKLogits, UInt8
+from cachekd.types import Float32, Int32, Record, Role, TopKLogits, UInt8
 
 
 class Cache:
@@ -122,6 +123,20 @@ class Cache:
         number, row = self._place(key, None)
         roles = np.full(len(input_ids), Role.TEXT, dtype=np.uint8)
         return self._record(key, None, roles, None, self._shard(number).record(row))
+
+    def unigram(self) -> Float32 | None:
+        """The teacher's mean distribution, float32 [V], as the priors of the cache tell it.
+
+        The mean over the priors, each counted with the targets that it packs; None without any.
+        """
+        weights: Counter[str] = Counter()
+        for facts in self._facts.values():
+            if facts.prior:
+                weights[facts.prior] += facts.tokens - facts.rows
+        if not weights:
+            return None
+        total = sum(n * self._priors.get(prior).unigram() for prior, n in weights.items())
+        return np.asarray(total / weights.total(), np.float32)
 
     def roles(self, i: int) -> tuple[UInt8, int | None]:
         """Role of each token of sample i, uint8 [L], and its prompt length; reads no shard."""

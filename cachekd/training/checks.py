@@ -104,6 +104,7 @@ def check_needs(needs: Needs, caches: Sequence[Cache]) -> None:
                 f"cache {caches[0].name!r}",
                 f"cache {other.name!r}",
             )
+    _check_selection(needs, caches)
     for kind in needs.kinds:
         if kind != "logits":
             raise ConfigError(f"the objective needs targets of kind {kind!r}; caches hold logits")
@@ -117,6 +118,28 @@ def check_needs(needs: Needs, caches: Sequence[Cache]) -> None:
                 f"cache {cache.name!r} lacks temperature {wanted}: it was captured with {held}. "
                 f"Train at one of these, or capture again with --temperatures {wanted}"
             )
+
+
+def _check_selection(needs: Needs, caches: Sequence[Cache]) -> None:
+    """Sampled entries only for what is linear in p, and not mixed with exact heads; a unigram."""
+    sampled = [c for c in caches if "sampled" in c.identity.capture["selection"]["kind"]]
+    if sampled and not needs.sampled:
+        raise ConfigError(
+            f"cache {sampled[0].name!r} holds sampled entries, which serve forward KL at "
+            "temperature 1 (with --tail bucket) and cross entropy: nothing else has an unbiased "
+            "estimate from them. Train so, or capture again with --logits-selection top_p"
+        )
+    if 0 < len(sampled) < len(caches):
+        raise ConfigError(
+            f"cache {sampled[0].name!r} holds sampled entries, others do not; their losses are "
+            "not estimated alike. Train on captures of one selection"
+        )
+    if needs.unigram and all(cache.unigram() is None for cache in caches):
+        raise ConfigError(
+            f"the objective needs the teacher's unigram, which cache {caches[0].name!r} does not "
+            "hold: it was captured with a codec that learns none. Give it one with "
+            f"cachekd merge {caches[0].url} --recode --out NEW"
+        )
 
 
 def resolve_max_length(asked: int | None, folder: Path) -> int | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.errors import ConfigError, MismatchError
-from cachekd.types import Batch, Int64, Record, TargetTensors
+from cachekd.types import Batch, Float32, Int64, Record, TargetTensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,7 @@ class Collator:
         loss_mask: which rows are trained.
         pad_token_id: id that fills rows up; no loss comes from it.
         pad_to_multiple_of: rows are filled up to a multiple of this many tokens.
+        unigram: the teacher's mean distribution [V], for losses that take it.
     """
 
     def __init__(
@@ -41,17 +42,19 @@ class Collator:
         *,
         pad_token_id: int = 0,
         pad_to_multiple_of: int | None = None,
+        unigram: Float32 | None = None,
     ) -> None:
         self.loss_mask = loss_mask
         self.pad_token_id = pad_token_id
         self.multiple = pad_to_multiple_of or 1
+        self.unigram = unigram
 
     def __call__(self, items: Sequence[Record] | Sequence[list[Record]]) -> Batch:
         """Collate records, or lists of records that share a row each.
 
         Raises:
             MismatchError: a row is to be trained that was not captured.
-            ConfigError: a record holds sampled entries.
+            ConfigError: some records hold sampled entries and some do not.
         """
         import torch
 
@@ -74,8 +77,14 @@ class Collator:
             "position_ids": torch.from_numpy(positions.copy()),
             "labels": torch.from_numpy(tokens.labels),
             "rows": torch.from_numpy(np.concatenate(tokens.rows)),
-            "targets": collate_targets(chosen),
+            "targets": self._targets(chosen),
         }
+
+    def _targets(self, chosen: Sequence[tuple[Record, Int64]]) -> TargetTensors:
+        targets = collate_targets(chosen)
+        if self.unigram is not None:
+            targets["unigram"] = _tensor([self.unigram])
+        return targets
 
     def _trained(self, record: Record) -> Int64:
         rows = trained_rows(record.roles, record.prompt_length, self.loss_mask)
@@ -129,17 +138,12 @@ def collate_targets(chosen: Sequence[tuple[Record, Int64]]) -> TargetTensors:
     """
     picked = []
     for record, rows in chosen:
-        if record.logits.weights is not None:
-            raise ConfigError(
-                f"sample {record.sample_id.hex()} holds sampled entries, which training cannot "
-                "use; capture again with an exact head only"
-            )
         count = np.diff(record.logits.offsets)[rows]
         entries = _entries(record.logits.offsets[rows], count)
         picked.append((record, record.logits, rows, count, entries))
     offsets = np.concatenate([[0], np.cumsum(np.concatenate([p[3] for p in picked]))])
     shared = set.intersection(*(set(logits.lognorm) for _, logits, _, _, _ in picked))
-    return {
+    targets: TargetTensors = {
         "offsets": _tensor([offsets], np.int64),
         "ids": _tensor([logits.ids[at] for _, logits, _, _, at in picked], np.int64),
         "logprobs": _tensor([logits.logprobs[at] for _, logits, _, _, at in picked]),
@@ -153,6 +157,15 @@ def collate_targets(chosen: Sequence[tuple[Record, Int64]]) -> TargetTensors:
             for t in shared
         },
     }
+    weights = [logits.weights[at] for _, logits, _, _, at in picked if logits.weights is not None]
+    if weights and len(weights) < len(picked):
+        raise ConfigError(
+            "some records of a batch hold sampled entries and some do not; their losses are not "
+            "estimated alike. Train on captures of one selection"
+        )
+    if weights:
+        targets["entry_weights"] = _tensor(weights)
+    return targets
 
 
 def _entries(starts: Int64, counts: Int64) -> Int64:

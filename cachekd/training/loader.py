@@ -21,7 +21,7 @@ from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.packing import pack
 from cachekd.errors import ConfigError, MismatchError
 from cachekd.training.checks import check_one_tokenizer
-from cachekd.types import Record, TopKLogits
+from cachekd.types import Float32, Record, TopKLogits
 
 if TYPE_CHECKING:
     from cachekd.store.reader import Cache
@@ -114,6 +114,11 @@ class CacheDataset(Dataset[Record | list[Record]]):
     def capture_id(self, index: int) -> str:
         """Capture id of the cache that a sample is read from."""
         return self.caches[self._places[index][0]].identity.capture_id
+
+    def unigram(self) -> Float32 | None:
+        """The teacher's mean distribution [V]: of all caches that hold one, weighed alike."""
+        held = [u for u in (cache.unigram() for cache in self.caches) if u is not None]
+        return np.mean(held, axis=0, dtype=np.float32) if held else None
 
     def digest(self) -> str:
         """Digest of the set of samples: equal sets train in equal order."""

@@ -197,7 +197,11 @@ def _trainer(
         objective=inputs.objective,
         train_dataset=dataset,
         eval_dataset=held_out,
-        data_collator=Collator(inputs.loss_mask, pad_token_id=tokenizer.pad_token_id or 0),
+        data_collator=Collator(
+            inputs.loss_mask,
+            pad_token_id=tokenizer.pad_token_id or 0,
+            unigram=dataset.unigram() if inputs.objective.needs().unigram else None,
+        ),
         packing_capacity=inputs.max_length if config.packing else None,
         processing_class=tokenizer,
         callbacks=[StopCallback(stop), *([ProgressCallback(progress)] if progress else [])],

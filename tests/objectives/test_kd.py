@@ -87,3 +87,15 @@ def test_options_can_be_read_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"{len(available('objectives'))} []"
+
+
+def test_only_a_bucket_at_temperature_1_takes_sampled_entries() -> None:
+    needs = {
+        (temperature, tail): build("kd", {"temperature": temperature, "tail": tail}).needs()
+        for temperature in (1.0, 2.0)
+        for tail in ("bucket", "flat", "unigram", "log_rank")
+    }
+    assert [key for key, need in needs.items() if need.sampled] == [(1.0, "bucket")]
+    assert {tail for (_, tail), need in needs.items() if need.unigram} == {"unigram", "log_rank"}
+    with pytest.raises(ConfigError, match="tail: expected one of"):
+        build("kd", {"tail": "zipf"})

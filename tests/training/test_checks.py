@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import FakeCache, record
 from tiny import Family
@@ -106,3 +107,19 @@ def test_checks_need_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", ["sampled", "top_k+sampled"])
+def test_sampled_entries_serve_only_what_is_linear(kind: str) -> None:
+    drawn = FakeCache([record([5, 6, 7])], kind=kind)
+    checks.check_needs(Needs(sampled=True), [drawn])
+    with pytest.raises(ConfigError, match=r"forward KL at temperature 1.*top_p"):
+        checks.check_needs(Needs(), [drawn])
+    with pytest.raises(ConfigError, match="one selection"):
+        checks.check_needs(Needs(sampled=True), [drawn, FakeCache([record([5, 6, 7])])])
+
+
+def test_a_tail_model_needs_a_unigram() -> None:
+    with pytest.raises(ConfigError, match="recode"):
+        checks.check_needs(Needs(unigram=True), [FakeCache([record([5, 6, 7])])])
+    checks.check_needs(Needs(unigram=True), [FakeCache([record([5, 6, 7])], unigram=np.ones(4))])

@@ -135,11 +135,23 @@ def test_rows_that_were_not_captured_are_refused_only_when_trained() -> None:
         Collator(LossMask.ALL)([item])
 
 
-def test_sampled_entries_are_refused() -> None:
+def test_weights_of_sampled_entries_come_along_but_not_beside_exact_heads() -> None:
     item = record([5, 6, 7])
-    sampled = replace(item.logits, weights=np.ones(len(item.logits.ids), np.float32))
-    with pytest.raises(ConfigError, match="sampled entries"):
-        Collator()([replace(item, logits=sampled)])
+    weights = np.linspace(0, 1, len(item.logits.ids)).astype(np.float32)
+    sampled = replace(item, logits=replace(item.logits, weights=weights))
+    found = Collator()([sampled, sampled])["targets"]
+    assert found["entry_weights"].tolist() == [*weights.tolist(), *weights.tolist()]
+    assert "entry_weights" not in Collator()([item])["targets"]
+    with pytest.raises(ConfigError, match="some do not"):
+        Collator()([item, sampled])
+
+
+def test_a_unigram_rides_along_where_it_was_given() -> None:
+    unigram = np.full(4, 0.25, np.float32)
+    assert (
+        Collator(unigram=unigram)([record([5, 6, 7])])["targets"]["unigram"].tolist() == [0.25] * 4
+    )
+    assert "unigram" not in Collator()([record([5, 6, 7])])["targets"]
 
 
 def test_only_shared_temperatures_are_kept() -> None:
