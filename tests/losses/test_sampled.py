@@ -1,4 +1,4 @@
-"""Sampled entries: the loss and its gradient are those of p_hat, and unbiased for the dense ones."""
+"""Sampled entries: loss and gradient are those of p_hat, and unbiased for the dense ones."""
 
 from __future__ import annotations
 
