@@ -131,7 +131,7 @@ class FakeCache:
         kind: str = "top_p",
         unigram: Any = None,
     ) -> None:
-        self.name = name
+        self.name, self.url = name, f"memory://{name}"
         self.sealed, self.root = True, "root"
         self.records = list(records)
         self._unigram = unigram
