@@ -71,7 +71,7 @@ def to_tensors(shard: Shard, order: np.ndarray) -> int:
     for start in range(0, len(order), BATCH):
         for _, ids, targets in shard.records(order[start : start + BATCH].tolist()):
             parts = (ids.copy(), targets.offsets, targets.ids, targets.logprobs, targets.tail)
-            tensors = [torch.from_numpy(part) for part in parts if part.flags.writeable]
+            tensors = [torch.from_numpy(part) for part in parts]
             entries += len(tensors[2])
     return entries
 
