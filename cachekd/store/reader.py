@@ -13,6 +13,7 @@ import numpy as np
 
 from cachekd.data.digests import bytes_digest, sample_key
 from cachekd.errors import CorruptCache, UnsealedCache
+from cachekd.store.attention_shards import AttentionFacts, AttentionShard
 from cachekd.store.identity import Identity
 from cachekd.store.index import KeyIndex, load_index
 from cachekd.store.io import Location
@@ -21,7 +22,7 @@ from cachekd.store.samples import SampleTable
 from cachekd.store.seal import Manifest, captured, load_samples, read_manifest, totals
 from cachekd.store.shards import Groups, Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
-from cachekd.types import Int32, Record, Role, UInt8
+from cachekd.types import AttentionRows, Int32, Record, Role, UInt8
 
 
 class Cache:
@@ -35,6 +36,7 @@ class Cache:
         totals: counts (samples, keys, tokens, targets, entries, bytes).
         lengths: tokens of each sample, int32.
         sample_ids: content id of each sample.
+        decodes_attention: whether records come with their attention.
     """
 
     def __init__(
@@ -46,13 +48,16 @@ class Cache:
         index: KeyIndex,
         shards: Mapping[str, ShardFacts],
         manifest: Manifest | None,
+        attention: Mapping[str, AttentionFacts],
     ) -> None:
         self.name = name
         self.url = location.url
         self.identity = identity
         self.manifest = manifest
         self.root = manifest.root if manifest else None
-        self.totals = dict(manifest.totals) if manifest else totals(shards, samples, index)
+        self.totals = (
+            dict(manifest.totals) if manifest else totals(shards, samples, index, attention)
+        )
         self.lengths = samples.lengths
         self.sample_ids = samples.ids
         self.domains = samples.domains
@@ -61,6 +66,9 @@ class Cache:
         self._index = index
         self._facts = dict(shards)
         self._open: dict[int, Shard] = {}
+        self.decodes_attention = bool(attention)
+        self._attention = dict(attention)
+        self._attention_open: dict[str, AttentionShard] = {}
         self._groups = Groups()
         self._by_key: dict[bytes, int] | None = None
 
@@ -124,7 +132,20 @@ class Cache:
             domain="" if i is None else self._samples.domains[i],
             weight=1.0 if i is None else float(self._samples.weights[i]),
             logits=logits,
+            attention=self._attention_rows(place, input_ids) if self.decodes_attention else None,
         )
+
+    def _attention_rows(self, place: tuple[int, int], input_ids: Int32) -> AttentionRows:
+        """Attention of a document: in the same row as its logits, of the shard beside theirs."""
+        digest = self._index.shards[place[0]]
+        if digest not in self._attention:
+            raise CorruptCache(f"{self.url}: no attention shard goes with logits shard {digest}")
+        if digest not in self._attention_open:
+            assert self.identity.attention_id is not None, "shards of it were found"
+            self._attention_open[digest] = AttentionShard(
+                self._location, self._attention[digest], self.identity.attention_id
+            )
+        return self._attention_open[digest].record(place[1], input_ids)
 
     def _shard(self, number: int) -> Shard:
         if number not in self._open:
@@ -139,16 +160,19 @@ class Cache:
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens shards of its own.
-        return {**self.__dict__, "_open": {}, "_groups": Groups()}
+        return {**self.__dict__, "_open": {}, "_attention_open": {}, "_groups": Groups()}
 
 
-def open_cache(url: str, *, partial: bool = False, name: str | None = None) -> Cache:
+def open_cache(
+    url: str, *, partial: bool = False, name: str | None = None, attention: bool = True
+) -> Cache:
     """Open a cache for reading.
 
     Args:
         url: folder or fsspec URL.
         partial: accept a cache without seal (or newer than its seal), as far as it is committed.
         name: what messages call it; default the URL.
+        attention: decode attention, where there is any, with each record.
 
     Raises:
         CacheNotFound: there is none.
@@ -158,14 +182,17 @@ def open_cache(url: str, *, partial: bool = False, name: str | None = None) -> C
     location = Location(url)
     identity = read_identity(location)
     if partial:
-        return _open_partial(location, name or url)
+        cache = _open_partial(location, name or url)
+        cache.decodes_attention &= attention
+        return cache
     manifest = read_manifest(location)
     if manifest is None:
         raise UnsealedCache(
             f"{url} is not sealed: its capture is not finished. Run the precompute command again "
             "to finish it, or pass --partial to use what is there"
         )
-    if (manifest.source_id, manifest.capture_id) != (identity.source_id, identity.capture_id):
+    ids = (identity.source_id, identity.capture_id, identity.attention_id)
+    if (manifest.source_id, manifest.capture_id, manifest.attention_id) != ids:
         raise CorruptCache(f"{url}: the seal is of another identity than cache.json")
     data = location.read(index_name(manifest.index))
     if bytes_digest(data) != manifest.index:
@@ -177,11 +204,24 @@ def open_cache(url: str, *, partial: bool = False, name: str | None = None) -> C
             f"{url}: the seal counts {manifest.totals.get('samples')} samples with targets; "
             f"{len(samples.ids)} are found"
         )
-    return Cache(location, name or url, identity, samples, index, manifest.shards, manifest)
+    cache = Cache(
+        location,
+        name or url,
+        identity,
+        samples,
+        index,
+        manifest.shards,
+        manifest,
+        manifest.attention,
+    )
+    cache.decodes_attention &= attention
+    return cache
 
 
 def _open_partial(location: Location, name: str) -> Cache:
     state = read_state(location)
     index = state.index()
     samples = captured(load_samples(location, state.samples()), index)
-    return Cache(location, name, state.identity, samples, index, state.shards(), None)
+    return Cache(
+        location, name, state.identity, samples, index, state.shards(), None, state.attention()
+    )

@@ -8,12 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cachekd.data.digests import bytes_digest, json_id
+from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache, StoreError, UnsealedCache
+from cachekd.store.attention_shards import AttentionFacts, AttentionShard
+from cachekd.store.identity import Identity
 from cachekd.store.index import build_index, load_index
 from cachekd.store.io import Location
 from cachekd.store.layout import index_name
-from cachekd.store.seal import Manifest, captured, load_samples, read_manifest, totals
+from cachekd.store.seal import (
+    Manifest,
+    captured,
+    load_samples,
+    read_manifest,
+    root_digest,
+    totals,
+)
 from cachekd.store.shards import Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
 
@@ -59,7 +68,9 @@ def verify(
     if manifest is None and not partial:
         raise UnsealedCache(f"{url} is not sealed; pass --partial to verify what is committed")
     try:
-        shards = manifest.shards if manifest else _committed(location)
+        shards, attention = (
+            (manifest.shards, manifest.attention) if manifest else _committed(location)
+        )
     except CorruptCache as error:
         return VerifyReport(problems=(str(error),), files=1, records=0, sealed=False)
     done, whole = 0, sum(facts.rows for facts in shards.values())
@@ -74,9 +85,11 @@ def verify(
     for digest, facts in shards.items():
         try:
             keys[digest] = _check_shard(location, facts, identity.capture_id, step)
+            if identity.attention_id is not None:
+                _check_attention(location, facts, identity, attention.get(digest))
         except StoreError as error:
             problems.append(str(error))
-    files = len(shards)
+    files = len(shards) + len(attention)
     if manifest:
         files += len(manifest.files) + len(manifest.samples) + 1
         problems += _check_seal(location, manifest, keys)
@@ -85,11 +98,11 @@ def verify(
     )
 
 
-def _committed(location: Location) -> dict[str, ShardFacts]:
+def _committed(location: Location) -> tuple[dict[str, ShardFacts], dict[str, AttentionFacts]]:
     """Shards of all commit records, once the samples that go with them are known to be whole."""
     state = read_state(location)
     load_samples(location, state.samples())
-    return state.shards()
+    return state.shards(), state.attention()
 
 
 def _check_shard(
@@ -110,6 +123,27 @@ def _check_shard(
     return shard.keys()
 
 
+def _check_attention(
+    location: Location, logits: ShardFacts, identity: Identity, facts: AttentionFacts | None
+) -> None:
+    """Decode the attention of every record of a shard of logits."""
+    assert identity.attention_id is not None
+    if facts is None:
+        raise CorruptCache(f"{location.url}: logits shard {logits.digest} has no attention shard")
+    shard = Shard(location, logits, identity.capture_id)
+    attention = AttentionShard(location, facts, identity.attention_id)
+    if attention.keys() != shard.keys():
+        raise CorruptCache(f"{attention.name}: its documents are not those of {shard.name}")
+    queries = sum(
+        attention.check_record(row, shard.record(row)[1]) for row in range(len(attention))
+    )
+    if (queries, logits.tokens) != (facts.queries, facts.tokens):
+        raise CorruptCache(
+            f"{attention.name}: expected {facts.queries} query rows of {facts.tokens} tokens, "
+            f"found {queries} of {logits.tokens}"
+        )
+
+
 def _check_seal(
     location: Location, manifest: Manifest, keys: Mapping[str, Sequence[bytes]]
 ) -> list[str]:
@@ -121,13 +155,15 @@ def _check_seal(
                 problems.append(f"{location.path(name)}: expected sha256 {digest}, found {found}")
         except StoreError as error:
             problems.append(str(error))
-    root = {
-        "source_id": manifest.source_id,
-        "capture_id": manifest.capture_id,
-        "samples": sorted(manifest.samples),
-        "shards": list(manifest.shards),
-    }
-    if json_id(root) != manifest.root:
+    root = root_digest(
+        manifest.source_id,
+        manifest.capture_id,
+        manifest.samples,
+        manifest.shards,
+        manifest.attention_id,
+        manifest.attention,
+    )
+    if root != manifest.root:
         problems.append(f"{location.url}: the root digest of the seal does not fit what it names")
     try:
         problems += _check_index(location, manifest, keys)
@@ -149,6 +185,6 @@ def _check_index(
     # Only whole shards were read: with one missing the index cannot be made again.
     if keys.keys() == manifest.shards.keys() and build_index(keys).dump() != data:
         problems.append(f"{location.path(name)}: it does not point to the rows of the shards")
-    if totals(manifest.shards, samples, index) != dict(manifest.totals):
+    if totals(manifest.shards, samples, index, manifest.attention) != dict(manifest.totals):
         problems.append(f"{location.url}: the totals of the seal are not those of its files")
     return problems
