@@ -6,6 +6,7 @@ anything is written.
 
 from __future__ import annotations
 
+from cachekd.capture.attention import with_attention
 from cachekd.capture.identify import check_same, clock_of, identity_of, load_tokenizer
 from cachekd.capture.job import Job, freeze
 from cachekd.config import PrecomputeConfig
@@ -48,6 +49,7 @@ def prepare_job(config: PrecomputeConfig) -> Job:
         vocab_size=tokenizer_identity.vocab_size,
         clock=clock,
     )
+    identity = with_attention(config, facts, identity, state, location, prepared.samples)
     job = freeze(config, facts, identity, location, state, prepared)
     _check_disk(job)
     return job
