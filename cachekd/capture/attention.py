@@ -46,7 +46,7 @@ def with_attention(
 
     Raises:
         ConfigError: the teacher has no such layer or head, or the budget is too small.
-        MismatchError: the cache was captured with other attention, or with none.
+        MismatchError: the cache was captured with other attention.
     """
     stored = state.identity if state else None
     if config.attention == "none":
@@ -55,8 +55,6 @@ def with_attention(
         spec = AttentionSpec.from_json(stored.attention)
     else:
         spec = _choice(config, facts, samples)
-    if stored and (spec is None) != (stored.attention is None):
-        raise MismatchError(_other_kinds(location, stored))
     attention = {**spec.to_json(), "attn_implementation": "eager"} if spec else None
     asked = replace(
         identity,
@@ -99,18 +97,30 @@ def _numbers(values: Sequence[int]) -> str:
     return " ".join(map(str, values))
 
 
-def _other_kinds(location: Location, stored: Identity) -> str:
-    if stored.attention is None:
-        return (
+def beside(identity: Identity, stored: Identity) -> Identity:
+    """An identity with the attention of a cache: to compare all the rest first."""
+    return replace(identity, attention=stored.attention, attention_id=stored.attention_id)
+
+
+def refuse_other_kinds(config: PrecomputeConfig, stored: Identity, location: Location) -> None:
+    """Refuse to add attention to a cache of logits alone, or logits alone to one with both.
+
+    Raises:
+        MismatchError: says which of the two, and what to do.
+    """
+    asked = config.attention != "none"
+    if asked and stored.attention is None:
+        raise MismatchError(
             f"precompute: the cache {location.url} holds logits alone, and this run asks for "
             "attention as well. Attention is captured in the same pass as the logits: use a new "
             "cache, or pass --attention none"
         )
-    return (
-        f"precompute: the cache {location.url} holds attention with its logits, and this run asks "
-        "for none. Pass the attention settings of its first run (cachekd inspect shows them), or "
-        "use a new cache"
-    )
+    if not asked and stored.attention is not None:
+        raise MismatchError(
+            f"precompute: the cache {location.url} holds attention with its logits, and this run "
+            "asks for none. Pass the attention settings of its first run (cachekd inspect shows "
+            "them), or use a new cache"
+        )
 
 
 def describe_attention(spec: AttentionSpec, lengths: Sequence[int]) -> dict[str, Any]:
@@ -188,6 +198,8 @@ class AttendingTeacher:
         return drawn if self._wanted is None else drawn & self._wanted[key]
 
     def _encode(self, arrays: tuple[Float32, ...], rows: NDArray[np.bool_]) -> bytes:
+        if not rows.any():
+            return b""
         if self._spec.kind == "qk":
             queries, keys = arrays
             return encode_qk(self._spec, queries, keys)

@@ -6,7 +6,7 @@ anything is written.
 
 from __future__ import annotations
 
-from cachekd.capture.attention import with_attention
+from cachekd.capture.attention import beside, refuse_other_kinds, with_attention
 from cachekd.capture.identify import check_same, clock_of, identity_of, load_tokenizer
 from cachekd.capture.job import Job, freeze
 from cachekd.config import PrecomputeConfig
@@ -38,7 +38,8 @@ def prepare_job(config: PrecomputeConfig) -> Job:
     clock = clock_of(state)
     identity = identity_of(config, facts, tokenizer_identity, tokenizer, clock)
     if state is not None:
-        check_same(state.identity, identity, location)
+        refuse_other_kinds(config, state.identity, location)
+        check_same(state.identity, beside(identity, state.identity), location)
         identity = state.identity
     location.check_writable()
     prepared = prepare(

@@ -39,6 +39,17 @@ class LayerRows:
     rest: Float32
 
 
+def no_rows(heads: int) -> LayerRows:
+    """A layer of a document of which no query row was captured."""
+    nothing = np.zeros(0, dtype=np.int64)
+    return LayerRows(
+        counts=nothing,
+        keys=nothing.astype(np.int32),
+        probs=nothing.astype(np.float32),
+        rest=np.zeros((heads, 0), dtype=np.float32),
+    )
+
+
 def pack(planes: Sequence[NDArray[np.generic]]) -> bytes:
     """Planes as one frame."""
     compressor = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True, write_content_size=True)

@@ -13,7 +13,8 @@ Planes, for each of the H query heads and then the G key heads, dimension by dim
     high  uint8 the same                         high bytes: 0 nearly everywhere
 
 Decode law: scores are products of levels in float32, times step^2; maps are their softmax in
-float32 over keys 0..t. All causal keys are kept and the rest is 0.
+float32 over keys 0..t, at least the smallest normal float32: no causal key is impossible. All of
+them are kept, and the rest is 0.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def _softmax(spec: AttentionSpec, q_HDR: Float32, k_GDL: Float32, rows: Int32) -
             scores_RL -= scores_RL.max(axis=-1, keepdims=True)
         weights_RL = np.exp(scores_RL)
         weights_RL /= weights_RL.sum(axis=-1, keepdims=True)
-        probs.append(weights_RL[causal_RL])
+        probs.append(np.maximum(weights_RL[causal_RL], np.finfo(np.float32).tiny))
     counts = np.tile(rows.astype(np.int64) + 1, heads)
     if not all(np.isfinite(values).all() for values in probs):
         raise CorruptCache("decoded scores are not finite")

@@ -4,8 +4,9 @@ In: bytes a token, the teacher's shape, the lengths of the documents. Out: the r
 estimated size fits. The order of choices is fixed, so the same data and budget give the same one.
 
 The estimate is a model of what was measured on small real teachers (`benchmarks/bench_attention.py`
-prints both): levels of maps take fewer bits the longer the row, queries and keys about one byte a
-value. What a teacher really takes differs by some tens of per cent, and is reported after the run.
+prints both): each halving of the step costs one bit a query or key and half a bit a level of a map;
+levels take fewer bits the longer the row, where more of them are 0. What a teacher really takes
+differs by some tens of per cent, mostly downwards, and is reported after the run.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cachekd.config import ATTENTION_STEPS, AttentionConfig
 from cachekd.data.attention import MEAN, AttentionShape, AttentionSpec, attention_spec
 from cachekd.errors import ConfigError
 
-_VALUE_BYTES = 0.9
-_ENTRY_BYTES = 1.5
+_ENTRY_BYTES = 1.3
+_LOG_BYTES = 0.47
+_MEAN_FACTOR = 1.25  # a mean of heads is smoother: fewer of its levels are 0
 _REST_BYTES = 1.0
 _BLOCK_BYTES = 36
 _SHARES = (1 / 2, 1 / 4, 1 / 8)
@@ -86,14 +89,21 @@ def estimate(spec: AttentionSpec, lengths: Sequence[int]) -> float:
     rows = (tokens - 1) * spec.share
     if spec.kind == "qk":
         heads = rows * len(spec.heads) + (tokens - 1) * len(spec.stored_key_heads)
-        layer = _VALUE_BYTES * spec.head_width * heads
+        layer = (2 - np.log2(spec.step)) / 8 * spec.head_width * heads
     else:
         cells = np.minimum(tokens / 2, spec.keys) if spec.keys else tokens / 2
-        # Bytes a level: 0.45 in rows of 64 keys, less in longer ones, where more of them are 0.
-        level = _ENTRY_BYTES if spec.keys else 0.45 * (64 / np.maximum(cells, 64)) ** 0.25
+        level = _ENTRY_BYTES if spec.keys else _level_bytes(spec, cells)
         layer = len(spec.heads) * rows * (cells * level + _REST_BYTES)
     whole = len(spec.layers) * (layer + _BLOCK_BYTES)
     return float(whole.sum() / tokens.sum())
+
+
+def _level_bytes(spec: AttentionSpec, cells: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Bytes of a level in rows of so many keys on average."""
+    short = -0.067 * np.log2(spec.step) if spec.values == "sqrt" else _LOG_BYTES
+    if spec.heads == (MEAN,):
+        short *= _MEAN_FACTOR
+    return np.asarray(short * (64 / np.maximum(cells, 64)) ** 0.25, dtype=np.float64)
 
 
 def at_most(spec: AttentionSpec, length: int) -> int:

@@ -9,7 +9,8 @@ Tensors of a shard with N documents, sorted by key, of A layers:
     blocks     U8  [bytes]           for each document its query rows, then one block a layer
 
 A block of rows is a bit for each of the L-1 positions, lowest first, 1 where the row was captured;
-it is empty where all were. Blocks of layers are those of `cachekd.codecs._attention`.
+it is empty where all were. Blocks of layers are those of `cachekd.codecs._attention`, or empty in a
+document of which no row was captured.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cachekd.codecs._attention import LayerRows
+from cachekd.codecs._attention import LayerRows, no_rows
 from cachekd.codecs._attention_maps import decode_maps
 from cachekd.codecs._attention_qk import decode_qk
 from cachekd.data.attention import AttentionSpec
@@ -215,6 +216,10 @@ class AttentionShard:
         return len(found.rows)
 
     def _decode(self, data: bytes, rows: Int32, length: int) -> LayerRows:
+        if not len(rows):
+            if data:
+                raise CorruptCache("a layer without query rows has content")
+            return no_rows(len(self.spec.heads))
         decode = decode_qk if self.spec.kind == "qk" else decode_maps
         return decode(self.spec, data, rows, length)
 
