@@ -273,6 +273,10 @@ def test_every_flipped_byte_of_a_shard_is_refused(make_cache: Maker, tmp_path: P
     make_cache(
         tmp_path / "cache", chat_rows(1), attention="maps", attention_heads="mean", attention_keys=2
     )
+    opened = cachekd.open_cache(str(tmp_path / "cache"))
+    (facts,) = opened._attention.values()
+    location, attention_id = Location(str(tmp_path / "cache")), opened.identity.attention_id
+    assert attention_id is not None
     (path,) = files(tmp_path / "cache")
     whole = path.read_bytes()
     for place in range(len(whole)):
@@ -280,8 +284,11 @@ def test_every_flipped_byte_of_a_shard_is_refused(make_cache: Maker, tmp_path: P
         damaged[place] ^= 1 << (place % 8)
         put(path, bytes(damaged))
         with pytest.raises(CorruptCache, match=path.name):
-            _ = cachekd.open_cache(str(tmp_path / "cache"))[0]
+            AttentionShard(location, facts, attention_id)
+    with pytest.raises(CorruptCache, match=path.name):
+        _ = opened[0]
     put(path, whole)
+    assert opened[0].attention is not None
     assert verify(str(tmp_path / "cache")).problems == ()
 
 
