@@ -89,7 +89,7 @@ def estimate(spec: AttentionSpec, lengths: Sequence[int]) -> float:
     rows = (tokens - 1) * spec.share
     if spec.kind == "qk":
         heads = rows * len(spec.heads) + (tokens - 1) * len(spec.stored_key_heads)
-        layer = (2 - np.log2(spec.step)) / 8 * spec.head_width * heads
+        layer = (2.6 - np.log2(spec.step)) / 8 * spec.head_width * heads
     else:
         cells = np.minimum(tokens / 2, spec.keys) if spec.keys else tokens / 2
         level = _ENTRY_BYTES if spec.keys else _level_bytes(spec, cells)

@@ -135,12 +135,12 @@ class CacheState:
 
         Where one logits shard was committed with two, the lower digest is taken.
         """
-        pairs = [
-            (record.shard.digest, record.attention)
-            for record in self.units.values()
-            if record.attention
-        ]
-        return dict(sorted(sorted(pairs, key=lambda pair: pair[1].digest, reverse=True)))
+        found: dict[str, AttentionFacts] = {}
+        for record in self.units.values():
+            other = found.get(record.shard.digest)
+            if record.attention and (other is None or record.attention.digest < other.digest):
+                found[record.shard.digest] = record.attention
+        return dict(sorted(found.items()))
 
     def samples(self) -> list[str]:
         """Digests of all samples shards, in plan order, each once."""

@@ -149,6 +149,14 @@ def test_attention_can_be_left_unread(cache: Path) -> None:
         _ = cachekd.open_cache(str(cache))[0]
 
 
+def test_training_on_logits_decodes_no_attention(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AttentionShard, "record", lambda *_: pytest.fail("attention was decoded"))
+    dataset = cachekd.CacheDataset(str(made))
+    assert len(dataset) == 9 and dataset[0] is not None
+
+
 def test_other_kinds_than_the_cache_s_are_refused(
     make_cache: Maker, cache: Path, tmp_path: Path
 ) -> None:
@@ -251,6 +259,16 @@ def test_merge_unites_both_kinds(make_cache: Maker, tmp_path: Path) -> None:
     make_cache(tmp_path / "d", chat_rows(3), attn_implementation="eager")
     with pytest.raises(MismatchError, match="attention: "):
         merge([str(tmp_path / "a"), str(tmp_path / "d")], str(tmp_path / "another"))
+
+
+def test_one_logits_shard_of_two_runs_is_merged_once(make_cache: Maker, tmp_path: Path) -> None:
+    make_cache(tmp_path / "a", chat_rows(3), attention="maps", unit_tokens=10**6)
+    make_cache(tmp_path / "b", chat_rows(3), attention="maps", unit_tokens=10**7)
+    merged = merge([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "both"))
+    assert len(merged.shards) == len(merged.attention) == 1
+    assert len(list((tmp_path / "both/units").iterdir())) == 2
+    assert verify(str(tmp_path / "both")).problems == ()
+    distance(tmp_path / "both")
 
 
 def test_an_unsealed_cache_is_read_as_far_as_it_goes(make_cache: Maker, tmp_path: Path) -> None:
