@@ -180,11 +180,13 @@ def open_cache(
         CorruptCache: a file is missing or altered; names it.
     """
     location = Location(url)
-    identity = read_identity(location)
-    if partial:
-        cache = _open_partial(location, name or url)
-        cache.decodes_attention &= attention
-        return cache
+    cache = _open_partial(location, name or url) if partial else _open_sealed(location, name or url)
+    cache.decodes_attention &= attention
+    return cache
+
+
+def _open_sealed(location: Location, name: str) -> Cache:
+    url, identity = location.url, read_identity(location)
     manifest = read_manifest(location)
     if manifest is None:
         raise UnsealedCache(
@@ -204,18 +206,8 @@ def open_cache(
             f"{url}: the seal counts {manifest.totals.get('samples')} samples with targets; "
             f"{len(samples.ids)} are found"
         )
-    cache = Cache(
-        location,
-        name or url,
-        identity,
-        samples,
-        index,
-        manifest.shards,
-        manifest,
-        manifest.attention,
-    )
-    cache.decodes_attention &= attention
-    return cache
+    shards, attention = manifest.shards, manifest.attention
+    return Cache(location, name, identity, samples, index, shards, manifest, attention)
 
 
 def _open_partial(location: Location, name: str) -> Cache:

@@ -19,6 +19,7 @@ from cachekd.data.digests import bytes_digest, json_id
 from cachekd.errors import CorruptCache, DataError, UnsealedCache
 from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.card import card
+from cachekd.store.identity import Identity
 from cachekd.store.index import KeyIndex
 from cachekd.store.io import Location
 from cachekd.store.layout import (
@@ -230,18 +231,8 @@ def _content(
     names = [CACHE, CAPTURE, *(plan_name(plan) for plan in state.plans)]
     names += [unit_name(plan, number) for plan, number in state.units]
     identity, attention = state.identity, state.attention()
-    kinds: dict[str, Any] = {
-        KIND: {
-            "capture_id": identity.capture_id,
-            "shards": [asdict(facts) for facts in shards.values()],
-        }
-    }
     if identity.attention_id is not None:
         names.append(ATTENTION_CAPTURE)
-        kinds[ATTENTION] = {
-            "capture_id": identity.attention_id,
-            "shards": [{**asdict(facts), "logits": digest} for digest, facts in attention.items()],
-        }
     content = {
         "root": root_digest(
             identity.source_id,
@@ -252,7 +243,7 @@ def _content(
             attention,
         ),
         "source_id": identity.source_id,
-        "kinds": kinds,
+        "kinds": _kinds(identity, shards, attention),
         "samples": state.samples(),
         "index": bytes_digest(index_data),
         "files": {name: bytes_digest(location.read(name)) for name in names},
@@ -268,6 +259,22 @@ def _content(
         ],
     }
     return content, index_data
+
+
+def _kinds(
+    identity: Identity,
+    shards: Mapping[str, ShardFacts],
+    attention: Mapping[str, AttentionFacts],
+) -> dict[str, Any]:
+    """Capture id and shards of each kind of target."""
+    logits = [asdict(facts) for facts in shards.values()]
+    kinds: dict[str, Any] = {KIND: {"capture_id": identity.capture_id, "shards": logits}}
+    if identity.attention_id is not None:
+        kinds[ATTENTION] = {
+            "capture_id": identity.attention_id,
+            "shards": [{**asdict(facts), "logits": digest} for digest, facts in attention.items()],
+        }
+    return kinds
 
 
 def root_digest(

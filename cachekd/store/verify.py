@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache, StoreError, UnsealedCache
 from cachekd.store.attention_shards import AttentionFacts, AttentionShard
-from cachekd.store.identity import Identity
 from cachekd.store.index import build_index, load_index
 from cachekd.store.io import Location
 from cachekd.store.layout import index_name
@@ -68,9 +67,7 @@ def verify(
     if manifest is None and not partial:
         raise UnsealedCache(f"{url} is not sealed; pass --partial to verify what is committed")
     try:
-        shards, attention = (
-            (manifest.shards, manifest.attention) if manifest else _committed(location)
-        )
+        shards, attention = _named(location, manifest)
     except CorruptCache as error:
         return VerifyReport(problems=(str(error),), files=1, records=0, sealed=False)
     done, whole = 0, sum(facts.rows for facts in shards.values())
@@ -84,9 +81,10 @@ def verify(
     keys = {}
     for digest, facts in shards.items():
         try:
-            keys[digest] = _check_shard(location, facts, identity.capture_id, step)
+            shard = Shard(location, facts, identity.capture_id)
+            keys[digest] = _check_shard(shard, facts, step)
             if identity.attention_id is not None:
-                _check_attention(location, facts, identity, attention.get(digest))
+                _check_attention(location, shard, attention.get(digest), identity.attention_id)
         except StoreError as error:
             problems.append(str(error))
     files = len(shards) + len(attention)
@@ -98,18 +96,19 @@ def verify(
     )
 
 
-def _committed(location: Location) -> tuple[dict[str, ShardFacts], dict[str, AttentionFacts]]:
-    """Shards of all commit records, once the samples that go with them are known to be whole."""
+def _named(
+    location: Location, manifest: Manifest | None
+) -> tuple[Mapping[str, ShardFacts], Mapping[str, AttentionFacts]]:
+    """Shards that the seal names, or else all commit records, whose samples must be whole."""
+    if manifest:
+        return manifest.shards, manifest.attention
     state = read_state(location)
     load_samples(location, state.samples())
     return state.shards(), state.attention()
 
 
-def _check_shard(
-    location: Location, facts: ShardFacts, capture_id: str, step: Callable[[], None]
-) -> list[bytes]:
+def _check_shard(shard: Shard, facts: ShardFacts, step: Callable[[], None]) -> list[bytes]:
     """Decode every record of a shard, and give its keys in row order."""
-    shard = Shard(location, facts, capture_id)
     found = [0, 0]
     for row in range(len(shard)):
         tokens, entries = shard.check_record(row)
@@ -124,23 +123,23 @@ def _check_shard(
 
 
 def _check_attention(
-    location: Location, logits: ShardFacts, identity: Identity, facts: AttentionFacts | None
+    location: Location, shard: Shard, facts: AttentionFacts | None, capture_id: str
 ) -> None:
     """Decode the attention of every record of a shard of logits."""
-    assert identity.attention_id is not None
     if facts is None:
-        raise CorruptCache(f"{location.url}: logits shard {logits.digest} has no attention shard")
-    shard = Shard(location, logits, identity.capture_id)
-    attention = AttentionShard(location, facts, identity.attention_id)
+        raise CorruptCache(f"{location.path(shard.name)}: no attention shard goes with it")
+    attention = AttentionShard(location, facts, capture_id)
     if attention.keys() != shard.keys():
         raise CorruptCache(f"{attention.name}: its documents are not those of {shard.name}")
-    queries = sum(
-        attention.check_record(row, shard.record(row)[1]) for row in range(len(attention))
-    )
-    if (queries, logits.tokens) != (facts.queries, facts.tokens):
+    tokens = queries = 0
+    for row in range(len(attention)):
+        input_ids = shard.record(row)[1]
+        tokens += len(input_ids)
+        queries += attention.check_record(row, input_ids)
+    if (queries, tokens) != (facts.queries, facts.tokens):
         raise CorruptCache(
             f"{attention.name}: expected {facts.queries} query rows of {facts.tokens} tokens, "
-            f"found {queries} of {logits.tokens}"
+            f"found {queries} of {tokens}"
         )
 
 
