@@ -61,6 +61,6 @@ def _check_disk(job: Job) -> None:
     if job.todo and job.config.check_disk and free is not None and needed > free:
         raise StoreError(
             f"the disk of {job.location.url} has {free / 1e9:.2f} GB free; this run may need up to "
-            f"{needed / 1e9:.2f} GB. Free space, lower --logits-top-k, keep less attention, or pass "
-            "--no-check-disk if you know that most positions keep fewer entries"
+            f"{needed / 1e9:.2f} GB. Free space, lower --logits-top-k, keep less attention, or "
+            "pass --no-check-disk if you know that most positions keep fewer entries"
         )
