@@ -240,7 +240,7 @@ def _response_rows(
     if less:
         raise DataError(
             f"{less} documents are cached with targets for fewer rows than this data trains on "
-            "(--rows response, other roles). Use a new cache, with --rows all"
+            "(--rows or --attention-rows response, other roles). Use a new cache, with --rows all"
         )
     return wanted
 

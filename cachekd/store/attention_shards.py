@@ -192,7 +192,7 @@ class AttentionShard:
                 raise CorruptCache("it belongs to other token ids")
             if int(self._tokens[row]) != length + 1 or length >= _MAX_TOKENS:
                 raise CorruptCache(f"{self._tokens[row]} tokens; the document has {length + 1}")
-            rows = self._rows(row, length)
+            rows = self.query_rows(row, length)
             layers = [
                 self._decode(self._block(row, place), rows, length)
                 for place in range(1, len(self.spec.layers) + 1)
@@ -223,7 +223,12 @@ class AttentionShard:
         decode = decode_qk if self.spec.kind == "qk" else decode_maps
         return decode(self.spec, data, rows, length)
 
-    def _rows(self, row: int, length: int) -> Int32:
+    def query_rows(self, row: int, length: int) -> Int32:
+        """Captured rows of the document in this row, which has ``length`` of them, int32 [R].
+
+        Raises:
+            CorruptCache: they cannot be those of such a document.
+        """
         packed = self._block(row, 0)
         if not packed:
             return np.arange(length, dtype=np.int32)

@@ -17,6 +17,7 @@ import numpy as np
 from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.digests import bytes_digest, json_id
 from cachekd.errors import CorruptCache, DataError, UnsealedCache
+from cachekd.store.attention_rows import check_query_rows
 from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.card import card
 from cachekd.store.identity import Identity
@@ -145,6 +146,7 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
         _check_size(location, attention_name(attention.digest), attention.bytes)
     if state.identity.capture["rows"] != "all":
         _check_rows(location, state, samples, index)
+    check_query_rows(location, state, samples, index)
     content, manifest_index = _content(location, state, samples, index)
     newest = read_manifest(location)
     if newest and newest.root == content["root"] and dict(newest.files) == content["files"]:

@@ -16,7 +16,7 @@ from tiny import chat_rows
 
 import cachekd
 from cachekd.data.alignment import LossMask, trained_rows
-from cachekd.errors import CorruptCache, MismatchError, StoreError
+from cachekd.errors import CorruptCache, DataError, MismatchError, StoreError
 from cachekd.store.attention_shards import AttentionShard
 from cachekd.store.io import Location
 from cachekd.store.merge import merge
@@ -269,6 +269,38 @@ def test_one_logits_shard_of_two_runs_is_merged_once(make_cache: Maker, tmp_path
     assert len(list((tmp_path / "both/units").iterdir())) == 2
     assert verify(str(tmp_path / "both")).problems == ()
     distance(tmp_path / "both")
+
+
+def roled(start: int) -> list[dict[str, Any]]:
+    """The same token ids, of which those from a place on are trained."""
+    ids = list(range(10, 22))
+    return [{"input_ids": ids, "labels": [-100] * start + ids[start:]}]
+
+
+def test_attention_of_too_few_rows_is_refused(make_cache: Maker, tmp_path: Path) -> None:
+    settings = {"attention": "maps", "attention_rows": "response"}
+    make_cache(tmp_path / "few", roled(8), **settings)
+    make_cache(tmp_path / "many", roled(4), **settings)
+    with pytest.raises(DataError, match="fewer rows"):
+        make_cache(tmp_path / "few", roled(4), **settings)
+    make_cache(tmp_path / "many", roled(8), **settings)  # what is there is enough
+    # One logits shard goes with two of attention, and the lower digest is used: refused where that
+    # is the one with fewer rows.
+    many, refused = files(tmp_path / "many")[0].stem, set()
+    for start in range(5, 11):
+        make_cache(tmp_path / f"few{start}", roled(start), **settings)
+        caches = [str(tmp_path / f"few{start}"), str(tmp_path / "many")]
+        lower = files(Path(caches[0]))[0].stem < many
+        refused.add(lower)
+        if lower:
+            with pytest.raises(
+                DataError, match=r"\d samples train on rows whose attention was not"
+            ):
+                merge(caches, str(tmp_path / f"both{start}"))
+        else:
+            merge(caches, str(tmp_path / f"both{start}"))
+            assert verify(str(tmp_path / f"both{start}")).problems == ()
+    assert refused == {True, False}, "both cases are met"
 
 
 def test_an_unsealed_cache_is_read_as_far_as_it_goes(make_cache: Maker, tmp_path: Path) -> None:
