@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 
 NAME = "cachekd_eager"
 _SUM_ERROR = 0.03  # of a row of bfloat16 probabilities
-_MAP_ERROR = 0.05  # total variation, of maps recomputed from bfloat16 queries and keys
+# Total variation of a row that is recomputed in float32; eager attention in half precision rounds
+# scores themselves, by tenths of a nat where they are large.
+_MAP_ERROR = {"torch.float32": 0.02, "torch.float64": 0.02}
+_MAP_ERROR_HALF = 0.2
 
 
 class _Tap:
@@ -102,7 +105,7 @@ class _Tap:
         scores_HL = torch.einsum("hd,hld->hl", q_HLD[:, -1], k_GLD[list(self._spec.groups)])
         true_HL = maps_HTT[list(self._spec.heads), length - 1, :length].float()
         error = (scores_HL.softmax(-1) - true_HL).abs().sum(-1).max() / 2
-        if not bool(error <= _MAP_ERROR):
+        if not bool(error <= _MAP_ERROR.get(str(q_HTD.dtype), _MAP_ERROR_HALF)):
             raise TeacherError(
                 f"attention of layer {layer} is more than the softmax of queries and keys "
                 f"(difference {float(error):.3f}: a window, soft cap, bias, sink, or NaN). Pass "
