@@ -75,9 +75,10 @@ class ModelConfig:
         None, "accelerate device map, such as auto: spreads a large teacher.", group="Teacher"
     )
     attn_implementation: str = option(
-        "sdpa",
-        "Attention of the teacher; part of the capture id.",
-        choices=("sdpa", "eager", "flash_attention_2"),
+        "auto",
+        "Attention of the teacher; part of the capture id. auto: eager where attention is "
+        "captured, else sdpa.",
+        choices=("auto", "sdpa", "eager", "flash_attention_2"),
         group="Teacher",
     )
     trust_remote_code: bool = option(
@@ -200,6 +201,57 @@ class SelectionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """What is kept of the teacher's attention: the fields that make its capture id."""
+
+    attention: str = option(
+        "none",
+        "Attention targets. maps: quantised probabilities; qk: queries and keys after RoPE, from "
+        "which maps are recomputed (smaller for long documents); auto: what fits the budget.",
+        choices=("none", "maps", "qk", "auto"),
+        group="Attention",
+    )
+    attention_budget: int = option(
+        0, "auto: bytes a token, over all layers and heads.", group="Attention"
+    )
+    attention_layers: tuple[int, ...] | None = option(
+        None,
+        "Layers, from 0. Default: four, evenly spaced, the last among them.",
+        group="Attention",
+    )
+    attention_heads: str = option(
+        "all", "all, mean (of all heads), or numbers with commas: 0,3.", group="Attention"
+    )
+    attention_rows: str = option(
+        "all",
+        "Query rows: all, or only those whose next token is a response token.",
+        choices=("all", "response"),
+        group="Attention",
+    )
+    attention_row_share: float = option(
+        1.0, "Share of these rows that is kept, drawn without bias.", group="Attention"
+    )
+    attention_seed: int = option(0, "Seed of the rows that are drawn.", group="Attention")
+    attention_keys: int = option(
+        0,
+        "maps: keys kept a row, the first key among them, with the mass of the rest; 0: all.",
+        group="Attention",
+    )
+    attention_values: str = option(
+        "sqrt",
+        "maps: levels uniform in the square root of the probability, or in nats.",
+        choices=("sqrt", "log"),
+        group="Attention",
+    )
+    attention_step: float | None = option(
+        None,
+        "Distance of two levels. Default: 1/63 for sqrt, 1/4 nat for log; for qk 0.03 in units of "
+        "the square root of a score.",
+        group="Attention",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """How the work is cut and when it ends; none of it changes what is stored beyond noise."""
 
@@ -228,8 +280,15 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecomputeConfig(RunConfig, SelectionConfig, DataConfig, ModelConfig):
+class PrecomputeConfig(RunConfig, AttentionConfig, SelectionConfig, DataConfig, ModelConfig):
     """Settings of ``cachekd precompute``."""
+
+    @property
+    def attention_kernel(self) -> str:
+        """The attention implementation that the teacher is loaded with."""
+        if self.attn_implementation != "auto":
+            return self.attn_implementation
+        return "sdpa" if self.attention == "none" else "eager"
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -245,6 +304,7 @@ class PrecomputeConfig(RunConfig, SelectionConfig, DataConfig, ModelConfig):
                 f"found {self.logits_min_k}"
             )
         _check_levels(self)
+        _check_attention(self)
         if not self.temperatures or min(self.temperatures) <= 0:
             raise ConfigError(f"temperatures: expected values above 0; found {self.temperatures}")
         for name in ("batch_tokens", "sort_window", "unit_tokens"):
@@ -274,6 +334,48 @@ def _check_levels(config: SelectionConfig) -> None:
         )
     if step is not None and not 1 / 240 <= step <= 1.0:
         raise ConfigError(f"logits_step: expected 1/240 to 1; found {step}")
+
+
+ATTENTION_STEPS = {"sqrt": (1 / 63, 1 / 255), "log": (1 / 4, 1 / 24), "qk": (0.03, 1 / 1024)}
+"""Ways to round attention: the default distance of two levels, and the smallest."""
+
+
+def _check_attention(config: PrecomputeConfig) -> None:
+    """Attention targets: a kernel that can give them, values in range, and no idle setting."""
+    asked = config.attention
+    if asked == "none":
+        if config.attention_budget:
+            raise ConfigError("attention_budget: set attention to auto as well, or leave it out")
+        return
+    if config.attention_kernel != "eager":
+        raise ConfigError(
+            f"attn_implementation {config.attn_implementation} never makes attention maps, so "
+            f"attention {asked} would store nothing; leave attn_implementation out, or set eager"
+        )
+    if (asked == "auto") != (config.attention_budget > 0):
+        raise ConfigError(
+            f"attention {asked} with attention_budget {config.attention_budget}: a budget in bytes "
+            "a token belongs to attention auto, and auto needs one"
+        )
+    if not 0.0 < config.attention_row_share <= 1.0:
+        raise ConfigError(
+            f"attention_row_share: expected 0 < share <= 1; found {config.attention_row_share}"
+        )
+    if config.attention_keys < 0:
+        raise ConfigError(f"attention_keys: expected 0 or more; found {config.attention_keys}")
+    if asked == "qk" and (config.attention_heads == "mean" or config.attention_keys):
+        raise ConfigError(
+            "attention qk keeps queries and keys of whole heads; a mean of heads or a number of "
+            "keys needs attention maps"
+        )
+    _check_attention_step(config)
+
+
+def _check_attention_step(config: PrecomputeConfig) -> None:
+    values = "qk" if config.attention == "qk" else config.attention_values
+    least, step = ATTENTION_STEPS[values][1], config.attention_step
+    if step is not None and not least <= step <= 1.0:
+        raise ConfigError(f"attention_step: expected {least:.4g} to 1 for {values}; found {step}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ Shape suffixes of array and tensor names, used in the whole project:
 
     B batch rows    T positions in a row    L tokens of one document    V vocabulary
     N rows of targets, flattened over a batch    K support of one row    n entries of all supports
+    A layers    H heads    G key heads (GQA)    R query rows of one document    D width of a head
 
 Alignment law: a document of L tokens has exactly L-1 rows; row t holds the teacher's distribution
 over ``input_ids[t + 1]`` given ``input_ids[: t + 1]``.
@@ -103,8 +104,61 @@ class TopKLogits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AttentionRows:
+    """Attention of a teacher over one document of L tokens: A layers, H heads, R query rows.
+
+    Rows follow the alignment law: row t is the attention of position t, which predicts
+    ``input_ids[t + 1]``; its causal keys are 0..t. The ragged rows are ordered by layer, then head,
+    then query row: number (a * H + h) * R + r owns the entries ``offsets[i]:offsets[i + 1]``.
+
+    Attributes:
+        layers: layer numbers of the teacher, int32 [A].
+        heads: head numbers of the teacher, int32 [H]; the single -1 is the mean of all heads.
+        rows: query positions, ascending, int32 [R].
+        weights: inverse probability of each row to be captured, float32 [R]: 1 unless rows were
+            drawn; then sums weighted with it are unbiased for the sum over all rows.
+        offsets: int64 [A * H * R + 1].
+        keys: positions of the kept keys, ascending in a row, int32 [n].
+        probs: their probabilities, float32 [n]; those of a row sum to 1 - rest.
+        rest: mass of the causal keys that were not kept, float32 [A, H, R].
+        length: keys that any row may have, L - 1.
+    """
+
+    layers: Int32
+    heads: Int32
+    rows: Int32
+    weights: Float32
+    offsets: Int64
+    keys: Int32
+    probs: Float32
+    rest: Float32
+    length: int
+
+    def dense(self, layer: int) -> Float32:
+        """Maps of the layer at this place, the rest spread over the causal keys not kept.
+
+        Returns:
+            float32 [H, R, L-1]; a row sums to 1, and is 0 after its own position.
+        """
+        heads, rows = len(self.heads), len(self.rows)
+        first = layer * heads * rows
+        offsets_N = self.offsets[first : first + heads * rows + 1]
+        counts_N = np.diff(offsets_N)
+        causal_N = np.tile(self.rows + 1, heads)
+        share_N = self.rest[layer].reshape(-1) / np.maximum(causal_N - counts_N, 1)
+        maps_NL = np.where(np.arange(self.length) < causal_N[:, None], share_N[:, None], 0)
+        maps_NL = maps_NL.astype(np.float32)
+        part = slice(int(offsets_N[0]), int(offsets_N[-1]))
+        maps_NL[np.repeat(np.arange(heads * rows), counts_N), self.keys[part]] = self.probs[part]
+        return maps_NL.reshape(heads, rows, self.length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Record:
-    """One sample as read from a cache: its tokens, who wrote them, and the teacher's targets."""
+    """One sample as read from a cache: its tokens, who wrote them, and the teacher's targets.
+
+    ``attention`` is None where the cache holds none, or was opened without it.
+    """
 
     key: bytes
     sample_id: bytes
@@ -114,6 +168,7 @@ class Record:
     domain: str
     weight: float
     logits: TopKLogits
+    attention: AttentionRows | None = None
 
 
 class TargetTensors(TypedDict):

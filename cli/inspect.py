@@ -40,11 +40,24 @@ def facts(cache: Cache) -> dict[str, Any]:
         "selection": identity.capture["selection"],
         "rows": identity.capture["rows"],
         "temperatures": ", ".join(map(str, identity.capture["temperatures"])),
+        **_attention(cache),
         **totals,
         "entries_per_target": totals["entries"] / targets,
         "bytes_per_target": totals["bytes"] / targets,
         "skipped": _summed(cache, "skipped"),
         "changed": _summed(cache, "changed"),
+    }
+
+
+def _attention(cache: Cache) -> dict[str, Any]:
+    """What is kept of the attention, if any, and what it costs."""
+    if cache.identity.attention is None:
+        return {}
+    tokens = max(1, cache.totals["tokens"])
+    return {
+        "attention_id": cache.identity.attention_id,
+        "attention_targets": cache.identity.attention,
+        "attention_bytes_per_token": cache.totals.get("attention_bytes", 0) / tokens,
     }
 
 
@@ -63,6 +76,7 @@ def show_record(cache: Cache, number: int) -> dict[str, Any]:
         )
     record = cache[number]
     counts = np.diff(record.logits.offsets)
+    attention = record.attention
     return {
         "sample": number,
         "key": record.key.hex(),
@@ -73,6 +87,7 @@ def show_record(cache: Cache, number: int) -> dict[str, Any]:
         "roles": record.roles.tolist(),
         "entries": counts.tolist(),
         "head_mass": [round(float(mass), 6) for mass in -np.expm1(record.logits.tail)],
+        **({} if attention is None else {"attention_rows": attention.rows.tolist()}),
         "next_logprob": [round(float(value), 4) for value in record.logits.next_logprob],
     }
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cachekd.capture.attention import AttendingTeacher
 from cachekd.capture.identify import check_same
 from cachekd.capture.job import Job
 from cachekd.capture.prepare import prepare_job
@@ -84,6 +85,8 @@ def _score_all(
     teacher: Teacher = find("teachers", job.config.backend).load(
         job.config, job.facts, job.plan.threads
     )
+    if job.attention is not None:
+        teacher = AttendingTeacher(teacher, job.attention, job.attention_wanted)
     with stop_on_signals() as flag:
         job = try_teacher(job, teacher)
         _write_plan(job)

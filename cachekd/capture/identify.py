@@ -67,7 +67,7 @@ def identity_of(
 ) -> Identity:
     """Source, capture and provenance of a run."""
     source = source_facts(config, facts, tokenizer_identity)
-    capture = capture_spec(config, config.attn_implementation, tokenizer_identity.vocab_size)
+    capture = capture_spec(config, config.attention_kernel, tokenizer_identity.vocab_size)
     source_id = json_id(source)
     return Identity(
         source_id=source_id,
@@ -99,8 +99,8 @@ def check_same(stored: Identity, asked: Identity, location: Location) -> None:
     """
     refuse_difference(
         "precompute",
-        {"source": stored.source, "capture": stored.capture},
-        {"source": asked.source, "capture": asked.capture},
+        stored.facts(),
+        asked.facts(),
         f"the cache {location.url}",
         "this run",
     )

@@ -14,6 +14,8 @@ from cachekd.codecs import CodecHeader
 from cachekd.codecs._priors import Prior
 from cachekd.config import PrecomputeConfig
 from cachekd.data.alignment import LossMask, trained_rows
+from cachekd.data.attention import AttentionSpec
+from cachekd.data.attention_budget import at_most
 from cachekd.data.digests import bytes_digest
 from cachekd.data.samples import Prepared
 from cachekd.errors import DataError
@@ -38,6 +40,7 @@ class Job:
     Attributes:
         documents: token ids by key, for every key of the data.
         wanted: rows to capture by key, or None for all rows of all keys.
+        attention_wanted: the same for query rows of the attention.
         plan: the frozen plan, and its digest and bytes.
         files: samples shards to write, by digest.
         todo: numbers of the plan's units that are not committed.
@@ -55,6 +58,7 @@ class Job:
     samples: Sequence[Sample]
     documents: Mapping[bytes, Int32]
     wanted: Mapping[bytes, NDArray[np.bool_]] | None
+    attention_wanted: Mapping[bytes, NDArray[np.bool_]] | None
     plan: Plan
     plan_digest: str
     plan_data: bytes
@@ -91,6 +95,11 @@ class Job:
         digest, data = plan.dump()
         return replace(self, plan=plan, plan_digest=digest, plan_data=data)
 
+    @property
+    def attention(self) -> AttentionSpec | None:
+        """What is kept of the attention, if any."""
+        return attention_of(self.identity)
+
     def unit_tokens(self, number: int) -> int:
         """Tokens of a unit, without padding."""
         return sum(len(self.documents[key]) for key in self.plan.unit_keys(number))
@@ -99,7 +108,15 @@ class Job:
         """Upper bound of what the missing units will take on disk."""
         keys = sum(len(self.plan.unit_keys(number)) for number in self.todo)
         files = len(self.todo) * _SHARD_BYTES + keys * _RECORD_BYTES
-        return sum(map(self.unit_tokens, self.todo)) * _bytes_per_token(self.identity) + files
+        logits = sum(map(self.unit_tokens, self.todo)) * _bytes_per_token(self.identity)
+        return logits + self._attention_at_most() + files
+
+    def _attention_at_most(self) -> int:
+        spec = self.attention
+        if spec is None:
+            return 0
+        todo = [key for number in self.todo for key in self.plan.unit_keys(number)]
+        return sum(at_most(spec, len(self.documents[key])) for key in todo)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +151,7 @@ def freeze(
     plan, files = _plan(config, identity, state, prepared, data, fresh, done)
     digest, plan_data = plan.dump()
     committed = state.units if state else {}
+    attention = attention_of(identity)
     return Job(
         config=config,
         facts=facts,
@@ -142,6 +160,9 @@ def freeze(
         samples=data.samples,
         documents=documents,
         wanted=_response_rows(data, held, done) if identity.capture["rows"] != "all" else None,
+        attention_wanted=(
+            _response_rows(data, held, done) if attention and attention.rows != "all" else None
+        ),
         plan=plan,
         plan_digest=digest,
         plan_data=plan_data,
@@ -180,7 +201,9 @@ def _plan(
     lengths = {key: len(s.input_ids) for key, s in zip(data.keys, data.samples, strict=True)}
     missing = [key for key in lengths if key not in done]
     order, units = cut(
-        [lengths[key] for key in missing], bytes_per_token=_bytes_per_token(identity), **settings
+        [lengths[key] for key in missing],
+        bytes_per_token=_bytes_per_token(identity, max(lengths.values())),
+        **settings,
     )
     files = _samples_files(data, fresh)
     plan = Plan(
@@ -234,7 +257,7 @@ def _response_rows(
     if less:
         raise DataError(
             f"{less} documents are cached with targets for fewer rows than this data trains on "
-            "(--rows response, other roles). Use a new cache, with --rows all"
+            "(--rows or --attention-rows response, other roles). Use a new cache, with --rows all"
         )
     return wanted
 
@@ -257,13 +280,20 @@ def selection_of(identity: Identity) -> Selection:
     )
 
 
+def attention_of(identity: Identity) -> AttentionSpec | None:
+    """What a capture keeps of the attention, if any."""
+    return None if identity.attention is None else AttentionSpec.from_json(identity.attention)
+
+
 def _further(identity: Identity) -> tuple[float, ...]:
     """Captured temperatures other than 1."""
     return tuple(float(t) for t in identity.capture["temperatures"] if t != 1.0)
 
 
-def _bytes_per_token(identity: Identity) -> int:
-    """Upper bound of the bytes stored for a token."""
+def _bytes_per_token(identity: Identity, longest: int = 0) -> int:
+    """Upper bound of the bytes stored for a token: logits, and attention of documents so long."""
+    spec = attention_of(identity) if longest else None
+    attention = at_most(spec, longest) // longest + 1 if spec else 0
     selection = selection_of(identity)
     # Codes, lengths and gaps of runs of one entry each, every gap an escape.
     entry = (
@@ -273,4 +303,4 @@ def _bytes_per_token(identity: Identity) -> int:
     scalars = 4 + 4 * (4 + len(identity.capture["temperatures"]))
     # A threshold sample of the tail has at most 1 / tau entries in expectation, and one more.
     sampled = selection.samples + (int(1 / selection.tau) + 1 if selection.tau else 0)
-    return int((min(selection.k, selection.vocab_size) + sampled) * entry + scalars)
+    return int((min(selection.k, selection.vocab_size) + sampled) * entry + scalars) + attention

@@ -6,6 +6,7 @@ anything is written.
 
 from __future__ import annotations
 
+from cachekd.capture.attention import beside, refuse_other_kinds, with_attention
 from cachekd.capture.identify import check_same, clock_of, identity_of, load_tokenizer
 from cachekd.capture.job import Job, freeze
 from cachekd.config import PrecomputeConfig
@@ -37,7 +38,8 @@ def prepare_job(config: PrecomputeConfig) -> Job:
     clock = clock_of(state)
     identity = identity_of(config, facts, tokenizer_identity, tokenizer, clock)
     if state is not None:
-        check_same(state.identity, identity, location)
+        refuse_other_kinds(config, state.identity, location)
+        check_same(state.identity, beside(identity, state.identity), location)
         identity = state.identity
     location.check_writable()
     prepared = prepare(
@@ -48,6 +50,7 @@ def prepare_job(config: PrecomputeConfig) -> Job:
         vocab_size=tokenizer_identity.vocab_size,
         clock=clock,
     )
+    identity = with_attention(config, facts, identity, state, location, prepared.samples)
     job = freeze(config, facts, identity, location, state, prepared)
     _check_disk(job)
     return job
@@ -58,6 +61,6 @@ def _check_disk(job: Job) -> None:
     if job.todo and job.config.check_disk and free is not None and needed > free:
         raise StoreError(
             f"the disk of {job.location.url} has {free / 1e9:.2f} GB free; this run may need up to "
-            f"{needed / 1e9:.2f} GB. Free space, lower --logits-top-k, or pass --no-check-disk if "
-            "you know that most positions keep fewer entries"
+            f"{needed / 1e9:.2f} GB. Free space, lower --logits-top-k, keep less attention, or "
+            "pass --no-check-disk if you know that most positions keep fewer entries"
         )

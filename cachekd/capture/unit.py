@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from cachekd.capture.attention import AttendingTeacher, describe_attention
 from cachekd.capture.job import Job
 from cachekd.errors import CorruptCache, Incomplete, TeacherError
-from cachekd.store.layout import shard_name, unit_name
+from cachekd.store.attention_shards import AttentionFacts, write_attention
+from cachekd.store.layout import attention_name, shard_name, unit_name
 from cachekd.store.plan import PlannedBatch
 from cachekd.store.shards import write_shard
 from cachekd.store.state import UnitRecord, load_unit
 from cachekd.teachers import Teacher
-from cachekd.types import TopKLogits
+from cachekd.types import Int32, TopKLogits
 
 
 def run_unit(
@@ -52,6 +54,7 @@ def run_unit(
         plan=job.plan_digest,
         number=number,
         shard=facts,
+        attention=_write_attention(job, teacher, keys, documents),
         numerics={**teacher.numerics, "threads": job.plan.threads, "split": splits},
     )
     made = {
@@ -84,6 +87,19 @@ def _score_unit(
     return targets, splits
 
 
+def _write_attention(
+    job: Job, teacher: Teacher, keys: Sequence[bytes], documents: Sequence[Int32]
+) -> AttentionFacts | None:
+    """Create the shard of the unit's attention, if any is captured."""
+    if not isinstance(teacher, AttendingTeacher):
+        return None
+    spec, capture_id = job.attention, job.identity.attention_id
+    assert spec is not None and capture_id is not None, "the teacher is wrapped only then"
+    data, facts = write_attention(spec, capture_id, keys, documents, teacher.take(keys))
+    job.location.create(attention_name(facts.digest), data)
+    return facts
+
+
 def _commit(job: Job, record: UnitRecord, data: bytes) -> None:
     """Create the record; one that does not parse, or whose shard is lost, is written over."""
     name = unit_name(record.plan, record.number)
@@ -91,7 +107,7 @@ def _commit(job: Job, record: UnitRecord, data: bytes) -> None:
         return
     try:
         other = load_unit(name, job.location.read(name))
-        whole = job.location.exists(shard_name(other.shard.digest))
+        whole = all(map(job.location.exists, other.shard_names()))
     except CorruptCache:
         whole = False
     if not whole:
@@ -160,6 +176,8 @@ def _where(job: Job, keys: Sequence[bytes]) -> str:
 def describe(job: Job) -> dict[str, Any]:
     """What a run will do, in counts: the dry run."""
     todo = [key for n in job.todo for key in job.plan.unit_keys(n)]
+    spec = job.attention
+    lengths = [len(document) for document in job.documents.values()]
     return {
         "cache": job.location.url,
         "source_id": job.identity.source_id,
@@ -172,6 +190,7 @@ def describe(job: Job) -> dict[str, Any]:
         "documents_to_score": len(todo),
         "tokens_to_score": sum(len(job.documents[key]) for key in todo),
         "shards_to_write": len(job.todo),
+        **(describe_attention(spec, lengths) if spec else {}),
         "bytes_at_most": job.bytes_at_most(),
         "skipped": dict(job.plan.skipped),
         "changed": dict(job.plan.changed),

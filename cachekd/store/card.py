@@ -27,6 +27,7 @@ def card(identity: Identity, manifest: Manifest) -> str:
         "Values": ", ".join(map(str, identity.capture["logprobs"].values())),
         "Rows": identity.capture["rows"],
         "Temperatures": ", ".join(map(str, identity.capture["temperatures"])),
+        **_attention(identity, manifest),
         "Samples": totals["samples"],
         "Tokens": totals["sample_tokens"],
         "Entries per target": f"{totals['entries'] / max(1, totals['targets']):.2f}",
@@ -46,6 +47,23 @@ def card(identity: Identity, manifest: Manifest) -> str:
         "    cachekd train --cache THIS_FOLDER --student STUDENT --output-dir OUT\n\n"
         "The licence of the teacher and of the data apply to these targets.\n"
     )
+
+
+def _attention(identity: Identity, manifest: Manifest) -> dict[str, object]:
+    spec = identity.attention
+    if spec is None:
+        return {}
+    heads = "mean" if spec["heads"] == [-1] else ", ".join(map(str, spec["heads"]))
+    per_token = manifest.totals.get("attention_bytes", 0) / max(1, manifest.totals["tokens"])
+    return {
+        "Attention capture id": identity.attention_id,
+        "Attention": f"{spec['kind']}, {spec['values']} step {spec['step']:.4g}",
+        "Attention layers": ", ".join(map(str, spec["layers"])),
+        "Attention heads": heads,
+        "Attention query rows": f"{spec['rows']}, share {spec['share']:g}",
+        "Attention keys a row": spec["keys"] or "all",
+        "Attention bytes per token": f"{per_token:.1f}",
+    }
 
 
 def _changes(manifest: Manifest) -> str:

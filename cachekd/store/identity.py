@@ -61,13 +61,22 @@ _MODEL_KEYS = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """The two ids of a cache and the facts they are digests of."""
+    """The ids of a cache and the facts they are digests of.
+
+    ``attention_id`` and ``attention`` are None where only logits are captured.
+    """
 
     source_id: str
     source: Mapping[str, Any]
     capture_id: str
     capture: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    attention_id: str | None = None
+    attention: Mapping[str, Any] | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """All that makes two caches belong together."""
+        return {"source": self.source, "capture": self.capture, "attention": self.attention}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

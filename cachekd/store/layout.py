@@ -20,6 +20,8 @@ VERSION = 1
 KIND = "logits"
 CACHE = "cache.json"
 CAPTURE = f"{KIND}/capture.json"
+ATTENTION = "attention"
+ATTENTION_CAPTURE = f"{ATTENTION}/capture.json"
 HINT = "manifest.json"
 CARD = "README.md"
 _JSON_LIMIT = 1 << 30
@@ -43,6 +45,11 @@ def samples_name(digest: str) -> str:
 def shard_name(digest: str) -> str:
     """File of a shard of logits."""
     return f"{KIND}/{digest}.parquet"
+
+
+def attention_name(digest: str) -> str:
+    """File of a shard of attention."""
+    return f"{ATTENTION}/{digest}.safetensors"
 
 
 def index_name(digest: str) -> str:

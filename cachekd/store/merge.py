@@ -8,7 +8,14 @@ from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache
 from cachekd.store.identity import refuse_difference
 from cachekd.store.io import Location
-from cachekd.store.layout import plan_name, prior_name, samples_name, shard_name, unit_name
+from cachekd.store.layout import (
+    attention_name,
+    plan_name,
+    prior_name,
+    samples_name,
+    shard_name,
+    unit_name,
+)
 from cachekd.store.seal import Manifest, seal
 from cachekd.store.state import CacheState, read_state, write_identity
 
@@ -41,8 +48,8 @@ def merge(sources: Sequence[str], target: str) -> Manifest:
 def _refuse(door: str, left: CacheState, right: CacheState, left_url: str, right_url: str) -> None:
     refuse_difference(
         door,
-        {"source": left.identity.source, "capture": left.identity.capture},
-        {"source": right.identity.source, "capture": right.identity.capture},
+        left.identity.facts(),
+        right.identity.facts(),
         left_url,
         right_url,
     )
@@ -54,6 +61,7 @@ def _copy(place: Location, state: CacheState, into: Location) -> None:
     named |= {prior_name(digest): digest for digest in state.priors()}
     named |= {prior_name(plan.prior): plan.prior for plan in state.plans.values() if plan.prior}
     named |= {shard_name(digest): digest for digest in state.shards()}
+    named |= {attention_name(facts.digest): facts.digest for facts in state.attention().values()}
     for name, digest in named.items():
         if not into.exists(name):
             data = place.read(name)

@@ -14,6 +14,7 @@ import numpy as np
 
 from cachekd.data.digests import bytes_digest, sample_key
 from cachekd.errors import CorruptCache, UnsealedCache
+from cachekd.store.attention_shards import AttentionFacts, AttentionShard
 from cachekd.store.identity import Identity
 from cachekd.store.index import KeyIndex, load_index
 from cachekd.store.io import Location
@@ -23,7 +24,7 @@ from cachekd.store.samples import SampleTable
 from cachekd.store.seal import Manifest, captured, load_samples, read_manifest, totals
 from cachekd.store.shards import Groups, Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
-from cachekd.types import Float32, Int32, Record, Role, TopKLogits, UInt8
+from cachekd.types import AttentionRows, Float32, Int32, Record, Role, TopKLogits, UInt8
 
 
 class Cache:
@@ -37,6 +38,7 @@ class Cache:
         totals: counts (samples, keys, tokens, targets, entries, bytes).
         lengths: tokens of each sample, int32.
         sample_ids: content id of each sample.
+        decodes_attention: whether records come with their attention.
     """
 
     def __init__(
@@ -48,13 +50,16 @@ class Cache:
         index: KeyIndex,
         shards: Mapping[str, ShardFacts],
         manifest: Manifest | None,
+        attention: Mapping[str, AttentionFacts],
     ) -> None:
         self.name = name
         self.url = location.url
         self.identity = identity
         self.manifest = manifest
         self.root = manifest.root if manifest else None
-        self.totals = dict(manifest.totals) if manifest else totals(shards, samples, index)
+        self.totals = (
+            dict(manifest.totals) if manifest else totals(shards, samples, index, attention)
+        )
         self.lengths = samples.lengths
         self.sample_ids = samples.ids
         self.domains = samples.domains
@@ -63,6 +68,9 @@ class Cache:
         self._index = index
         self._facts = dict(shards)
         self._open: dict[int, Shard] = {}
+        self.decodes_attention = bool(attention)
+        self._attention = dict(attention)
+        self._attention_open: dict[str, AttentionShard] = {}
         self._groups = Groups()
         self._priors = Priors(location)
         self._by_key: dict[bytes, int] | None = None
@@ -92,16 +100,15 @@ class Cache:
         Raises:
             CorruptCache: a shard is missing or altered; names the file.
         """
-        by_shard: dict[int, list[tuple[int, int]]] = {}
-        for at, i in enumerate(numbers):
-            number, row = self._place(self._samples.keys[i], i)
-            by_shard.setdefault(number, []).append((at, row))
+        places = [self._place(self._samples.keys[i], i) for i in numbers]
+        by_shard: dict[int, list[int]] = {}
+        for at, (number, _) in enumerate(places):
+            by_shard.setdefault(number, []).append(at)
         found: dict[int, Record] = {}
-        for number, places in by_shard.items():
-            stored = self._shard(number).records([row for _, row in places])
-            for (at, _), one in zip(places, stored, strict=True):
-                i = numbers[at]
-                found[at] = self._record(self._samples.keys[i], i, *self.roles(i), one)
+        for number, own in by_shard.items():
+            stored = self._shard(number).records([places[at][1] for at in own])
+            for at, one in zip(own, stored, strict=True):
+                found[at] = self._record(numbers[at], places[at], one)
         return [found[at] for at in range(len(numbers))]
 
     def __iter__(self) -> Iterator[Record]:
@@ -120,9 +127,8 @@ class Cache:
             self._by_key = {k: i for i, k in reversed(list(enumerate(self._samples.keys)))}
         if key in self._by_key:
             return self[self._by_key[key]]
-        number, row = self._place(key, None)
-        roles = np.full(len(input_ids), Role.TEXT, dtype=np.uint8)
-        return self._record(key, None, roles, None, self._shard(number).record(row))
+        place = self._place(key, None)
+        return self._record(None, place, self._shard(place[0]).record(place[1]))
 
     def unigram(self) -> Float32 | None:
         """The teacher's mean distribution, float32 [V], as the priors of the cache tell it.
@@ -150,15 +156,14 @@ class Cache:
         return place
 
     def _record(
-        self,
-        key: bytes,
-        i: int | None,
-        roles: UInt8,
-        prompt_length: int | None,
-        found: tuple[bytes, Int32, TopKLogits],
+        self, i: int | None, place: tuple[int, int], found: tuple[bytes, Int32, TopKLogits]
     ) -> Record:
-        stored, input_ids, logits = found
-        if stored != key or len(roles) != len(input_ids):
+        """Sample i, or a document that no sample names, with the record found at its place."""
+        key, input_ids, logits = found
+        roles, prompt_length = np.full(len(input_ids), Role.TEXT, dtype=np.uint8), None
+        if i is not None:
+            roles, prompt_length = self.roles(i)
+        if len(roles) != len(input_ids) or (i is not None and key != self._samples.keys[i]):
             raise CorruptCache(f"{self.url}: sample {i} points to the record of other token ids")
         return Record(
             key=key,
@@ -169,7 +174,20 @@ class Cache:
             domain="" if i is None else self._samples.domains[i],
             weight=1.0 if i is None else float(self._samples.weights[i]),
             logits=logits,
+            attention=self._attention_rows(place, input_ids) if self.decodes_attention else None,
         )
+
+    def _attention_rows(self, place: tuple[int, int], input_ids: Int32) -> AttentionRows:
+        """Attention of a document: in the same row as its logits, of the shard beside theirs."""
+        digest = self._index.shards[place[0]]
+        if digest not in self._attention:
+            raise CorruptCache(f"{self.url}: no attention shard goes with logits shard {digest}")
+        if digest not in self._attention_open:
+            assert self.identity.attention_id is not None, "shards of it were found"
+            self._attention_open[digest] = AttentionShard(
+                self._location, self._attention[digest], self.identity.attention_id
+            )
+        return self._attention_open[digest].record(place[1], input_ids)
 
     def _shard(self, number: int) -> Shard:
         if number not in self._open:
@@ -184,17 +202,20 @@ class Cache:
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens shards of its own.
-        own = {"_open": {}, "_groups": Groups(), "_priors": Priors(self._location)}
-        return {**self.__dict__, **own}
+        own = {"_open": {}, "_attention_open": {}, "_groups": Groups()}
+        return {**self.__dict__, **own, "_priors": Priors(self._location)}
 
 
-def open_cache(url: str, *, partial: bool = False, name: str | None = None) -> Cache:
+def open_cache(
+    url: str, *, partial: bool = False, name: str | None = None, attention: bool = True
+) -> Cache:
     """Open a cache for reading.
 
     Args:
         url: folder or fsspec URL.
         partial: accept a cache without seal (or newer than its seal), as far as it is committed.
         name: what messages call it; default the URL.
+        attention: decode attention, where there is any, with each record.
 
     Raises:
         CacheNotFound: there is none.
@@ -202,16 +223,21 @@ def open_cache(url: str, *, partial: bool = False, name: str | None = None) -> C
         CorruptCache: a file is missing or altered; names it.
     """
     location = Location(url)
-    identity = read_identity(location)
-    if partial:
-        return _open_partial(location, name or url)
+    cache = _open_partial(location, name or url) if partial else _open_sealed(location, name or url)
+    cache.decodes_attention &= attention
+    return cache
+
+
+def _open_sealed(location: Location, name: str) -> Cache:
+    url, identity = location.url, read_identity(location)
     manifest = read_manifest(location)
     if manifest is None:
         raise UnsealedCache(
             f"{url} is not sealed: its capture is not finished. Run the precompute command again "
             "to finish it, or pass --partial to use what is there"
         )
-    if (manifest.source_id, manifest.capture_id) != (identity.source_id, identity.capture_id):
+    ids = (identity.source_id, identity.capture_id, identity.attention_id)
+    if (manifest.source_id, manifest.capture_id, manifest.attention_id) != ids:
         raise CorruptCache(f"{url}: the seal is of another identity than cache.json")
     data = location.read(index_name(manifest.index))
     if bytes_digest(data) != manifest.index:
@@ -223,11 +249,14 @@ def open_cache(url: str, *, partial: bool = False, name: str | None = None) -> C
             f"{url}: the seal counts {manifest.totals.get('samples')} samples with targets; "
             f"{len(samples.ids)} are found"
         )
-    return Cache(location, name or url, identity, samples, index, manifest.shards, manifest)
+    shards, attention = manifest.shards, manifest.attention
+    return Cache(location, name, identity, samples, index, shards, manifest, attention)
 
 
 def _open_partial(location: Location, name: str) -> Cache:
     state = read_state(location)
     index = state.index()
     samples = captured(load_samples(location, state.samples()), index)
-    return Cache(location, name, state.identity, samples, index, state.shards(), None)
+    return Cache(
+        location, name, state.identity, samples, index, state.shards(), None, state.attention()
+    )

@@ -8,7 +8,7 @@ the same root whoever made them, and when.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,15 +17,21 @@ import numpy as np
 from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.digests import bytes_digest, json_id
 from cachekd.errors import CorruptCache, DataError, UnsealedCache
+from cachekd.store.attention_rows import check_query_rows
+from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.card import card
+from cachekd.store.identity import Identity
 from cachekd.store.index import KeyIndex
 from cachekd.store.io import Location
 from cachekd.store.layout import (
+    ATTENTION,
+    ATTENTION_CAPTURE,
     CACHE,
     CAPTURE,
     CARD,
     HINT,
     KIND,
+    attention_name,
     dump_document,
     index_name,
     manifest_name,
@@ -46,7 +52,7 @@ _MANIFEST = re.compile(r"manifest-([0-9]{1,9})\.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A seal as read back."""
+    """A seal as read back; ``attention`` is keyed by the logits shard of the same documents."""
 
     generation: int
     root: str
@@ -59,6 +65,8 @@ class Manifest:
     files: Mapping[str, str]
     totals: Mapping[str, int]
     runs: tuple[Mapping[str, Any], ...]
+    attention_id: str | None
+    attention: Mapping[str, AttentionFacts]
 
 
 def generations(location: Location) -> list[int]:
@@ -80,6 +88,7 @@ def read_manifest(location: Location) -> Manifest | None:
     document = read_document(location, "manifest", name)
     try:
         shards = [ShardFacts.from_json(value) for value in document["kinds"][KIND]["shards"]]
+        attention = document["kinds"].get(ATTENTION)
         return Manifest(
             generation=found[-1],
             root=document["root"],
@@ -92,9 +101,21 @@ def read_manifest(location: Location) -> Manifest | None:
             files=dict(document["files"]),
             totals=dict(document["totals"]),
             runs=tuple(dict(run) for run in document["runs"]),
+            attention_id=attention["capture_id"] if attention else None,
+            attention=_attention(attention["shards"]) if attention else {},
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptCache(f"{location.path(name)} is no seal: {error!r}") from error
+
+
+def _attention(shards: list[dict[str, Any]]) -> dict[str, AttentionFacts]:
+    """Facts of attention shards by the logits shard that each names."""
+    return {
+        shard["logits"]: AttentionFacts.from_json(
+            {key: value for key, value in shard.items() if key != "logits"}
+        )
+        for shard in shards
+    }
 
 
 def seal(location: Location, *, leave_out: bool = False) -> Manifest:
@@ -125,8 +146,11 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
         )
     for digest, facts in state.shards().items():
         _check_size(location, shard_name(digest), facts.bytes)
+    for attention in state.attention().values():
+        _check_size(location, attention_name(attention.digest), attention.bytes)
     if state.identity.capture["rows"] != "all":
         _check_rows(location, state, samples, index)
+    check_query_rows(location, state, samples, index)
     content, manifest_index = _content(location, state, samples, index)
     newest = read_manifest(location)
     if newest and newest.root == content["root"] and dict(newest.files) == content["files"]:
@@ -214,27 +238,25 @@ def _content(
     index_data = index.dump()
     names = [CACHE, CAPTURE, *(plan_name(plan) for plan in state.plans)]
     names += [unit_name(plan, number) for plan, number in state.units]
-    identity = state.identity
-    root = {
-        "source_id": identity.source_id,
-        "capture_id": identity.capture_id,
-        "samples": sorted(state.samples()),
-        "shards": list(shards),
-    }
+    identity, attention = state.identity, state.attention()
+    if identity.attention_id is not None:
+        names.append(ATTENTION_CAPTURE)
     content = {
-        "root": json_id(root),
+        "root": root_digest(
+            identity.source_id,
+            identity.capture_id,
+            state.samples(),
+            shards,
+            identity.attention_id,
+            attention,
+        ),
         "source_id": identity.source_id,
-        "kinds": {
-            KIND: {
-                "capture_id": identity.capture_id,
-                "shards": [asdict(facts) for facts in shards.values()],
-            }
-        },
+        "kinds": _kinds(identity, shards, attention),
         "samples": state.samples(),
         "priors": {digest: location.size(prior_name(digest)) for digest in state.priors()},
         "index": bytes_digest(index_data),
         "files": {name: bytes_digest(location.read(name)) for name in names},
-        "totals": totals(shards, samples, index),
+        "totals": totals(shards, samples, index, attention),
         "runs": [
             {
                 "plan": digest,
@@ -248,11 +270,57 @@ def _content(
     return content, index_data
 
 
+def _kinds(
+    identity: Identity,
+    shards: Mapping[str, ShardFacts],
+    attention: Mapping[str, AttentionFacts],
+) -> dict[str, Any]:
+    """Capture id and shards of each kind of target."""
+    logits = [asdict(facts) for facts in shards.values()]
+    kinds: dict[str, Any] = {KIND: {"capture_id": identity.capture_id, "shards": logits}}
+    if identity.attention_id is not None:
+        kinds[ATTENTION] = {
+            "capture_id": identity.attention_id,
+            "shards": [{**asdict(facts), "logits": digest} for digest, facts in attention.items()],
+        }
+    return kinds
+
+
+def root_digest(
+    source_id: str,
+    capture_id: str,
+    samples: Iterable[str],
+    shards: Iterable[str],
+    attention_id: str | None,
+    attention: Mapping[str, AttentionFacts],
+) -> str:
+    """Digest of the content of a cache: of every kind of target that it holds."""
+    root: dict[str, Any] = {
+        "source_id": source_id,
+        "capture_id": capture_id,
+        "samples": sorted(samples),
+        "shards": sorted(shards),
+    }
+    if attention_id is not None:
+        digests = sorted({facts.digest for facts in attention.values()})
+        root["attention"] = {"capture_id": attention_id, "shards": digests}
+    return json_id(root)
+
+
 def totals(
-    shards: Mapping[str, ShardFacts], samples: SampleTable, index: KeyIndex
+    shards: Mapping[str, ShardFacts],
+    samples: SampleTable,
+    index: KeyIndex,
+    attention: Mapping[str, AttentionFacts],
 ) -> dict[str, int]:
     """Counts over a cache: samples, distinct keys, and what the shards hold."""
+    further = {
+        "attention_shards": len(attention),
+        "attention_rows": sum(facts.queries for facts in attention.values()),
+        "attention_bytes": sum(facts.bytes for facts in attention.values()),
+    }
     return {
+        **(further if attention else {}),
         "samples": len(samples.ids),
         "sample_tokens": int(samples.lengths.sum()),
         "keys": len(index),

@@ -13,13 +13,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cachekd.errors import CacheNotFound, CorruptCache
+from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.identity import Identity
 from cachekd.store.index import KeyIndex, build_index
 from cachekd.store.io import Location
 from cachekd.store.layout import (
+    ATTENTION,
+    ATTENTION_CAPTURE,
     CACHE,
     CAPTURE,
     KIND,
+    attention_name,
     dump_document,
     load_document,
     plan_name,
@@ -37,21 +41,33 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitRecord:
-    """A commit record: a shard that is whole, and how it was made."""
+    """A commit record: shards that are whole, and how they were made.
+
+    ``attention`` is the shard of the same documents' attention, where that is captured.
+    """
 
     plan: str
     number: int
     shard: ShardFacts
     numerics: Mapping[str, Any]
+    attention: AttentionFacts | None = None
+
+    def shard_names(self) -> list[str]:
+        """Files that the record commits."""
+        names = [shard_name(self.shard.digest)]
+        return [*names, attention_name(self.attention.digest)] if self.attention else names
 
     def dump(self, keys: tuple[bytes, ...], made: Mapping[str, Any]) -> bytes:
         """Bytes of the record's file; ``made`` tells host and time."""
+        shards = {KIND: asdict(self.shard)}
+        if self.attention:
+            shards[ATTENTION] = asdict(self.attention)
         return dump_document(
             "unit",
             {
                 "plan": self.plan,
                 "unit": self.number,
-                "shards": {KIND: asdict(self.shard)},
+                "shards": shards,
                 "key_min": min(keys).hex(),
                 "key_max": max(keys).hex(),
                 "numerics": dict(self.numerics),
@@ -64,13 +80,15 @@ def load_unit(name: str, data: bytes) -> UnitRecord:
     """Parse a commit record (errors of `load_document`)."""
     document = load_document("unit", name, data)
     try:
+        attention = document["shards"].get(ATTENTION)
         record = UnitRecord(
             plan=document["plan"],
             number=document["unit"],
             shard=ShardFacts.from_json(document["shards"][KIND]),
             numerics=document["numerics"],
+            attention=AttentionFacts.from_json(attention) if attention is not None else None,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise CorruptCache(f"{name} is no commit record: {error!r}") from error
     if unit_name(record.plan, record.number) != name:
         raise CorruptCache(f"{name} is the record of another unit; the file was moved")
@@ -116,6 +134,18 @@ class CacheState:
         """Digests of the priors that committed shards need, sorted."""
         return sorted({facts.prior for facts in self.shards().values() if facts.prior})
 
+    def attention(self) -> dict[str, AttentionFacts]:
+        """Facts of each shard of attention, by the digest of the logits shard of its documents.
+
+        Where one logits shard was committed with two, the lower digest is taken.
+        """
+        found: dict[str, AttentionFacts] = {}
+        for record in self.units.values():
+            other = found.get(record.shard.digest)
+            if record.attention and (other is None or record.attention.digest < other.digest):
+                found[record.shard.digest] = record.attention
+        return dict(sorted(found.items()))
+
     def samples(self) -> list[str]:
         """Digests of all samples shards, in plan order, each once."""
         return list(dict.fromkeys(name for plan in self.plans.values() for name in plan.samples))
@@ -134,8 +164,12 @@ def read_identity(location: Location) -> Identity:
         )
     cache = read_document(location, "cache", CACHE)
     capture = read_document(location, "capture", CAPTURE)
-    if capture.get("source_id") != cache.get("source_id"):
-        raise CorruptCache(f"{location.path(CAPTURE)} belongs to another source than {CACHE}")
+    # A cache of logits alone says nothing of kinds.
+    attentive = ATTENTION in cache.get("kinds", ())
+    attention = read_document(location, "capture", ATTENTION_CAPTURE) if attentive else {}
+    for name, found in ((CAPTURE, capture), (ATTENTION_CAPTURE, attention)):
+        if found and found.get("source_id") != cache.get("source_id"):
+            raise CorruptCache(f"{location.path(name)} belongs to another source than {CACHE}")
     try:
         return Identity(
             source_id=cache["source_id"],
@@ -143,24 +177,33 @@ def read_identity(location: Location) -> Identity:
             capture_id=capture["capture_id"],
             capture=capture["capture"],
             provenance=cache["provenance"],
+            attention_id=attention["capture_id"] if attentive else None,
+            attention=attention["capture"] if attentive else None,
         )
     except KeyError as error:
         raise CorruptCache(f"{location.url}: its identity lacks {error}") from error
 
 
 def write_identity(location: Location, identity: Identity) -> None:
-    """Write ``cache.json`` and ``capture.json``, once; another writer may have been first."""
-    location.create(
-        CACHE,
-        dump_document(
-            "cache",
-            {
-                "source_id": identity.source_id,
-                "source": dict(identity.source),
-                "provenance": dict(identity.provenance),
-            },
-        ),
-    )
+    """Write ``cache.json`` and each ``capture.json``, once; another writer may have been first.
+
+    The capture of attention comes first: a cache that says it holds attention can tell which.
+    """
+    content = {
+        "source_id": identity.source_id,
+        "source": dict(identity.source),
+        "provenance": dict(identity.provenance),
+    }
+    if identity.attention is not None:
+        content["kinds"] = [ATTENTION, KIND]
+        capture = {
+            "kind": ATTENTION,
+            "source_id": identity.source_id,
+            "capture_id": identity.attention_id,
+            "capture": dict(identity.attention),
+        }
+        location.create(ATTENTION_CAPTURE, dump_document("capture", capture))
+    location.create(CACHE, dump_document("cache", content))
     location.create(
         CAPTURE,
         dump_document(
@@ -208,7 +251,9 @@ def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheS
                     raise
                 _log.warning("%s; the unit is made anew", error)
                 continue
-            if skip_broken_units and not location.exists(shard_name(record.shard.digest)):
+            if (record.attention is None) != (identity.attention is None):
+                raise CorruptCache(f"units/{name} commits other kinds of target than {CACHE} says")
+            if skip_broken_units and not all(map(location.exists, record.shard_names())):
                 _log.warning("%s: its shard is missing; the unit is made anew", name)
                 continue
             if record.number < len(plans[match[1]].units):

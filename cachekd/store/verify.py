@@ -8,13 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cachekd.data.digests import bytes_digest, json_id
+from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache, StoreError, UnsealedCache
+from cachekd.store.attention_shards import AttentionFacts, AttentionShard
 from cachekd.store.index import build_index, load_index
 from cachekd.store.io import Location
 from cachekd.store.layout import index_name
 from cachekd.store.priors import Priors
-from cachekd.store.seal import Manifest, captured, load_samples, read_manifest, totals
+from cachekd.store.seal import (
+    Manifest,
+    captured,
+    load_samples,
+    read_manifest,
+    root_digest,
+    totals,
+)
 from cachekd.store.shards import Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
 
@@ -60,7 +68,7 @@ def verify(
     if manifest is None and not partial:
         raise UnsealedCache(f"{url} is not sealed; pass --partial to verify what is committed")
     try:
-        shards = manifest.shards if manifest else _committed(location)
+        shards, attention = _named(location, manifest)
     except CorruptCache as error:
         return VerifyReport(problems=(str(error),), files=1, records=0, sealed=False)
     done, whole = 0, sum(facts.rows for facts in shards.values())
@@ -75,10 +83,14 @@ def verify(
     keys = {}
     for digest, facts in shards.items():
         try:
-            keys[digest] = _check_shard(location, facts, identity.capture_id, priors, step)
+            shard = Shard(location, facts, identity.capture_id, priors=priors)
+            keys[digest] = _check_shard(shard, facts, step)
+            if identity.attention_id is not None:
+                _check_attention(location, shard, attention.get(digest), identity.attention_id)
         except StoreError as error:
             problems.append(str(error))
-    files = len(shards) + len({facts.prior for facts in shards.values() if facts.prior})
+    files = len(shards) + len(attention)
+    files += len({facts.prior for facts in shards.values() if facts.prior})
     if manifest:
         files += len(manifest.files) + len(manifest.samples) + 1
         problems += _check_seal(location, manifest, keys)
@@ -87,22 +99,19 @@ def verify(
     )
 
 
-def _committed(location: Location) -> dict[str, ShardFacts]:
-    """Shards of all commit records, once the samples that go with them are known to be whole."""
+def _named(
+    location: Location, manifest: Manifest | None
+) -> tuple[Mapping[str, ShardFacts], Mapping[str, AttentionFacts]]:
+    """Shards that the seal names, or else all commit records, whose samples must be whole."""
+    if manifest:
+        return manifest.shards, manifest.attention
     state = read_state(location)
     load_samples(location, state.samples())
-    return state.shards()
+    return state.shards(), state.attention()
 
 
-def _check_shard(
-    location: Location,
-    facts: ShardFacts,
-    capture_id: str,
-    priors: Priors,
-    step: Callable[[], None],
-) -> list[bytes]:
+def _check_shard(shard: Shard, facts: ShardFacts, step: Callable[[], None]) -> list[bytes]:
     """Decode every record of a shard, and give its keys in row order."""
-    shard = Shard(location, facts, capture_id, priors=priors)
     found = [0, 0]
     for row in range(len(shard)):
         tokens, entries = shard.check_record(row)
@@ -116,6 +125,27 @@ def _check_shard(
     return shard.keys()
 
 
+def _check_attention(
+    location: Location, shard: Shard, facts: AttentionFacts | None, capture_id: str
+) -> None:
+    """Decode the attention of every record of a shard of logits."""
+    if facts is None:
+        raise CorruptCache(f"{location.path(shard.name)}: no attention shard goes with it")
+    attention = AttentionShard(location, facts, capture_id)
+    if attention.keys() != shard.keys():
+        raise CorruptCache(f"{attention.name}: its documents are not those of {shard.name}")
+    tokens = queries = 0
+    for row in range(len(attention)):
+        input_ids = shard.record(row)[1]
+        tokens += len(input_ids)
+        queries += attention.check_record(row, input_ids)
+    if (queries, tokens) != (facts.queries, facts.tokens):
+        raise CorruptCache(
+            f"{attention.name}: expected {facts.queries} query rows of {facts.tokens} tokens, "
+            f"found {queries} of {tokens}"
+        )
+
+
 def _check_seal(
     location: Location, manifest: Manifest, keys: Mapping[str, Sequence[bytes]]
 ) -> list[str]:
@@ -127,13 +157,15 @@ def _check_seal(
                 problems.append(f"{location.path(name)}: expected sha256 {digest}, found {found}")
         except StoreError as error:
             problems.append(str(error))
-    root = {
-        "source_id": manifest.source_id,
-        "capture_id": manifest.capture_id,
-        "samples": sorted(manifest.samples),
-        "shards": list(manifest.shards),
-    }
-    if json_id(root) != manifest.root:
+    root = root_digest(
+        manifest.source_id,
+        manifest.capture_id,
+        manifest.samples,
+        manifest.shards,
+        manifest.attention_id,
+        manifest.attention,
+    )
+    if root != manifest.root:
         problems.append(f"{location.url}: the root digest of the seal does not fit what it names")
     try:
         problems += _check_index(location, manifest, keys)
@@ -155,6 +187,6 @@ def _check_index(
     # Only whole shards were read: with one missing the index cannot be made again.
     if keys.keys() == manifest.shards.keys() and build_index(keys).dump() != data:
         problems.append(f"{location.path(name)}: it does not point to the rows of the shards")
-    if totals(manifest.shards, samples, index) != dict(manifest.totals):
+    if totals(manifest.shards, samples, index, manifest.attention) != dict(manifest.totals):
         problems.append(f"{location.url}: the totals of the seal are not those of its files")
     return problems

@@ -8,16 +8,18 @@ loads it. The loaded teacher has one verb, `Teacher.score`. Rows follow the alig
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachekd.config import PrecomputeConfig
-from cachekd.types import Int32, TopKLogits
+from cachekd.data.attention import AttentionSpec
+from cachekd.types import Float32, Int32, TopKLogits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +104,33 @@ class Teacher(Protocol):
     @property
     def numerics(self) -> Mapping[str, Any]:
         """What the numbers depend on beside identity: device, versions."""
+
+
+LayerSink = Callable[[int, int, tuple[Float32, ...]], None]
+"""Told of each document and layer (their places in batch and spec) what the teacher attended to.
+
+Maps: one array [H, R, L-1]. qk: queries [H, R, D] and keys [G, L-1, D] of the stored heads, after
+RoPE, each with the root of the scaling folded in.
+"""
+
+
+@runtime_checkable
+class AttentiveTeacher(Teacher, Protocol):
+    """A teacher that can tell its attention."""
+
+    def attention(
+        self, spec: AttentionSpec, rows: Sequence[NDArray[np.bool_]], sink: LayerSink
+    ) -> AbstractContextManager[None]:
+        """Within, one call of `score` gives the attention of its documents to ``sink``.
+
+        Args:
+            spec: layers, heads and kind.
+            rows: for each document the query rows, bool [L-1].
+            sink: called layer by layer, so that maps of two layers never exist at once.
+
+        Raises:
+            TeacherError: a layer gives no attention, or not what ``spec`` can hold.
+        """
 
 
 class TeacherBackend(Protocol):

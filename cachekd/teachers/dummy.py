@@ -6,15 +6,17 @@ does not equal the right one. ``--teacher`` names its folder (configuration and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachekd.config import PrecomputeConfig
+from cachekd.data.attention import MEAN, AttentionSpec
 from cachekd.data.models import context_length, model_config, resolve_model
-from cachekd.teachers import Selection, TeacherFacts
+from cachekd.teachers import LayerSink, Selection, TeacherFacts
 from cachekd.types import Float32, Int32, TopKLogits
 
 _DEFAULT_CONTEXT = 4096
@@ -33,8 +35,29 @@ def dummy_logits(input_ids: Int32, vocab_size: int) -> Float32:
     return (4.0 * np.sin(phase_LV)).astype(np.float32)
 
 
+def dummy_queries(input_ids: Int32, heads: int, width: int, layer: int) -> Float32:
+    """Queries or keys of every position but the last, float32 [heads, L-1, width]."""
+    length = len(input_ids) - 1
+    phase_L = (input_ids[:-1].astype(np.float64) + 1) * (np.arange(length) + 7 * layer + 3)
+    step_HD = np.arange(1, heads * width + 1).reshape(heads, 1, width) * 0.37
+    return np.sin(phase_L[None, :, None] * step_HD).astype(np.float32)
+
+
+def dummy_maps(q_HLD: Float32, k_GLD: Float32) -> Float32:
+    """Causal attention maps of queries and grouped keys, float32 [H, L-1, L-1]."""
+    k_HLD = np.repeat(k_GLD, len(q_HLD) // len(k_GLD), axis=0)
+    scores_HLL = q_HLD @ k_HLD.transpose(0, 2, 1)
+    causal_LL = np.tril(np.ones(scores_HLL.shape[1:], dtype=bool))
+    weights_HLL = np.where(causal_LL, np.exp(scores_HLL), 0)
+    maps_HLL: Float32 = (weights_HLL / weights_HLL.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return maps_HLL
+
+
 class DummyTeacher:
-    """Scores documents with `dummy_logits`."""
+    """Scores documents with `dummy_logits`, and attends with `dummy_queries`."""
+
+    def __init__(self) -> None:
+        self._tap: tuple[AttentionSpec, Sequence[NDArray[np.bool_]], LayerSink] | None = None
 
     @staticmethod
     def identify(config: PrecomputeConfig) -> TeacherFacts:
@@ -75,6 +98,8 @@ class DummyTeacher:
 
         from cachekd.teachers._selection import assemble, select
 
+        if self._tap is not None:
+            self._attend(documents, *self._tap)
         tiles, captured = [], []
         for ids_L, rows in zip(documents, wanted, strict=True):
             mask = np.ones(len(ids_L) - 1, dtype=bool) if rows is None else rows
@@ -84,6 +109,38 @@ class DummyTeacher:
             tiles.append(select(logits_LV[:-1][keep], next_L[keep], selection))
             captured.append(mask)
         return assemble(tiles, captured, selection)
+
+    @contextmanager
+    def attention(
+        self, spec: AttentionSpec, rows: Sequence[NDArray[np.bool_]], sink: LayerSink
+    ) -> Iterator[None]:
+        """See `cachekd.teachers.AttentiveTeacher.attention`."""
+        self._tap = (spec, rows, sink)
+        try:
+            yield
+        finally:
+            self._tap = None
+
+    @staticmethod
+    def _attend(
+        documents: Sequence[Int32],
+        spec: AttentionSpec,
+        rows: Sequence[NDArray[np.bool_]],
+        sink: LayerSink,
+    ) -> None:
+        for document, (ids_L, wanted) in enumerate(zip(documents, rows, strict=True)):
+            for place, layer in enumerate(spec.layers):
+                q_HLD = dummy_queries(ids_L, spec.teacher_heads, spec.head_width, 2 * layer)
+                k_GLD = dummy_queries(ids_L, spec.key_heads, spec.head_width, 2 * layer + 1)
+                heads = list(spec.heads)
+                if spec.kind == "qk":
+                    keys = k_GLD[list(spec.stored_key_heads)]
+                    sink(document, place, (q_HLD[heads][:, wanted], keys))
+                    continue
+                maps_HRL = dummy_maps(q_HLD, k_GLD)[:, wanted]
+                mean = spec.heads == (MEAN,)
+                kept = maps_HRL.mean(axis=0, keepdims=True) if mean else maps_HRL[heads]
+                sink(document, place, (kept,))
 
 
 PLUGIN = DummyTeacher

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cachekd.config import PrecomputeConfig
+from cachekd.data.attention import AttentionSpec
 from cachekd.data.models import (
     adapter_facts,
     code_digest,
@@ -24,7 +25,7 @@ from cachekd.data.models import (
     weights_digest,
 )
 from cachekd.errors import ConfigError, TeacherError
-from cachekd.teachers import Selection, TeacherFacts
+from cachekd.teachers import LayerSink, Selection, TeacherFacts
 from cachekd.types import Int32, TopKLogits
 
 
@@ -80,11 +81,15 @@ class HFTeacher:
                 "config.json"
             )
         found = model.config._attn_implementation
-        if found != config.attn_implementation:
+        if found != config.attention_kernel:
             raise TeacherError(
-                f"teacher {config.teacher}: expected {config.attn_implementation} attention; the "
+                f"teacher {config.teacher}: expected {config.attention_kernel} attention; the "
                 f"model runs {found}. Pass --attn-implementation {found}"
             )
+        if config.attention != "none":
+            from cachekd.teachers._attention import install
+
+            install(model)
         return HFTeacher(model, threads)
 
     @property
@@ -119,6 +124,14 @@ class HFTeacher:
             if "can't allocate memory" in str(error):
                 raise MemoryError(str(error)) from error
             raise
+
+    def attention(
+        self, spec: AttentionSpec, rows: Sequence[NDArray[np.bool_]], sink: LayerSink
+    ) -> AbstractContextManager[None]:
+        """See `cachekd.teachers.AttentiveTeacher.attention`."""
+        from cachekd.teachers._attention import tapped
+
+        return tapped(spec, rows, sink)
 
     def _score(
         self,
@@ -173,7 +186,7 @@ def _load_model(config: PrecomputeConfig, facts: TeacherFacts) -> tuple[Any, lis
     model, loading = AutoModelForCausalLM.from_pretrained(
         facts.folder,
         dtype=getattr(torch, facts.dtype),
-        attn_implementation=config.attn_implementation,
+        attn_implementation=config.attention_kernel,
         trust_remote_code=config.trust_remote_code,
         output_loading_info=True,
         **placed,

@@ -265,7 +265,7 @@ def _open(cache: Cache | Location) -> Cache:
         return cache
     from cachekd.store.reader import open_cache
 
-    return open_cache(os.fspath(cache))
+    return open_cache(os.fspath(cache), attention=False)
 
 
 def _check_rows(caches: Sequence[Cache], loss_mask: LossMask) -> None:

@@ -98,12 +98,12 @@ def _checked(config: TrainConfig) -> _Inputs:
     caches = []
     for text in config.cache:
         name, location = checks.parse_cache(text)
-        caches.append(open_cache(location, partial=config.partial, name=name))
+        caches.append(open_cache(location, partial=config.partial, name=name, attention=False))
     checks.check_names(caches)
     eval_cache = None
     if config.eval_cache is not None:
         name, location = checks.parse_cache(config.eval_cache)
-        eval_cache = open_cache(location, partial=config.partial, name=name)
+        eval_cache = open_cache(location, partial=config.partial, name=name, attention=False)
     everything = caches + ([eval_cache] if eval_cache else [])
     checks.check_one_tokenizer(everything)
     checks.check_needs(objective.needs(), everything)
