@@ -73,7 +73,8 @@ class DummyTeacher:
         """See `cachekd.teachers.Teacher.score`."""
         import torch
 
-        from cachekd.teachers._selection import assemble, select
+        from cachekd.teachers._assembly import assemble, select
+        from cachekd.teachers._sampling import uniforms
 
         tiles, captured = [], []
         for ids_L, rows in zip(documents, wanted, strict=True):
@@ -81,7 +82,9 @@ class DummyTeacher:
             logits_LV = torch.from_numpy(dummy_logits(ids_L, selection.vocab_size))
             next_L = torch.from_numpy(ids_L[1:].astype(np.int64))
             keep = torch.from_numpy(mask)
-            tiles.append(select(logits_LV[:-1][keep], next_L[keep], selection))
+            drawn = uniforms(selection, [ids_L], [mask])
+            uniform_N = None if drawn is None else torch.from_numpy(drawn)
+            tiles.append(select(logits_LV[:-1][keep], next_L[keep], selection, uniform_N))
             captured.append(mask)
         return assemble(tiles, captured, selection)
 

@@ -129,7 +129,8 @@ class HFTeacher:
     ) -> list[TopKLogits]:
         import torch
 
-        from cachekd.teachers._selection import assemble, select, tile_rows
+        from cachekd.teachers._assembly import assemble, select
+        from cachekd.teachers._selection import tile_rows
 
         ids_BT = np.zeros((len(documents), padded_length), dtype=np.int64)
         mask_BT = np.zeros_like(ids_BT)
