@@ -109,7 +109,7 @@ def assemble(
         captured: for each document bool [L-1]; the other rows get an empty support.
         selection: what was kept.
     """
-    whole = _joined(tiles)
+    whole = _joined(tiles, selection)
     ends = np.concatenate([[0], np.cumsum(whole.counts)])
     records, row = [], 0
     for mask in captured:
@@ -137,7 +137,17 @@ def assemble(
     return records
 
 
-def _joined(tiles: Sequence[Tile]) -> Tile:
+def _joined(tiles: Sequence[Tile], selection: Selection) -> Tile:
+    if not tiles:
+        samples = bool(selection.tau or selection.samples)
+        nothing = np.empty(0, dtype=np.float32)
+        return Tile(
+            counts=np.empty(0, dtype=np.int64),
+            ids=np.empty(0, dtype=np.int32),
+            logprobs=nothing,
+            weights=nothing if samples else None,
+            scalars=np.empty((3 + len(selection.temperatures), 0), dtype=np.float32),
+        )
     weights = [tile.weights for tile in tiles if tile.weights is not None]
     return Tile(
         counts=np.concatenate([tile.counts for tile in tiles]),

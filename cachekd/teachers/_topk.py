@@ -58,7 +58,7 @@ def take_blocks(values_NBW: Tensor, block_NK: Tensor) -> Tensor:
 
 def _keys(values: Tensor, ids: Tensor) -> Tensor:
     """Integers in the order of the values, equal ones in the opposite order of their ids."""
-    bits = values.view(torch.int32)
+    bits = (values + 0.0).view(torch.int32)  # -0 becomes 0: equal values, equal bits
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # float bits of negatives fall: turn them round
     return (ordered.long() << _ID_BITS) | (_ID_MASK - ids)
 
