@@ -216,6 +216,11 @@ class RunConfig:
     threads: int | None = option(
         None, "CPU threads of the teacher; frozen in the plan.", group="Run"
     )
+    writers: int = option(
+        1,
+        "Processes that encode and write what the teacher has scored; 0: the teacher's own.",
+        group="Run",
+    )
     max_hours: float | None = option(
         None, "Stop in good order before this many hours (exit code 3).", group="Run"
     )
@@ -247,6 +252,8 @@ class PrecomputeConfig(RunConfig, SelectionConfig, DataConfig, ModelConfig):
         for name in ("batch_tokens", "sort_window", "unit_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1; found {getattr(self, name)}")
+        if self.writers < 0:
+            raise ConfigError(f"writers: expected 0 or more; found {self.writers}")
         for name in ("max_length", "max_samples", "threads"):
             value = getattr(self, name)
             if value is not None and value < (2 if name == "max_length" else 1):

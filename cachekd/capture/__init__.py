@@ -13,9 +13,10 @@ from typing import Any
 from cachekd.capture.identify import check_same
 from cachekd.capture.job import Job
 from cachekd.capture.prepare import prepare_job
-from cachekd.capture.unit import describe, run_unit, score_batch
+from cachekd.capture.unit import describe, score_batch, score_unit
 from cachekd.config import PrecomputeConfig
 from cachekd.engines.local import run_units
+from cachekd.engines.writers import OwnProcess, WriterPool, Writers
 from cachekd.errors import Incomplete
 from cachekd.plugins import find
 from cachekd.signals import StopFlag, stop_on_signals
@@ -23,6 +24,9 @@ from cachekd.store.layout import plan_name, samples_name
 from cachekd.store.seal import seal
 from cachekd.store.state import read_identity, read_state, write_identity
 from cachekd.teachers import Teacher
+
+# Fewer tokens are encoded sooner than a process starts.
+_WORTH_A_PROCESS = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +81,30 @@ def _write_plan(job: Job) -> None:
 def _score_all(
     job: Job, started: float, progress: Callable[[Progress], None] | None
 ) -> dict[str, Any]:
-    teacher: Teacher = find("teachers", job.config.backend).load(
-        job.config, job.facts, job.plan.threads
-    )
-    # A trial before anything is written: a teacher that gives NaN or does not fit its tokenizer
-    # must not leave a cache behind.
-    score_batch(job, teacher, job.plan.units[job.todo[0]][0])
-    with stop_on_signals() as flag:
-        _write_plan(job)
-        return _run(job, teacher, flag, started, progress)
+    with _writers(job) as writers:  # they start while the teacher is loaded
+        teacher: Teacher = find("teachers", job.config.backend).load(
+            job.config, job.facts, job.plan.threads
+        )
+        # A trial before anything is written: a teacher that gives NaN or does not fit its
+        # tokenizer must not leave a cache behind.
+        score_batch(job, teacher, job.plan.units[job.todo[0]][0])
+        with stop_on_signals() as flag:
+            _write_plan(job)
+            return _run(job, teacher, writers, flag, started, progress)
+
+
+def _writers(job: Job) -> Writers:
+    """Processes where there is something to do meanwhile, and where they see the same files."""
+    worth = len(job.todo) > 1 and sum(map(job.unit_tokens, job.todo)) >= _WORTH_A_PROCESS
+    if not (job.config.writers and worth) or job.location.private:
+        return OwnProcess(job.sink, job.location)
+    return WriterPool(job.sink, min(job.config.writers, len(job.todo)))
 
 
 def _run(
     job: Job,
     teacher: Teacher,
+    writers: Writers,
     flag: StopFlag,
     started: float,
     progress: Callable[[Progress], None] | None,
@@ -102,6 +116,7 @@ def _run(
     def scored(tokens: int) -> None:
         nonlocal done_tokens
         done_tokens += tokens
+        writers.check()
         if progress:
             progress(Progress(done_tokens, total, time.monotonic() - begun))
 
@@ -112,17 +127,18 @@ def _run(
         return flag.asked or time.monotonic() >= deadline
 
     def do(number: int) -> None:
-        run_unit(job, teacher, number, stop_asked=over, scored=scored)
+        writers.submit(score_unit(job, teacher, number, stop_asked=over, scored=scored))
 
     try:
         done = run_units(
             [(number, job.unit_tokens(number)) for number in job.todo],
             do,
             stop_asked=over,
-            seconds_left=lambda: deadline - time.monotonic(),
+            seconds_left=lambda: deadline - time.monotonic() - writers.backlog_seconds(),
         )
     except Incomplete:
         done = None
+    writers.finish()
     if done != len(job.todo):
         raise _incomplete(job, flag)
     seconds = time.monotonic() - begun

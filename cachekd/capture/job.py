@@ -16,6 +16,7 @@ from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.digests import bytes_digest
 from cachekd.data.samples import Prepared
 from cachekd.errors import DataError
+from cachekd.store.commit import Sink
 from cachekd.store.identity import Identity
 from cachekd.store.io import Location
 from cachekd.store.plan import Plan, cut, run_digest
@@ -73,6 +74,16 @@ class Job:
             vocab_size=self.identity.source["vocab_size"],
             logprob_dtype=self.identity.capture["logprobs"]["values"],
             temperatures=_further(self.identity),
+        )
+
+    @property
+    def sink(self) -> Sink:
+        """Where units go."""
+        return Sink(
+            url=self.location.url,
+            plan=self.plan_digest,
+            capture_id=self.identity.capture_id,
+            header=self.header,
         )
 
     def unit_tokens(self, number: int) -> int:

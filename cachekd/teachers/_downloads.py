@@ -21,7 +21,9 @@ class Downloads:
     def __init__(self, device: torch.device, selection: Selection) -> None:
         self._selection = selection
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._tiles: list[Tile] = []
         self._under_way: list[Picked] = []
 

@@ -2,9 +2,10 @@
 
 Comes in: a causal model of transformers. Goes out: logits of chosen rows in chunks, so that
 [tokens, vocabulary] never exists at once. What a model does to its logits (bias, scaling,
-soft-capping) is its own code: the model's ``forward`` runs again over hidden states of a chunk, with
-its decoder replaced by one that hands them out. A small forward when the teacher is loaded shows
-whether that gives the model's own logits; where it does not, whole logits are taken, with a warning.
+soft-capping) is its own code: the model's ``forward`` runs again over hidden states of a chunk,
+with its decoder replaced by one that hands them out. A small forward when the teacher is loaded
+shows whether that gives the model's own logits; where it does not, whole logits are taken, with a
+warning.
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ class LogitRows:
         if not self.chunked:
             logits_RV = self._forward(tokens_BT, mask_BT).logits.flatten(0, 1)
             step = chunk_rows(logits_RV.device.type, logits_RV.shape[-1])
-            for part_n in rows_N.to(logits_RV.device).split(step):
+            for part_n in torch.split(rows_N.to(logits_RV.device), step):
                 yield logits_RV[part_n]
             return
         hidden_BTD, kind = self._body(tokens_BT, mask_BT)
         hidden_RD, rows_N = hidden_BTD.flatten(0, 1), rows_N.to(hidden_BTD.device)
-        for part_n in rows_N.split(chunk_rows(hidden_RD.device.type, self._width)):
+        for part_n in torch.split(rows_N, chunk_rows(hidden_RD.device.type, self._width)):
             if len(part_n):
                 yield self._head(hidden_RD[part_n], kind)
 

@@ -172,7 +172,7 @@ class HFTeacher:
         for logits_nV in self._rows.chunks(tokens_BT, mask, rows.to(self._device)):
             _check_width(logits_nV.shape[-1], selection)
             device = logits_nV.device
-            for tile_mV in logits_nV.split(tile_rows(device.type, logits_nV.shape[-1])):
+            for tile_mV in torch.split(logits_nV, tile_rows(device.type, logits_nV.shape[-1])):
                 part, place = slice(place, place + len(tile_mV)), place + len(tile_mV)
                 uniform_m = None if uniform_N is None else uniform_N[part].to(device)
                 picked = pick(tile_mV, next_N[part].to(device), uniform_m, selection, work)
