@@ -49,7 +49,7 @@ def unit(number: int) -> ScoredUnit:
 
 
 def names(cache: Path, folder: str) -> list[str]:
-    return sorted(path.name for path in (cache / folder).glob("*"))
+    return sorted(path.name for path in (cache / folder).glob("*") if path.name != "capture.json")
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def small_runs_too(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def config(family: Family, data: Path, cache: Path, **further: object) -> PrecomputeConfig:
+def config(family: Family, data: Path, cache: Path | str, **further: object) -> PrecomputeConfig:
     settings = {"threads": 1, "unit_tokens": 200, "batch_tokens": 100, **further}
     return PrecomputeConfig(
         teacher=str(family.teacher), data=(str(data),), cache=str(cache), **settings
@@ -182,7 +182,7 @@ def test_a_cache_in_memory_is_written_by_the_teachers_process(
     monkeypatch.setattr(capture, "_WORTH_A_PROCESS", 0)
     url = f"memory://{tmp_path}/cache"
     assert Location(url).private and not Location(str(tmp_path)).private
-    report = cachekd.precompute(config(family, data, Path("unused"), cache=url))
+    report = cachekd.precompute(config(family, data, url))
     assert report["samples"] == 30
 
 
@@ -223,7 +223,7 @@ def test_a_real_run_with_writers_that_is_ended_continues(
     """SIGINT reaches the process group, as from a terminal; SIGKILL leaves the writers alone."""
     from cachekd.store.verify import verify
 
-    data, cache = write_rows(tmp_path / "data.jsonl", chat_rows(12000)), tmp_path / "cache"
+    data, cache = write_rows(tmp_path / "data.jsonl", chat_rows(4000)), tmp_path / "cache"
     command = [sys.executable, "-m", "cachekd_cli", "precompute", "--teacher", family.teacher]
     command += ["--data", data, "--cache", cache, "--unit-tokens", "2000", "--threads", "1"]
     command += ["--writers", "2", "--on-long", "skip"]
