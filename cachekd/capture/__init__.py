@@ -120,8 +120,7 @@ def _run(
         if progress:
             progress(Progress(done_tokens, total, time.monotonic() - begun))
 
-    hours = job.config.max_hours
-    deadline = started + 3600 * hours if hours is not None else float("inf")
+    deadline = _deadline(job, started)
 
     def over() -> bool:
         return flag.asked or time.monotonic() >= deadline
@@ -143,6 +142,11 @@ def _run(
         raise _incomplete(job, flag)
     seconds = time.monotonic() - begun
     return {"score_seconds": seconds, "tokens_per_second": total / max(seconds, 1e-9)}
+
+
+def _deadline(job: Job, started: float) -> float:
+    hours = job.config.max_hours
+    return started + 3600 * hours if hours is not None else float("inf")
 
 
 def _incomplete(job: Job, flag: StopFlag) -> Incomplete:

@@ -8,6 +8,7 @@ float64. Results have fixed shapes until they are on the host, so that a GPU is 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -90,41 +91,79 @@ def pick(
         work: buffers; nothing of the result lies in them.
     """
     logits_NV = logits_NV[:, : selection.vocab_size]
-    shifted_NBW, maxima_NB, peak_N = _shifted(logits_NV, work)
-    flat = (shifted_NBW.shape[0], shifted_NBW[:1].numel())
-    mass_NBW = work.buffer("mass", logits_NV, flat).view_as(shifted_NBW)
-    terms_NBW = work.buffer("terms", logits_NV, flat).view_as(shifted_NBW)
-    torch.exp(shifted_NBW, out=mass_NBW)
-    sums_NB = mass_NBW.sum(dim=-1)
-    total_N = sums_NB.double().sum(dim=-1)
-    log_total_N = total_N.log().float()
-    weighted_N = _sum(torch.mul(mass_NBW, shifted_NBW, out=terms_NBW))
-    lognorms = [
-        _lognorm(t, shifted_NBW, mass_NBW, terms_NBW, log_total_N) for t in selection.temperatures
-    ]
-    best = best_entries(shifted_NBW, maxima_NB, log_total_N, max(candidates(selection), 1))
+    sums = _sums(logits_NV, selection, work)
+    best = best_entries(sums.shifted, sums.maxima, sums.log_total, max(candidates(selection), 1))
     head_NK, sure_NK = _kept(best, logits_NV, selection)
-    _remove(mass_NBW, sums_NB, best[1], head_NK)
-    tail_N = _log_tail(sums_NB, total_N)
-    if bool((tail_N < torch.log(total_N.new_tensor(_FAINT))).any()):
-        tail_N = _log_faint_tail(logits_NV, best[1], head_NK, peak_N, log_total_N, tail_N)
+    _remove(sums.mass, sums.blocks, best[1], head_NK)
+    tail_N = _log_tail(logits_NV, sums, best[1], head_NK)
     if selection.tau:
-        _remove(mass_NBW, sums_NB, best[1], sure_NK)
-    next_N = shifted_NBW.flatten(1).gather(1, next_ids_N[:, None]).squeeze(1) - log_total_N
+        _remove(sums.mass, sums.blocks, best[1], sure_NK)
+    next_N = sums.shifted.flatten(1).gather(1, next_ids_N[:, None]).squeeze(1) - sums.log_total
     scalars = [
         torch.where(head_NK.any(dim=-1), tail_N, 0.0).float(),
         torch.where(_at(logits_NV, next_ids_N) > -torch.inf, next_N, -torch.inf),
-        (total_N.log() - weighted_N / total_N).float(),
-        *lognorms,
+        sums.entropy,
+        *sums.lognorms,
     ]
     return Picked(
         logprobs=best[0],
         ids=best[1],
         head=head_NK,
         sure=sure_NK,
-        drawn=_drawn(mass_NBW, sums_NB, uniform_N, total_N, selection),
+        drawn=_drawn(sums, uniform_N, selection),
         scalars=torch.stack(scalars),
-        bad=~torch.isfinite(total_N) | ~torch.isfinite(peak_N),
+        bad=~torch.isfinite(sums.total) | ~torch.isfinite(sums.peak),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Sums:
+    """A tile relative to the largest logit of each row, and what is summed over it.
+
+    Attributes:
+        shifted, mass: logits less ``peak``, and their exponentials, float32 [N, B, W].
+        maxima, blocks: maximum of the first and sum of the second in each block, float32 [N, B].
+        peak: largest logit, float32 [N].
+        total: sum of the mass, float64 [N]; log_total: its logarithm in float32.
+        entropy: nats, float32 [N].
+        lognorms: log sum p^(1/T) for each temperature, float32 [N].
+    """
+
+    shifted: Tensor
+    mass: Tensor
+    maxima: Tensor
+    blocks: Tensor
+    peak: Tensor
+    total: Tensor
+    log_total: Tensor
+    entropy: Tensor
+    lognorms: list[Tensor]
+
+
+def _sums(logits_NV: Tensor, selection: Selection, work: Workspace) -> _Sums:
+    """One exponential of the tile, and all sums over it."""
+    shifted_NBW, maxima_NB, peak_N = _shifted(logits_NV, work)
+    flat = (shifted_NBW.shape[0], shifted_NBW[:1].numel())
+    mass_NBW = work.buffer("mass", logits_NV, flat).view_as(shifted_NBW)
+    terms_NBW = work.buffer("terms", logits_NV, flat).view_as(shifted_NBW)
+    torch.exp(shifted_NBW, out=mass_NBW)
+    blocks_NB = mass_NBW.sum(dim=-1)
+    total_N = blocks_NB.double().sum(dim=-1)
+    log_total_N = total_N.log().float()
+    weighted_N = _sum(torch.mul(mass_NBW, shifted_NBW, out=terms_NBW))
+    return _Sums(
+        shifted=shifted_NBW,
+        mass=mass_NBW,
+        maxima=maxima_NB,
+        blocks=blocks_NB,
+        peak=peak_N,
+        total=total_N,
+        log_total=log_total_N,
+        entropy=(total_N.log() - weighted_N / total_N).float(),
+        lognorms=[
+            _lognorm(t, shifted_NBW, mass_NBW, terms_NBW, log_total_N)
+            for t in selection.temperatures
+        ],
     )
 
 
@@ -204,41 +243,31 @@ def _remove(mass_NBW: Tensor, sums_NB: Tensor, ids_NK: Tensor, chosen_NK: Tensor
     sums_NB.scatter_(1, block_NK, take_blocks(mass_NBW, block_NK).sum(dim=-1))
 
 
-def _log_tail(sums_NB: Tensor, total_N: Tensor) -> Tensor:
-    """Log mass that is left, summed over itself: exact where 1 - head would cancel."""
-    return sums_NB.double().sum(dim=-1).log() - total_N.log()
+def _log_tail(logits_NV: Tensor, sums: _Sums, ids_NK: Tensor, head_NK: Tensor) -> Tensor:
+    """Log mass that is left, summed over itself: exact where 1 - head would cancel.
 
-
-def _log_faint_tail(
-    logits_NV: Tensor,
-    ids_NK: Tensor,
-    head_NK: Tensor,
-    peak_N: Tensor,
-    log_total_N: Tensor,
-    tail_N: Tensor,
-) -> Tensor:
-    """The same for rows whose tail is so faint that it must be summed relative to its own peak."""
-    faint_n = (tail_N < torch.log(tail_N.new_tensor(_FAINT))).nonzero().squeeze(1)
-    rest_nV = logits_NV[faint_n].float() - peak_N[faint_n, None]
+    Where it is so faint that its terms lose their digits beside the row's peak, it is summed again
+    relative to its own.
+    """
+    tail_N = sums.blocks.double().sum(dim=-1).log() - sums.total.log()
+    faint_N = tail_N < math.log(_FAINT)
+    if not bool(faint_N.any()):
+        return tail_N
+    faint_n = faint_N.nonzero().squeeze(1)
+    rest_nV = logits_NV[faint_n].float() - sums.peak[faint_n, None]
     row_m, column_m = head_NK[faint_n].nonzero(as_tuple=True)
     rest_nV[row_m, ids_NK[faint_n][row_m, column_m]] = -torch.inf
-    exact_n = torch.logsumexp(rest_nV, dim=-1) - log_total_N[faint_n]
+    exact_n = torch.logsumexp(rest_nV, dim=-1) - sums.log_total[faint_n]
     return tail_N.index_copy(0, faint_n, exact_n.double())
 
 
-def _drawn(
-    mass_NBW: Tensor,
-    sums_NB: Tensor,
-    uniform_N: Tensor | None,
-    total_N: Tensor,
-    selection: Selection,
-) -> Tensor:
+def _drawn(sums: _Sums, uniform_N: Tensor | None, selection: Selection) -> Tensor:
     """Ids under the sampling points of the mass that is left."""
     if not (selection.tau or selection.samples):
-        return torch.empty((len(total_N), 0), dtype=torch.int64, device=total_N.device)
+        return sums.total.new_empty((len(sums.total), 0), dtype=torch.int64)
     assert uniform_N is not None, "a selection that samples needs a uniform for each row"
     if selection.samples:
-        step_N, points = total_N / selection.samples, selection.samples
+        step_N, points = sums.total / selection.samples, selection.samples
     else:
-        step_N, points = total_N * selection.tau, int(1 / selection.tau) + 1
-    return systematic(mass_NBW, sums_NB, uniform_N, step_N, points)
+        step_N, points = sums.total * selection.tau, int(1 / selection.tau) + 1
+    return systematic(sums.mass, sums.blocks, uniform_N, step_N, points)
