@@ -11,7 +11,7 @@ from cachekd.capture.job import Job, freeze
 from cachekd.config import PrecomputeConfig
 from cachekd.data.samples import prepare
 from cachekd.data.sources import read_rows
-from cachekd.errors import StoreError
+from cachekd.errors import ConfigError, StoreError
 from cachekd.plugins import find
 from cachekd.store.identity import tokenizer_facts
 from cachekd.store.io import Location
@@ -49,8 +49,19 @@ def prepare_job(config: PrecomputeConfig) -> Job:
         clock=clock,
     )
     job = freeze(config, facts, identity, location, state, prepared)
+    _check_codec(job)
     _check_disk(job)
     return job
+
+
+def _check_codec(job: Job) -> None:
+    """Refuse to lose the weights of sampled entries, which the plain codec has no place for."""
+    sampled = job.selection.tau or job.selection.samples
+    if sampled and job.header.codec == "plain":
+        raise ConfigError(
+            f"logits_selection: {job.config.logits_selection} keeps weights, which the codec "
+            "plain does not store. Choose top_k, top_p or full"
+        )
 
 
 def _check_disk(job: Job) -> None:
