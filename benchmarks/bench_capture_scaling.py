@@ -34,13 +34,26 @@ def write_records(path: Path, count: int, vocab: int) -> None:
             stream.write(json.dumps({"input_ids": ids}) + "\n")
 
 
+def save_teacher(folder: Path) -> Path:
+    """What the dummy teacher needs: a configuration, and a tokenizer of 256 bytes."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=letters[0]).save_pretrained(
+        folder
+    )
+    config = {"model_type": "llama", "max_position_embeddings": 128, "vocab_size": len(letters)}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def run(count: int) -> dict[str, float]:
     """One capture in this process."""
-    from cachekd.demo import corpus
-
-    teacher = Path(corpus.__file__).parent / "teacher"
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "data.jsonl"
+        data, teacher = Path(folder) / "data.jsonl", save_teacher(Path(folder) / "teacher")
         config = PrecomputeConfig(
             teacher=str(teacher),
             backend="dummy",
