@@ -7,15 +7,14 @@ input does, whatever signal reaches it: a unit that was handed over is finished.
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import sys
 import time
 import traceback
 from typing import IO
 
-from cachekd.engines.frames import receive, send
-from cachekd.store.commit import Sink, write_unit
+from cachekd.engines.frames import receive_sink, receive_unit, send_answer
+from cachekd.store.commit import write_unit
 from cachekd.store.io import Location
 
 
@@ -31,31 +30,20 @@ def main() -> None:
 def serve(units: IO[bytes], answers: IO[bytes]) -> None:
     """Commit each unit; answer with the seconds it took, or with the error."""
     try:
-        sink: Sink = receive(units)
+        sink = receive_sink(units)
         location = Location(sink.url)
         while True:
-            unit = receive(units)
+            unit = receive_unit(units)
             started = time.monotonic()
             try:
                 write_unit(sink, location, unit)
             except Exception as error:  # whatever it is, the teacher's process raises it
-                send(answers, _portable(error))
+                send_answer(answers, error, traceback.format_exc())
             else:
-                send(answers, time.monotonic() - started)
+                send_answer(answers, time.monotonic() - started)
             del unit  # before the next one comes
     except (EOFError, BrokenPipeError):
         return
-
-
-def _portable(error: Exception) -> Exception:
-    """The error with its traceback as a note, or, where it cannot travel, its text."""
-    text = "in a writer's process:\n" + traceback.format_exc()
-    try:
-        error.add_note(text)
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - made in the line above
-    except Exception:
-        return RuntimeError(text)
-    return error
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import threading
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from cachekd.engines.frames import receive, send
+from cachekd.engines.frames import receive_answer, send_sink, send_unit
 from cachekd.errors import StoreError
 from cachekd.store.commit import ScoredUnit, Sink, write_unit
 from cachekd.store.io import Location
@@ -159,10 +159,10 @@ class WriterPool:
                 if self._failure is None:
                     try:
                         if not greeted:
-                            send(stream, sink)
+                            send_sink(stream, sink)
                             greeted = True
-                        send(stream, unit)
-                        self._note(receive(answers))
+                        send_unit(stream, unit)
+                        self._note(receive_answer(answers))
                     except (OSError, EOFError):
                         self._failure = self._failure or _died(process, unit.number)
                     except Exception as error:  # the teacher's thread must learn of it
@@ -173,7 +173,7 @@ class WriterPool:
                 self._slots.release()
             _close(stream)
 
-    def _note(self, answer: Any) -> None:
+    def _note(self, answer: float | Exception) -> None:
         if isinstance(answer, Exception):
             self._failure = self._failure or answer
             return

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import cachekd
 from cachekd import PrecomputeConfig, capture
 from cachekd.codecs import CodecHeader
 from cachekd.data.digests import sample_key
+from cachekd.engines.frames import receive_unit, send_unit
 from cachekd.engines.writers import WriterPool
 from cachekd.errors import ConfigError, Incomplete, StoreError
 from cachekd.store.commit import ScoredUnit, Sink
@@ -36,16 +39,35 @@ def sink(cache: Path, codec: str = "plain") -> Sink:
     return Sink(url=str(cache), plan="0" * 64, capture_id="capture", header=header)
 
 
-def unit(number: int) -> ScoredUnit:
+def unit(number: int, kept: Selection = KEPT) -> ScoredUnit:
     documents = [np.int32([number, 3, i]) for i in range(4)]
     return ScoredUnit(
         number=number,
         keys=tuple(map(sample_key, documents)),
         documents=documents,
-        targets=DummyTeacher().score(documents, 3, KEPT, [None] * 4),
+        targets=DummyTeacher().score(documents, 3, kept, [None] * 4),
         numerics={"device": "none"},
         seconds=0.0,
     )
+
+
+@pytest.mark.parametrize("kept", [KEPT, replace(KEPT, tau=0.1), replace(KEPT, k=0, samples=4)])
+def test_a_unit_is_the_same_behind_the_pipe(kept: Selection) -> None:
+    sent, stream = unit(7, kept), io.BytesIO()
+    send_unit(stream, sent)
+    data = stream.getvalue()
+    came = receive_unit(io.BytesIO(data))
+    assert (came.number, came.keys, came.numerics) == (7, sent.keys, sent.numerics)
+    for left, right in zip(sent.targets, came.targets, strict=True):
+        assert right.lognorm.keys() == left.lognorm.keys() and right.vocab_size == VOCAB
+        assert (left.weights is None) == (right.weights is None)
+        for name in ("offsets", "ids", "logprobs", "weights", "tail", "next_logprob", "entropy"):
+            a, b = getattr(left, name), getattr(right, name)
+            assert a is b or (a.dtype == b.dtype and a.tobytes() == b.tobytes())
+        assert all((left.lognorm[t] == right.lognorm[t]).all() for t in left.lognorm)
+    assert [d.tolist() for d in sent.documents] == [d.tolist() for d in came.documents]
+    with pytest.raises(EOFError):
+        receive_unit(io.BytesIO(data[:-5]))
 
 
 def names(cache: Path, folder: str) -> list[str]:
