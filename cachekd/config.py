@@ -271,6 +271,11 @@ class RunConfig:
     threads: int | None = option(
         None, "CPU threads of the teacher; frozen in the plan.", group="Run"
     )
+    writers: int = option(
+        1,
+        "Processes that encode and write what the teacher has scored; 0: the teacher's own.",
+        group="Run",
+    )
     max_hours: float | None = option(
         None, "Stop in good order before this many hours (exit code 3).", group="Run"
     )
@@ -310,6 +315,8 @@ class PrecomputeConfig(RunConfig, AttentionConfig, SelectionConfig, DataConfig, 
         for name in ("batch_tokens", "sort_window", "unit_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}: expected at least 1; found {getattr(self, name)}")
+        if self.writers < 0:
+            raise ConfigError(f"writers: expected 0 or more; found {self.writers}")
         for name in ("max_length", "max_samples", "threads"):
             value = getattr(self, name)
             if value is not None and value < (2 if name == "max_length" else 1):
@@ -327,6 +334,8 @@ def _check_levels(config: SelectionConfig) -> None:
     if not 0.0 < config.logits_tau <= 1.0:
         raise ConfigError(f"logits_tau: expected 0 < tau <= 1; found {config.logits_tau}")
     step = config.logits_step
+    if config.logits_selection == "top_k+sampled":
+        _check_threshold(config)
     if step is not None and config.logits_values not in LEVEL_STEPS:
         raise ConfigError(
             f"logits_step: {config.logits_values} has no levels; leave the step out, or set "
@@ -376,6 +385,22 @@ def _check_attention_step(config: PrecomputeConfig) -> None:
     least, step = ATTENTION_STEPS[values][1], config.attention_step
     if step is not None and not least <= step <= 1.0:
         raise ConfigError(f"attention_step: expected {least:.4g} to 1 for {values}; found {step}")
+
+
+def _check_threshold(config: SelectionConfig) -> None:
+    """All tokens of at least probability tau are in the head, so every drawn one weighs tau."""
+    k, tau = config.logits_top_k, config.logits_tau
+    if k and k * tau < 1:
+        raise ConfigError(
+            f"logits_tau: up to {int(1 / tau)} tokens can have probability {tau:g}, more than "
+            f"logits_top_k = {k} keeps; expected logits_top_k >= 1 / logits_tau"
+        )
+    step = config.logits_step or LEVEL_STEPS.get(config.logits_values, 0.0)
+    if config.logits_values == "sqrt" and tau < (step / 2) ** 2:
+        raise ConfigError(
+            f"logits_tau: {tau:g} is below {(step / 2) ** 2:g}, the smallest probability that "
+            "levels of this step keep; use a smaller logits_step or float16 values"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,10 @@ from cachekd.capture.identify import check_same
 from cachekd.capture.job import Job
 from cachekd.capture.prepare import prepare_job
 from cachekd.capture.trial import try_teacher
-from cachekd.capture.unit import describe, run_unit
+from cachekd.capture.unit import describe, score_unit
 from cachekd.config import PrecomputeConfig
 from cachekd.engines.local import run_units
+from cachekd.engines.writers import OwnProcess, WriterPool, Writers
 from cachekd.errors import Incomplete
 from cachekd.plugins import find
 from cachekd.signals import StopFlag, stop_on_signals
@@ -26,6 +27,9 @@ from cachekd.store.priors import write_prior
 from cachekd.store.seal import seal
 from cachekd.store.state import read_identity, read_state, write_identity
 from cachekd.teachers import Teacher
+
+# Fewer tokens are encoded sooner than a process starts.
+_WORTH_A_PROCESS = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +86,31 @@ def _write_plan(job: Job) -> None:
 def _score_all(
     job: Job, started: float, progress: Callable[[Progress], None] | None
 ) -> dict[str, Any]:
-    teacher: Teacher = find("teachers", job.config.backend).load(
-        job.config, job.facts, job.plan.threads
-    )
-    if job.attention is not None:
-        teacher = AttendingTeacher(teacher, job.attention, job.attention_wanted)
-    with stop_on_signals() as flag:
-        job = try_teacher(job, teacher)
-        _write_plan(job)
-        return _run(job, teacher, flag, started, progress)
+    with _writers(job) as writers:  # they start while the teacher is loaded
+        teacher: Teacher = find("teachers", job.config.backend).load(
+            job.config, job.facts, job.plan.threads
+        )
+        if job.attention is not None:
+            teacher = AttendingTeacher(teacher, job.attention, job.attention_wanted)
+        with stop_on_signals() as flag:
+            job = try_teacher(job, teacher)
+            _write_plan(job)
+            writers.open(job.sink, job.prior)
+            return _run(job, teacher, writers, flag, started, progress)
+
+
+def _writers(job: Job) -> Writers:
+    """Processes where there is something to do meanwhile, and where they see the same files."""
+    worth = len(job.todo) > 1 and sum(map(job.unit_tokens, job.todo)) >= _WORTH_A_PROCESS
+    if not (job.config.writers and worth) or job.location.private:
+        return OwnProcess(job.location)
+    return WriterPool(min(job.config.writers, len(job.todo)))
 
 
 def _run(
     job: Job,
     teacher: Teacher,
+    writers: Writers,
     flag: StopFlag,
     started: float,
     progress: Callable[[Progress], None] | None,
@@ -107,31 +122,37 @@ def _run(
     def scored(tokens: int) -> None:
         nonlocal done_tokens
         done_tokens += tokens
+        writers.check()
         if progress:
             progress(Progress(done_tokens, total, time.monotonic() - begun))
 
-    hours = job.config.max_hours
-    deadline = started + 3600 * hours if hours is not None else float("inf")
+    deadline = _deadline(job, started)
 
     def over() -> bool:
         return flag.asked or time.monotonic() >= deadline
 
     def do(number: int) -> None:
-        run_unit(job, teacher, number, stop_asked=over, scored=scored)
+        writers.submit(score_unit(job, teacher, number, stop_asked=over, scored=scored))
 
     try:
         done = run_units(
             [(number, job.unit_tokens(number)) for number in job.todo],
             do,
             stop_asked=over,
-            seconds_left=lambda: deadline - time.monotonic(),
+            seconds_left=lambda: deadline - time.monotonic() - writers.backlog_seconds(),
         )
     except Incomplete:
         done = None
+    writers.finish()
     if done != len(job.todo):
         raise _incomplete(job, flag)
     seconds = time.monotonic() - begun
     return {"score_seconds": seconds, "tokens_per_second": total / max(seconds, 1e-9)}
+
+
+def _deadline(job: Job, started: float) -> float:
+    hours = job.config.max_hours
+    return started + 3600 * hours if hours is not None else float("inf")
 
 
 def _incomplete(job: Job, flag: StopFlag) -> Incomplete:

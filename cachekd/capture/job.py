@@ -19,6 +19,7 @@ from cachekd.data.attention_budget import at_most
 from cachekd.data.digests import bytes_digest
 from cachekd.data.samples import Prepared
 from cachekd.errors import DataError
+from cachekd.store.commit import Sink
 from cachekd.store.identity import Identity
 from cachekd.store.io import Location
 from cachekd.store.plan import Plan, PlannedBatch, cut, run_digest
@@ -99,6 +100,18 @@ class Job:
     def attention(self) -> AttentionSpec | None:
         """What is kept of the attention, if any."""
         return attention_of(self.identity)
+
+    @property
+    def sink(self) -> Sink:
+        """Where units go."""
+        return Sink(
+            url=self.location.url,
+            plan=self.plan_digest,
+            capture_id=self.identity.capture_id,
+            header=self.header,
+            attention=self.attention,
+            attention_id=self.identity.attention_id,
+        )
 
     def unit_tokens(self, number: int) -> int:
         """Tokens of a unit, without padding."""

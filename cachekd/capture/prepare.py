@@ -52,6 +52,7 @@ def prepare_job(config: PrecomputeConfig) -> Job:
     )
     identity = with_attention(config, facts, identity, state, location, prepared.samples)
     job = freeze(config, facts, identity, location, state, prepared)
+    find("codecs", config.codec)(job.header)  # refuses what it cannot hold
     _check_disk(job)
     return job
 

@@ -1,35 +1,30 @@
-"""One unit: its batches to the teacher, its shard to the store, then the record that commits it."""
+"""One unit: its batches to the teacher, tried again and split where memory is short."""
 
 from __future__ import annotations
 
 import gc
-import platform
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from cachekd.capture.attention import AttendingTeacher, describe_attention
 from cachekd.capture.job import Job
-from cachekd.errors import CorruptCache, Incomplete, TeacherError
-from cachekd.store.attention_shards import AttentionFacts, write_attention
-from cachekd.store.layout import attention_name, shard_name, unit_name
+from cachekd.errors import Incomplete, TeacherError
+from cachekd.store.commit import ScoredUnit
 from cachekd.store.plan import PlannedBatch
-from cachekd.store.shards import write_shard
-from cachekd.store.state import UnitRecord, load_unit
 from cachekd.teachers import Teacher
-from cachekd.types import Int32, TopKLogits
+from cachekd.types import TopKLogits
 
 
-def run_unit(
+def score_unit(
     job: Job,
     teacher: Teacher,
     number: int,
     *,
     stop_asked: Callable[[], bool],
     scored: Callable[[int], None],
-) -> None:
-    """Score a unit and commit it.
+) -> ScoredUnit:
+    """Score a unit.
 
     Args:
         job: what it is a part of.
@@ -45,24 +40,15 @@ def run_unit(
     started = time.monotonic()
     targets, splits = _score_unit(job, teacher, number, stop_asked, scored)
     keys = job.plan.unit_keys(number)
-    documents = [job.documents[key] for key in keys]
-    data, facts = write_shard(
-        job.header, job.identity.capture_id, keys, documents, targets, job.prior
-    )
-    job.location.create(shard_name(facts.digest), data)
-    record = UnitRecord(
-        plan=job.plan_digest,
+    return ScoredUnit(
         number=number,
-        shard=facts,
-        attention=_write_attention(job, teacher, keys, documents),
+        keys=keys,
+        documents=[job.documents[key] for key in keys],
+        targets=targets,
+        attention=teacher.take(keys) if isinstance(teacher, AttendingTeacher) else None,
         numerics={**teacher.numerics, "threads": job.plan.threads, "split": splits},
+        seconds=time.monotonic() - started,
     )
-    made = {
-        "host": platform.node(),
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - started, 3),
-    }
-    _commit(job, record, record.dump(keys, made))
 
 
 def _score_unit(
@@ -85,33 +71,6 @@ def _score_unit(
             splits[str(place)] = pieces
         scored(sum(target.rows + 1 for target in scores))
     return targets, splits
-
-
-def _write_attention(
-    job: Job, teacher: Teacher, keys: Sequence[bytes], documents: Sequence[Int32]
-) -> AttentionFacts | None:
-    """Create the shard of the unit's attention, if any is captured."""
-    if not isinstance(teacher, AttendingTeacher):
-        return None
-    spec, capture_id = job.attention, job.identity.attention_id
-    assert spec is not None and capture_id is not None, "the teacher is wrapped only then"
-    data, facts = write_attention(spec, capture_id, keys, documents, teacher.take(keys))
-    job.location.create(attention_name(facts.digest), data)
-    return facts
-
-
-def _commit(job: Job, record: UnitRecord, data: bytes) -> None:
-    """Create the record; one that does not parse, or whose shard is lost, is written over."""
-    name = unit_name(record.plan, record.number)
-    if job.location.create(name, data):
-        return
-    try:
-        other = load_unit(name, job.location.read(name))
-        whole = all(map(job.location.exists, other.shard_names()))
-    except CorruptCache:
-        whole = False
-    if not whole:
-        job.location.replace(name, data)
 
 
 def score_batch(job: Job, teacher: Teacher, batch: PlannedBatch) -> tuple[list[TopKLogits], int]:

@@ -1,1 +1,1 @@
-"""Engines: where the units of a plan run. The work itself is `cachekd.capture.run_unit`."""
+"""Engines: where the units of a plan run. The work itself is `cachekd.capture.unit.score_unit`."""

@@ -17,7 +17,7 @@ def run_units(
 
     Args:
         units: number and tokens of each unit that is missing.
-        run_unit: does the unit of this number and commits it.
+        run_unit: does the unit of this number and hands it to be committed.
         stop_asked: whether somebody wants an end; asked between units.
         seconds_left: time that remains; a unit that would not fit, by the pace so far, is not
             begun.

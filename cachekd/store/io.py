@@ -43,6 +43,7 @@ class Location:
     Attributes:
         url: the place as the user gave it.
         local: whether it is a folder of this machine.
+        private: whether no other process sees it (a filesystem in memory).
     """
 
     def __init__(self, url: str) -> None:
@@ -55,6 +56,7 @@ class Location:
         self._root = root.rstrip("/") or "/"
         self._protocols = _protocols(filesystem)
         self.local = "file" in self._protocols
+        self.private = "memory" in self._protocols
 
     def path(self, name: str) -> str:
         """Full path of a file of the cache."""

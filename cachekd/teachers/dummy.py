@@ -96,7 +96,8 @@ class DummyTeacher:
         """See `cachekd.teachers.Teacher.score`."""
         import torch
 
-        from cachekd.teachers._selection import assemble, select
+        from cachekd.teachers._assembly import assemble, select
+        from cachekd.teachers._sampling import uniforms
 
         if self._tap is not None:
             self._attend(documents, *self._tap)
@@ -106,7 +107,9 @@ class DummyTeacher:
             logits_LV = torch.from_numpy(dummy_logits(ids_L, selection.vocab_size))
             next_L = torch.from_numpy(ids_L[1:].astype(np.int64))
             keep = torch.from_numpy(mask)
-            tiles.append(select(logits_LV[:-1][keep], next_L[keep], selection))
+            drawn = uniforms(selection, [ids_L], [mask])
+            uniform_N = None if drawn is None else torch.from_numpy(drawn)
+            tiles.append(select(logits_LV[:-1][keep], next_L[keep], selection, uniform_N))
             captured.append(mask)
         return assemble(tiles, captured, selection)
 

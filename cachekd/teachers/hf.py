@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +26,23 @@ from cachekd.data.models import (
 )
 from cachekd.errors import ConfigError, TeacherError
 from cachekd.teachers import LayerSink, Selection, TeacherFacts
-from cachekd.types import Int32, TopKLogits
+from cachekd.types import Int32, Int64, TopKLogits
+
+if TYPE_CHECKING:
+    from cachekd.teachers._assembly import Tile
 
 
 class HFTeacher:
     """A causal language model of transformers, on one device or spread by a device map."""
 
     def __init__(self, model: Any, threads: int) -> None:
+        from cachekd.teachers._head import LogitRows
+
         self._model = model.eval()
         self._device = model.get_input_embeddings().weight.device
         self._threads = threads
+        with _cpu_threads(threads):
+            self._rows = LogitRows(self._model, self._device)
 
     @staticmethod
     def identify(config: PrecomputeConfig) -> TeacherFacts:
@@ -103,6 +110,7 @@ class HFTeacher:
             "threads": self._threads,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
+            "head": "chunks" if self._rows.chunked else "whole",
         }
 
     def score(
@@ -140,9 +148,8 @@ class HFTeacher:
         selection: Selection,
         wanted: Sequence[NDArray[np.bool_] | None],
     ) -> list[TopKLogits]:
-        import torch
-
-        from cachekd.teachers._selection import assemble, select, tile_rows
+        from cachekd.teachers._assembly import assemble
+        from cachekd.teachers._sampling import uniforms
 
         ids_BT = np.zeros((len(documents), padded_length), dtype=np.int64)
         mask_BT = np.zeros_like(ids_BT)
@@ -152,28 +159,38 @@ class HFTeacher:
             mask_BT[b, : len(ids_L)] = 1
             captured.append(np.ones(len(ids_L) - 1, dtype=bool) if rows is None else rows)
             flat.append(b * padded_length + captured[-1].nonzero()[0])
-        tokens_BT = torch.from_numpy(ids_BT).to(self._device)
-        output = self._model(
-            input_ids=tokens_BT,
-            attention_mask=torch.from_numpy(mask_BT).to(self._device),
-            use_cache=False,
-        )
-        logits_RV = output.logits.flatten(0, 1)
-        if logits_RV.shape[-1] < selection.vocab_size:
-            raise TeacherError(
-                f"the teacher gives {logits_RV.shape[-1]} logits; its tokenizer has "
-                f"{selection.vocab_size} tokens. Pass the tokenizer that belongs to it"
-            )
-        rows_N = torch.from_numpy(np.concatenate(flat)).to(logits_RV.device)
-        next_N = tokens_BT.to(logits_RV.device).flatten().roll(-1)[rows_N]
-        step = tile_rows(logits_RV.device.type, logits_RV.shape[-1])
-        tiles = [
-            select(logits_RV[part], next_ids, selection)
-            for part, next_ids in zip(
-                torch.split(rows_N, step), torch.split(next_N, step), strict=True
-            )
-        ]
+        drawn = uniforms(selection, documents, captured)
+        tiles = self._tiles(ids_BT, mask_BT, np.concatenate(flat), drawn, selection)
         return assemble(tiles, captured, selection)
+
+    def _tiles(
+        self,
+        ids_BT: Int64,
+        mask_BT: Int64,
+        rows_N: Int64,
+        drawn_N: NDArray[np.float64] | None,
+        selection: Selection,
+    ) -> list[Tile]:
+        """Targets of rows of the flattened batch: chunks of logits, picked in tiles."""
+        import torch
+
+        from cachekd.teachers._downloads import Downloads
+        from cachekd.teachers._selection import Workspace, pick, tile_rows
+
+        tokens_BT, mask = (torch.from_numpy(array).to(self._device) for array in (ids_BT, mask_BT))
+        rows, place, work = torch.from_numpy(rows_N), 0, Workspace()
+        next_N = torch.from_numpy(np.roll(ids_BT.ravel(), -1)[rows_N])
+        uniform_N = None if drawn_N is None else torch.from_numpy(drawn_N)
+        downloads = Downloads(self._device, selection)
+        for logits_nV in self._rows.chunks(tokens_BT, mask, rows.to(self._device)):
+            _check_width(logits_nV.shape[-1], selection)
+            device = logits_nV.device
+            for tile_mV in torch.split(logits_nV, tile_rows(device.type, logits_nV.shape[-1])):
+                part, place = slice(place, place + len(tile_mV)), place + len(tile_mV)
+                uniform_m = None if uniform_N is None else uniform_N[part].to(device)
+                picked = pick(tile_mV, next_N[part].to(device), uniform_m, selection, work)
+                downloads.add(picked)
+        return downloads.finish()
 
 
 def _load_model(config: PrecomputeConfig, facts: TeacherFacts) -> tuple[Any, list[str]]:
@@ -199,6 +216,14 @@ def _load_model(config: PrecomputeConfig, facts: TeacherFacts) -> tuple[Any, lis
     if not placed and not (config.load_in_4bit or config.load_in_8bit):
         model = model.to(device)
     return model, sorted(loading["missing_keys"])
+
+
+def _check_width(width: int, selection: Selection) -> None:
+    if width < selection.vocab_size:
+        raise TeacherError(
+            f"the teacher gives {width} logits; its tokenizer has "
+            f"{selection.vocab_size} tokens. Pass the tokenizer that belongs to it"
+        )
 
 
 @contextmanager

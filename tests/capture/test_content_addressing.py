@@ -158,11 +158,11 @@ def test_a_planted_off_by_one_is_found(
     """The comparison above has teeth: rows shifted by one in the teacher make it fail."""
     from cachekd.teachers import _selection
 
-    whole = _selection.select
+    whole = _selection.pick
 
-    def shifted(logits_NV, next_ids_N, selection):  # type: ignore[no-untyped-def]
-        return whole(logits_NV.roll(1, dims=0), next_ids_N, selection)
+    def shifted(logits_NV, *further):  # type: ignore[no-untyped-def]
+        return whole(logits_NV.roll(1, dims=0), *further)
 
-    monkeypatch.setattr(_selection, "select", shifted)
+    monkeypatch.setattr(_selection, "pick", shifted)
     with pytest.raises(AssertionError):
         test_records_hold_what_the_teacher_says(family, data, tmp_path)

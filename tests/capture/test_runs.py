@@ -16,7 +16,7 @@ from tiny import Family, Ran, chat_rows, write_rows
 
 import cachekd
 from cachekd import PrecomputeConfig
-from cachekd.errors import Incomplete, StoreError, TeacherError
+from cachekd.errors import ConfigError, Incomplete, StoreError, TeacherError
 from cachekd.teachers.hf import HFTeacher
 
 
@@ -57,6 +57,16 @@ def test_max_hours_ends_in_good_order(family: Family, data: Path, tmp_path: Path
     assert not list(cache.glob("manifest*")) and not shards(cache)
     report = cachekd.precompute(config(family, data, cache))
     assert report["sealed"] and report["samples"] == 30
+
+
+@pytest.mark.parametrize("kind", ["sampled", "top_k+sampled"])
+def test_weights_are_not_lost_in_a_codec_without_them(
+    family: Family, data: Path, tmp_path: Path, kind: str
+) -> None:
+    with pytest.raises(ConfigError, match="the plain codec holds exact heads"):
+        further = {"logits_selection": kind, "codec": "plain"}
+        cachekd.precompute(config(family, data, tmp_path / "cache", **further))
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

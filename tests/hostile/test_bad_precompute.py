@@ -176,13 +176,13 @@ def test_nan_later_in_the_run_keeps_what_was_committed(
 
     from cachekd.teachers import _selection
 
-    whole, calls = _selection.select, []
+    whole, calls = _selection.pick, []
 
     def sick(logits_NV: torch.Tensor, *args: object) -> object:
         calls.append(1)
         return whole(logits_NV * (float("nan") if len(calls) > 8 else 1.0), *args)  # type: ignore
 
-    monkeypatch.setattr(_selection, "select", sick)
+    monkeypatch.setattr(_selection, "pick", sick)
     flags = ["--teacher", family.teacher, "--data", data, "--cache", tmp_path / "cache"]
     flags += ["--unit-tokens", 200, "--batch-tokens", 100]
     ran = cachekd("precompute", *flags)

@@ -164,7 +164,7 @@ def test_out_of_memory_has_one_name(family: Family, monkeypatch: pytest.MonkeyPa
         def fail(*args: Any, error: Exception = error, **kwargs: Any) -> None:
             raise error
 
-        monkeypatch.setattr(teacher, "_model", fail)
+        monkeypatch.setattr(teacher._rows, "_model", fail)
         with pytest.raises(MemoryError, match="memory"):
             teacher.score(DOCUMENTS, 9, whole(family.vocab), [None] * 3)
 
@@ -177,5 +177,5 @@ def test_threads_of_the_process_are_left_as_they_were(family: Family) -> None:
     inside: list[int] = []
     teacher._model.register_forward_pre_hook(lambda *a: inside.append(torch.get_num_threads()))
     teacher.score(DOCUMENTS, 8, kept, [None] * len(DOCUMENTS))
-    assert inside == [before + 1]
+    assert set(inside) == {before + 1}
     assert torch.get_num_threads() == before

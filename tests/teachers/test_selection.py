@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from cachekd.errors import TeacherError
 from cachekd.teachers import Selection
-from cachekd.teachers._selection import Tile, assemble, select, tile_rows
+from cachekd.teachers._assembly import Tile, assemble, select
+from cachekd.teachers._selection import tile_rows
 
 
 def keep(k: int, vocab: int, p: float = 1.0, min_k: int = 1) -> Selection:

@@ -107,12 +107,12 @@ def test_a_shifted_cache_gives_other_weights(
     """The comparison above has teeth: an off-by-one in the capture makes it fail."""
     from cachekd.teachers import _selection
 
-    whole = _selection.select
+    whole = _selection.pick
 
-    def shifted(logits_NV, next_ids_N, selection):  # type: ignore[no-untyped-def]
-        return whole(logits_NV.roll(1, dims=0), next_ids_N, selection)
+    def shifted(logits_NV, *further):  # type: ignore[no-untyped-def]
+        return whole(logits_NV.roll(1, dims=0), *further)
 
-    monkeypatch.setattr(_selection, "select", shifted)
+    monkeypatch.setattr(_selection, "pick", shifted)
     with pytest.raises(AssertionError):
         test_sparse_equals_dense_when_the_head_is_the_vocabulary(family, data, tmp_path)
 
