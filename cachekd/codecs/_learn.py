@@ -138,6 +138,13 @@ def _lists(
         spans = by_row[own + 1] - by_row[own]
         at = np.repeat(by_row[own] - (np.cumsum(spans) - spans), spans) + np.arange(spans.sum())
         mass = np.bincount(rows.ids[at], rows.p[at], len(unigram)) + _LIST_PULL * unigram
-        best = np.argpartition(-mass, width - 1)[:width] if width < len(mass) else np.arange(width)
+        best = _largest(mass, width)
         lists[context] = best[np.lexsort((best, -mass[best]))]
     return lists
+
+
+def _largest(mass: NDArray[np.float64], count: int) -> Int64:
+    """Places of the largest values, of equal ones the first: the same on every machine."""
+    least = np.partition(mass, len(mass) - count)[len(mass) - count]
+    above, equal = np.flatnonzero(mass > least), np.flatnonzero(mass == least)
+    return np.concatenate([above, equal[: count - len(above)]])
