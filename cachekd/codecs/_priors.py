@@ -127,12 +127,14 @@ class _Costs:
         members = np.unique(lists)
         self._row = np.zeros(vocab_size, np.int32)  # 0: in no list
         self._row[members] = np.arange(1, len(members) + 1, dtype=np.int32)
-        self._places = np.full((len(members) + 1, contexts), -1, np.int32)
-        column = np.repeat(np.arange(contexts), width)
-        self._places[self._row[lists.ravel()], column] = np.tile(np.arange(width), contexts)
-        absent = np.log2(2.0 * vocab_size)
-        bits = np.where(self._places < 0, absent, np.log2(self._places + 2.0))
-        self._eighths: UInt8 = np.rint(8 * bits).astype(np.uint8)
+        shape = (len(members) + 1, contexts)
+        self._places = np.full(shape, -1, np.int16 if width < 1 << 15 else np.int32)
+        self._eighths: UInt8 = np.full(shape, np.rint(8 * np.log2(2.0 * vocab_size)), np.uint8)
+        place = np.arange(width)
+        eighths = np.rint(8 * np.log2(place + 2.0))
+        for context, tokens in enumerate(lists):
+            self._places[self._row[tokens], context] = place
+            self._eighths[self._row[tokens], context] = eighths
 
     def choose(self, offsets: Int64, ids: Int32) -> Int64:
         counts = np.minimum(np.diff(offsets), JUDGED)

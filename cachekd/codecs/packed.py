@@ -144,6 +144,8 @@ class PackedCodec:
         if runs > entries:
             raise CorruptCache(f"a record of {entries} entries has {runs} runs")
         deltas, lengths, gaps = (frame.take(size) for size in (runs, runs, entries))
+        if gaps.max(initial=0) > _ESCAPE:
+            raise CorruptCache("a gap of a record does not fit a byte")
         escapes = frame.take(int(np.count_nonzero(gaps == _ESCAPE)))
         tail = [frame.take(rows) for _ in range(scalars)]
         frame.finish()
