@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
@@ -14,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference_decoder as reference
 import zstandard
 from tiny import Family, chat_rows, write_rows
 
 import cachekd
 from cachekd import PrecomputeConfig
 from cachekd.codecs import CodecHeader
-from cachekd.codecs.plain import PlainCodec
-from cachekd.data.digests import json_id, sample_digest, sample_key
+from cachekd.codecs._priors import load_prior
+from cachekd.data.digests import bytes_digest, json_id, sample_digest, sample_key
+from cachekd.errors import CorruptCache
+from cachekd.plugins import find
 from cachekd.store.identity import capture_id
 from cachekd.store.index import load_index
 from cachekd.store.io import Location
@@ -33,18 +35,6 @@ VECTORS: dict[str, Any] = json.loads((FOLDER / "vectors.json").read_text())
 ARRAYS = ("tail", "next_logprob", "entropy")
 
 
-def _reference() -> Any:
-    path = FOLDER / "reference_decoder.py"
-    spec = importlib.util.spec_from_file_location("reference_decoder", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-reference = _reference()
-
-
 def rows_of(targets: Any) -> dict[str, Any]:
     """Targets of cachekd in the shape that the reference decoder gives."""
     starts = targets.offsets.tolist()
@@ -52,18 +42,50 @@ def rows_of(targets: Any) -> dict[str, Any]:
     return {
         "ids": [targets.ids[a:b].tolist() for a, b in cuts],
         "logprobs": [targets.logprobs[a:b].tolist() for a, b in cuts],
+        "weights": targets.weights
+        if targets.weights is None
+        else [targets.weights[a:b].tolist() for a, b in cuts],
         **{name: getattr(targets, name).tolist() for name in ARRAYS},
         "lognorm": {t: values.tolist() for t, values in targets.lognorm.items()},
     }
 
 
-@pytest.fixture(scope="module", params=["float16", "float32"])
+def assert_agree(left: dict[str, Any], right: dict[str, Any], values: str) -> None:
+    """Ids and exact values to the bit; levels to what float32 and another logarithm can differ."""
+    assert left["ids"] == right["ids"] and left.keys() == right.keys()
+    tolerance = 0.0 if values in ("float16", "float32") else 3e-6
+    for name in ("tail", "next_logprob", "entropy"):
+        assert np.allclose(left[name], right[name], tolerance, tolerance, equal_nan=True), name
+    assert left["lognorm"].keys() == right["lognorm"].keys()
+    for t, norms in left["lognorm"].items():
+        assert np.allclose(norms, right["lognorm"][t], tolerance, tolerance, equal_nan=True)
+    assert (left["weights"] is None) == (right["weights"] is None)
+    for name in ("logprobs", "weights"):
+        if left["weights"] is not None:
+            tolerance = 3e-6  # logarithms of weights
+        for mine, theirs in zip(left[name] or [], right[name] or [], strict=True):
+            assert np.allclose(mine, theirs, tolerance, tolerance, equal_nan=True), name
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("plain", "float16", (0.5, 1.0, 2.0)),
+        ("plain", "float32", (1.0,)),
+        ("packed", "float16", (1.0, 4.0)),
+        ("packed", "float32", (0.5, 1.0, 2.0)),
+        ("packed", "sqrt", (0.5, 1.0, 2.0)),
+        ("packed", "log", (1.0, 2.0)),
+    ],
+    ids=lambda param: "-".join(param[:2]),
+)
 def real(
     request: pytest.FixtureRequest, family: Family, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A cache of a real tiny model, made in two runs, with rows left out and equal samples."""
     folder = tmp_path_factory.mktemp("real")
     rows = chat_rows(8)
+    codec, values, temperatures = request.param
     for part in (rows[:5], [*rows, rows[1]]):
         data = write_rows(folder / "data.jsonl", part)
         cachekd.precompute(
@@ -72,8 +94,9 @@ def real(
                 data=(str(data),),
                 cache=str(folder / "cache"),
                 rows="response",
-                temperatures=(0.5, 1.0, 2.0),
-                logits_values=request.param,
+                temperatures=temperatures,
+                codec=codec,
+                logits_values=values,
                 threads=1,
                 unit_tokens=80,
                 batch_tokens=80,
@@ -93,7 +116,8 @@ def test_two_decoders_read_the_same_cache(real: Path) -> None:
         assert record.roles.tolist() == other["roles"]
         for name in ("prompt_length", "domain", "weight"):
             assert getattr(record, name) == other[name]
-        assert rows_of(record.logits) == other["targets"]
+        values = mine.identity.capture["logprobs"]["values"]
+        assert_agree(rows_of(record.logits), other["targets"], values)
         about = (other["roles"], record.prompt_length, record.domain, record.weight)
         ids = {reference.sample_id(record.key, *about, copy) for copy in range(2)}
         assert record.sample_id in ids
@@ -121,7 +145,7 @@ def test_decoded_rows_have_mass_one(real: Path) -> None:
     for record in cachekd.open_cache(str(real)):
         rows = np.flatnonzero(np.diff(record.logits.offsets))
         targets = collate_targets([(record, rows)])
-        for temperature in (1.0, 0.5, 2.0):
+        for temperature in record.logits.lognorm:
             head, tail = decode_targets(targets, temperature)
             place = 0
             for n, t in enumerate(rows.tolist()):
@@ -146,17 +170,88 @@ def numbers(value: Any) -> Any:
     return -math.inf if value == "-inf" else value
 
 
-@pytest.mark.parametrize("vector", VECTORS["records"], ids=lambda vector: vector["name"])
+PRIORS = {vector["digest"]: bytes.fromhex(vector["hex"]) for vector in VECTORS["priors"]}
+records = pytest.mark.parametrize("vector", VECTORS["records"], ids=lambda vector: vector["name"])
+
+
+def decoders(vector: dict[str, Any]) -> tuple[Any, Any]:
+    """The codec of a vector, and a function that decodes a frame of its shape with the other."""
+    header, prior = vector["header"], PRIORS.get(vector["header"]["prior"])
+    shape = (vector["rows"], vector["entries"])
+    codec = find("codecs", header["codec"])(
+        CodecHeader.from_json(json.dumps(header)), prior and load_prior("x", prior)
+    )
+    parsed = prior and reference.parse_prior(prior)
+    return codec, lambda frame: reference.decode(frame, header, *shape, parsed)
+
+
+@records
 def test_record_vectors(vector: dict[str, Any]) -> None:
     data, shape = bytes.fromhex(vector["hex"]), (vector["rows"], vector["entries"])
     want = {name: numbers(value) for name, value in vector["targets"].items()}
     want["lognorm"] = {t: values for t, values in want["lognorm"]}
-    codec = PlainCodec(CodecHeader.from_json(json.dumps(vector["header"])))
-    targets = codec.decode(data, *shape)
-    assert rows_of(targets) == want
-    assert reference.decode_plain(data, vector["header"], *shape) == want
+    codec, other = decoders(vector)
+    mine = rows_of(codec.decode([(data, *shape)])[0])
+    assert_agree(mine, want, vector["header"]["values"])
+    assert_agree(other(data), want, vector["header"]["values"])
     # The frame is the compressor's own; what is in it is the format's.
-    assert zstandard.decompress(codec.encode(targets)) == zstandard.decompress(data)
+    again = codec.encode(codec.decode_unscaled([(data, *shape)])[0])
+    assert zstandard.decompress(again) == zstandard.decompress(data)
+
+
+@records
+def test_two_decoders_refuse_the_same(vector: dict[str, Any]) -> None:
+    """Whatever byte of the content is changed, both read the same from it, or nothing."""
+    raw = zstandard.decompress(bytes.fromhex(vector["hex"]))
+    codec, other = decoders(vector)
+    refused = 0
+    for place in range(len(raw)):
+        for change in (1, 2, 0x80, 0xFF):
+            content = bytearray(raw)
+            content[place] ^= change
+            frame = zstandard.ZstdCompressor(write_checksum=True).compress(bytes(content))
+            try:
+                theirs = other(frame)
+            except reference.FormatError:
+                refused += 1
+                with pytest.raises(CorruptCache):
+                    codec.decode([(frame, vector["rows"], vector["entries"])])
+                continue
+            mine = rows_of(codec.decode([(frame, vector["rows"], vector["entries"])])[0])
+            assert_agree(mine, theirs, vector["header"]["values"])
+    assert refused
+
+
+@records
+def test_two_decoders_refuse_damaged_frames(vector: dict[str, Any]) -> None:
+    data, (codec, other) = bytes.fromhex(vector["hex"]), decoders(vector)
+    want, taken = other(data), []
+    for bit in range(8 * len(data)):
+        frame = bytearray(data)
+        frame[bit // 8] ^= 1 << bit % 8
+        try:
+            found = other(bytes(frame))
+        except (reference.FormatError, zstandard.ZstdError):
+            with pytest.raises(CorruptCache):
+                codec.decode([(bytes(frame), vector["rows"], vector["entries"])])
+            continue
+        assert found == want
+        taken.append(bit)
+    assert taken in ([], [4 * 8 + 4]), "only a bit of the frame that decoders must ignore"
+
+
+@pytest.mark.parametrize("vector", VECTORS["priors"])
+def test_prior_vectors(vector: dict[str, Any]) -> None:
+    data = bytes.fromhex(vector["hex"])
+    assert bytes_digest(data) == vector["digest"]
+    mine, theirs = load_prior("x", data), reference.parse_prior(data)
+    assert mine.lists.tolist() == theirs["lists"] == vector["lists"]
+    assert len(mine.log_unigram) == len(theirs["log_unigram"]) == vector["vocab_size"]
+    by_unigram = mine.table[mine.lists.size :].tolist()
+    assert by_unigram == theirs["by_unigram"]
+    assert by_unigram[: len(vector["first_by_unigram"])] == vector["first_by_unigram"]
+    for token, log in vector["log_unigram"].items():
+        assert mine.log_unigram[int(token)] == theirs["log_unigram"][int(token)] == log
 
 
 def test_digest_vectors() -> None:
@@ -199,14 +294,15 @@ def test_the_reference_decoder_refuses_damage(cache: Path) -> None:
 
 
 def test_the_reference_decoder_stands_alone() -> None:
-    program = f"import runpy, sys; runpy.run_path({str(FOLDER / 'reference_decoder.py')!r}); "
+    program = f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import reference_decoder; "
     program += "print([m for m in ('cachekd', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
-    text = (FOLDER / "reference_decoder.py").read_text()
+    files = ("reference_decoder.py", "reference_records.py")
+    text = "".join((FOLDER / name).read_text() for name in files)
     assert set(re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)) == {
         "__future__", "base64", "collections", "hashlib", "json", "math", "pathlib", "pyarrow",
-        "struct", "typing", "zstandard",
+        "reference_records", "struct", "typing", "zstandard",
     }  # fmt: skip
 
 
