@@ -12,10 +12,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from cachekd.codecs import Codec, CodecHeader
 from cachekd.codecs._learn import learn_prior, rows_to_learn
 from cachekd.codecs._priors import Prior
 from cachekd.data.digests import bytes_digest
-from cachekd.errors import ConfigError, CorruptCache
+from cachekd.errors import ConfigError, CorruptCache, UnsealedCache
+from cachekd.plugins import find
 from cachekd.store.io import Location
 from cachekd.store.layout import prior_name, shard_name, unit_name
 from cachekd.store.merge import copy_plans, copy_samples, open_all
@@ -28,6 +30,8 @@ from cachekd.types import TopKLogits
 _CODEC = "packed"
 _MAX_BYTES = 4 << 20
 _TOKENS_PER_BYTE = 2
+_ROWS_FACTOR = 4  # rows learned from, as a multiple of what a trial learns from
+_TESTED = 5  # one in so many is kept to choose a prior by
 _ROWS = 64  # records decoded at once
 
 Source = tuple[Location, CacheState]
@@ -95,22 +99,39 @@ def _learn(united: Sequence[Source]) -> Prior:
     facts = {digest: shard for _, state in united for digest, shard in state.shards().items()}
     tokens = sum(shard.tokens for shard in facts.values())
     budget = min(_MAX_BYTES, tokens // _TOKENS_PER_BYTE)
-    stride = max(1, tokens // rows_to_learn(budget))
+    stride = max(1, tokens // (_ROWS_FACTOR * rows_to_learn(budget)))
     records: list[TopKLogits] = []
-    seen, place_of = set[str](), 0
+    header: CodecHeader | None = None
+    place_of = 0
     for place, state in united:
         priors = Priors(place)
         for digest, shard_facts in state.shards().items():
-            if digest in seen:
-                continue
-            seen.add(digest)
             rows = range(-place_of % stride, shard_facts.rows, stride)
+            if facts.pop(digest, None) is None:
+                continue  # another source holds it too
             place_of += shard_facts.rows
             if rows:
                 shard = Shard(place, shard_facts, state.identity.capture_id, priors=priors)
                 records += [targets for _, _, targets in shard.records(rows)]
-    vocab = united[0][1].identity.source["vocab_size"]
-    return learn_prior(records, vocab, budget=budget)
+                header = shard.header
+    if header is None:
+        raise UnsealedCache("merge --recode: expected caches with targets; found none")
+    return _best(records, replace(header, codec=_CODEC, prior="-"), tokens, budget)
+
+
+def _best(records: list[TopKLogits], header: CodecHeader, tokens: int, budget: int) -> Prior:
+    """Of priors of several sizes the one with which all will take the fewest bytes."""
+    tested = records[::_TESTED]
+    learned_from = [record for i, record in enumerate(records) if i % _TESTED]
+    share = tokens / sum(record.rows for record in tested)
+    codec: type[Codec] = find("codecs", _CODEC)
+
+    def cost(prior: Prior) -> float:
+        encode = codec(header, prior).encode
+        return len(prior.dump()) + share * sum(len(encode(record)) for record in tested)
+
+    sizes = (budget, budget // 4, 0)
+    return min((learn_prior(learned_from, header.vocab_size, budget=b) for b in sizes), key=cost)
 
 
 def _recode_unit(
