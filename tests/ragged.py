@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from cachekd.codecs._priors import Prior
 from cachekd.types import TopKLogits
 
 DIGEST = "d" * 64
+SCALARS = ("tail", "next_logprob", "entropy")
 STEPS = {"float16": None, "float32": None, "sqrt": 1 / 24, "log": 1 / 8}
 
 
@@ -126,3 +128,35 @@ def prior_of(vocab: int, contexts: int, width: int, seed: int = 0) -> Prior:
 def encoded(codec: Codec, record: TopKLogits) -> Encoded:
     """A record as a shard keeps it."""
     return codec.encode(record), record.rows, len(record.ids)
+
+
+def rows_of(targets: Any) -> dict[str, Any]:
+    """Targets of cachekd in the shape that the reference decoder gives."""
+    starts = targets.offsets.tolist()
+    cuts = list(pairwise(starts))
+    return {
+        "ids": [targets.ids[a:b].tolist() for a, b in cuts],
+        "logprobs": [targets.logprobs[a:b].tolist() for a, b in cuts],
+        "weights": targets.weights
+        if targets.weights is None
+        else [targets.weights[a:b].tolist() for a, b in cuts],
+        **{name: getattr(targets, name).tolist() for name in SCALARS},
+        "lognorm": {t: values.tolist() for t, values in targets.lognorm.items()},
+    }
+
+
+def assert_agree(left: dict[str, Any], right: dict[str, Any], values: str) -> None:
+    """Ids and exact values to the bit; levels to what float32 and another logarithm can differ."""
+    assert left["ids"] == right["ids"] and left.keys() == right.keys()
+    tolerance = 0.0 if values in ("float16", "float32") else 3e-6
+    for name in ("tail", "next_logprob", "entropy"):
+        assert np.allclose(left[name], right[name], tolerance, tolerance, equal_nan=True), name
+    assert left["lognorm"].keys() == right["lognorm"].keys()
+    for t, norms in left["lognorm"].items():
+        assert np.allclose(norms, right["lognorm"][t], tolerance, tolerance, equal_nan=True)
+    assert (left["weights"] is None) == (right["weights"] is None)
+    for name in ("logprobs", "weights"):
+        if left["weights"] is not None:
+            tolerance = 3e-6  # logarithms of weights
+        for mine, theirs in zip(left[name] or [], right[name] or [], strict=True):
+            assert np.allclose(mine, theirs, tolerance, tolerance, equal_nan=True), name

@@ -1,4 +1,4 @@
-"""The format as others read it: a second decoder, written vectors, DuckDB and datasets."""
+"""The format as others read it: a second decoder, DuckDB, datasets, and people."""
 
 from __future__ import annotations
 
@@ -7,64 +7,26 @@ import math
 import re
 import subprocess
 import sys
-from itertools import pairwise
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import reference_decoder as reference
-import zstandard
+from ragged import assert_agree, rows_of
 from tiny import Family, chat_rows, write_rows
 
 import cachekd
 from cachekd import PrecomputeConfig
 from cachekd.codecs import CodecHeader
-from cachekd.codecs._priors import load_prior
-from cachekd.data.digests import bytes_digest, json_id, sample_digest, sample_key
-from cachekd.errors import CorruptCache
-from cachekd.plugins import find
-from cachekd.store.identity import capture_id
-from cachekd.store.index import load_index
 from cachekd.store.io import Location
-from cachekd.store.layout import load_document
+from cachekd.store.shards import ShardFacts
 from cachekd.store.state import read_state
+from cachekd.store.tables import LOGITS, SAMPLES
 
+FOLDERS = ("index", "logits", "plans", "priors", "samples", "units")
 FOLDER = Path(__file__).parent / "format"
-VECTORS: dict[str, Any] = json.loads((FOLDER / "vectors.json").read_text())
-ARRAYS = ("tail", "next_logprob", "entropy")
-
-
-def rows_of(targets: Any) -> dict[str, Any]:
-    """Targets of cachekd in the shape that the reference decoder gives."""
-    starts = targets.offsets.tolist()
-    cuts = list(pairwise(starts))
-    return {
-        "ids": [targets.ids[a:b].tolist() for a, b in cuts],
-        "logprobs": [targets.logprobs[a:b].tolist() for a, b in cuts],
-        "weights": targets.weights
-        if targets.weights is None
-        else [targets.weights[a:b].tolist() for a, b in cuts],
-        **{name: getattr(targets, name).tolist() for name in ARRAYS},
-        "lognorm": {t: values.tolist() for t, values in targets.lognorm.items()},
-    }
-
-
-def assert_agree(left: dict[str, Any], right: dict[str, Any], values: str) -> None:
-    """Ids and exact values to the bit; levels to what float32 and another logarithm can differ."""
-    assert left["ids"] == right["ids"] and left.keys() == right.keys()
-    tolerance = 0.0 if values in ("float16", "float32") else 3e-6
-    for name in ("tail", "next_logprob", "entropy"):
-        assert np.allclose(left[name], right[name], tolerance, tolerance, equal_nan=True), name
-    assert left["lognorm"].keys() == right["lognorm"].keys()
-    for t, norms in left["lognorm"].items():
-        assert np.allclose(norms, right["lognorm"][t], tolerance, tolerance, equal_nan=True)
-    assert (left["weights"] is None) == (right["weights"] is None)
-    for name in ("logprobs", "weights"):
-        if left["weights"] is not None:
-            tolerance = 3e-6  # logarithms of weights
-        for mine, theirs in zip(left[name] or [], right[name] or [], strict=True):
-            assert np.allclose(mine, theirs, tolerance, tolerance, equal_nan=True), name
 
 
 @pytest.fixture(
@@ -163,127 +125,6 @@ def test_decoded_rows_have_mass_one(real: Path) -> None:
                 place += len(want)
 
 
-def numbers(value: Any) -> Any:
-    """JSON has no infinity: it is written as text."""
-    if isinstance(value, list):
-        return [numbers(item) for item in value]
-    return -math.inf if value == "-inf" else value
-
-
-PRIORS = {vector["digest"]: bytes.fromhex(vector["hex"]) for vector in VECTORS["priors"]}
-records = pytest.mark.parametrize("vector", VECTORS["records"], ids=lambda vector: vector["name"])
-
-
-def decoders(vector: dict[str, Any]) -> tuple[Any, Any]:
-    """The codec of a vector, and a function that decodes a frame of its shape with the other."""
-    header, prior = vector["header"], PRIORS.get(vector["header"]["prior"])
-    shape = (vector["rows"], vector["entries"])
-    codec = find("codecs", header["codec"])(
-        CodecHeader.from_json(json.dumps(header)), prior and load_prior("x", prior)
-    )
-    parsed = prior and reference.parse_prior(prior)
-    return codec, lambda frame: reference.decode(frame, header, *shape, parsed)
-
-
-@records
-def test_record_vectors(vector: dict[str, Any]) -> None:
-    data, shape = bytes.fromhex(vector["hex"]), (vector["rows"], vector["entries"])
-    want = {name: numbers(value) for name, value in vector["targets"].items()}
-    want["lognorm"] = {t: values for t, values in want["lognorm"]}
-    codec, other = decoders(vector)
-    mine = rows_of(codec.decode([(data, *shape)])[0])
-    assert_agree(mine, want, vector["header"]["values"])
-    assert_agree(other(data), want, vector["header"]["values"])
-    # The frame is the compressor's own; what is in it is the format's.
-    again = codec.encode(codec.decode_unscaled([(data, *shape)])[0])
-    assert zstandard.decompress(again) == zstandard.decompress(data)
-
-
-@records
-def test_two_decoders_refuse_the_same(vector: dict[str, Any]) -> None:
-    """Whatever byte of the content is changed, both read the same from it, or nothing."""
-    raw = zstandard.decompress(bytes.fromhex(vector["hex"]))
-    codec, other = decoders(vector)
-    refused = 0
-    for place in range(len(raw)):
-        for change in (1, 2, 0x80, 0xFF):
-            content = bytearray(raw)
-            content[place] ^= change
-            frame = zstandard.ZstdCompressor(write_checksum=True).compress(bytes(content))
-            try:
-                theirs = other(frame)
-            except reference.FormatError:
-                refused += 1
-                with pytest.raises(CorruptCache):
-                    codec.decode([(frame, vector["rows"], vector["entries"])])
-                continue
-            mine = rows_of(codec.decode([(frame, vector["rows"], vector["entries"])])[0])
-            assert_agree(mine, theirs, vector["header"]["values"])
-    assert refused
-
-
-@records
-def test_two_decoders_refuse_damaged_frames(vector: dict[str, Any]) -> None:
-    data, (codec, other) = bytes.fromhex(vector["hex"]), decoders(vector)
-    want, taken = other(data), []
-    for bit in range(8 * len(data)):
-        frame = bytearray(data)
-        frame[bit // 8] ^= 1 << bit % 8
-        try:
-            found = other(bytes(frame))
-        except (reference.FormatError, zstandard.ZstdError):
-            with pytest.raises(CorruptCache):
-                codec.decode([(bytes(frame), vector["rows"], vector["entries"])])
-            continue
-        assert found == want
-        taken.append(bit)
-    assert taken in ([], [4 * 8 + 4]), "only a bit of the frame that decoders must ignore"
-
-
-@pytest.mark.parametrize("vector", VECTORS["priors"])
-def test_prior_vectors(vector: dict[str, Any]) -> None:
-    data = bytes.fromhex(vector["hex"])
-    assert bytes_digest(data) == vector["digest"]
-    mine, theirs = load_prior("x", data), reference.parse_prior(data)
-    assert mine.lists.tolist() == theirs["lists"] == vector["lists"]
-    assert len(mine.log_unigram) == len(theirs["log_unigram"]) == vector["vocab_size"]
-    by_unigram = mine.table[mine.lists.size :].tolist()
-    assert by_unigram == theirs["by_unigram"]
-    assert by_unigram[: len(vector["first_by_unigram"])] == vector["first_by_unigram"]
-    for token, log in vector["log_unigram"].items():
-        assert mine.log_unigram[int(token)] == theirs["log_unigram"][int(token)] == log
-
-
-def test_digest_vectors() -> None:
-    for vector in VECTORS["keys"]:
-        ids, key = vector["input_ids"], bytes.fromhex(vector["key"])
-        assert sample_key(np.array(ids, np.int32)) == reference.sample_key(ids) == key
-        for sample in VECTORS["sample_ids"]:
-            about = (sample["prompt_length"], sample["domain"], sample["weight"], sample["copy"])
-            mine = sample_digest(key, np.array(sample["roles"], np.uint8), *about)
-            assert mine == reference.sample_id(key, sample["roles"], *about)
-            assert mine.hex() == sample["sample_id"]
-    value = VECTORS["json"]["value"]
-    assert json_id(value) == reference.json_id(value) == VECTORS["json"]["id"]
-    assert capture_id(json_id(value), {"k": 1}) == VECTORS["json"]["capture_id"]
-
-
-def test_index_vector() -> None:
-    data = bytes.fromhex(VECTORS["index"]["hex"])
-    mine, theirs = load_index("index/x", data), reference.parse_index(data)
-    assert {key.hex(): list(place) for key, place in theirs.items()} == VECTORS["index"]["places"]
-    for key, (shard, row) in theirs.items():
-        found = mine.find(key)
-        assert found and (mine.shards[found[0]], found[1]) == (shard, row)
-    assert mine.dump() == data
-
-
-def test_document_vector() -> None:
-    data = VECTORS["document"].encode()
-    mine, theirs = load_document("hint", "x", data), reference.parse_document("hint", data)
-    assert mine == theirs and mine["newest"] == "manifest-7.json"
-
-
 def test_the_reference_decoder_refuses_damage(cache: Path) -> None:
     victim = sorted((cache / "logits").glob("*.parquet"))[0]
     data = bytearray(victim.read_bytes())
@@ -336,3 +177,17 @@ def test_datasets_reads_a_cache(sealed: Path, tmp_path: Path) -> None:
         if kind == "logits":
             by_key = {row["key"]: row["input_ids"] for row in table}
             assert all(by_key[record.key] == record.input_ids.tolist() for record in cache)
+
+
+def test_the_format_page_names_every_field(sealed: Path) -> None:
+    """All that stands in documents, headers, facts and tables of a cache."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    page = readme.split("## The format")[1].split("## The tree")[0]
+    names: set[str] = {field.name for field in fields(CodecHeader)}
+    names |= {field.name for field in fields(ShardFacts)} | {f"{name}/" for name in FOLDERS}
+    for path in sealed.rglob("*.json"):
+        names |= json.loads(path.read_text()).keys()
+    names |= {*SAMPLES.names, *LOGITS.names, "CKDPRIOR", "CKDINDEX", "weights", "recoded"}
+    lacking = {name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}", page)}
+    assert not lacking and len(names) > 60
+    assert {path.name for path in sealed.iterdir() if path.is_dir()} == set(FOLDERS)
