@@ -6,6 +6,8 @@ anything is written.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cachekd.capture.attention import beside, refuse_other_kinds, with_attention
 from cachekd.capture.identify import check_same, clock_of, identity_of, load_tokenizer
 from cachekd.capture.job import Job, freeze
@@ -52,7 +54,7 @@ def prepare_job(config: PrecomputeConfig) -> Job:
     )
     identity = with_attention(config, facts, identity, state, location, prepared.samples)
     job = freeze(config, facts, identity, location, state, prepared)
-    find("codecs", config.codec)(job.header)  # refuses what it cannot hold
+    find("codecs", config.codec)(replace(job.header, prior=None))  # refuses what it cannot hold
     _check_disk(job)
     return job
 

@@ -8,6 +8,7 @@ names the codec and keeps the header.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -18,6 +19,8 @@ from cachekd.types import TopKLogits
 if TYPE_CHECKING:
     from cachekd.codecs._priors import Prior
 
+MIN_STEP = 1 / 240
+MAX_SAMPLES = 1 << 20
 Encoded = tuple[bytes, int, int]
 """Bytes of a document's targets, its rows and its entries."""
 
@@ -69,18 +72,25 @@ class CodecHeader:
                 tau=float(value["tau"]),
                 prior=None if value["prior"] is None else str(value["prior"]),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise CorruptCache(f"codec header cannot be read: {error!r}") from error
         # A name from a file finds a plugin, never a module:Class of the writer's choice.
         if not header.codec.isidentifier():
             raise CorruptCache(f"{header.codec!r} is not the name of a codec")
-        levels = header.values in ("sqrt", "log")
-        good = header.vocab_size >= 1 and header.samples >= 0 and 0 <= header.tau <= 1
-        good &= levels or header.values in ("float16", "float32")
-        good &= (header.step is not None and 0 < header.step <= 1) == levels
-        if not good:
+        if not header._possible():
             raise CorruptCache(f"codec header holds impossible values: {value}")
         return header
+
+    def _possible(self) -> bool:
+        further = self.temperatures
+        if self.values in ("sqrt", "log"):
+            good = self.step is not None and MIN_STEP <= self.step <= 1
+        else:
+            good = self.step is None and self.values in ("float16", "float32")
+        good &= self.vocab_size >= 1 and 0 <= self.samples <= MAX_SAMPLES and 0 <= self.tau <= 1
+        good &= not (self.samples and self.tau)
+        good &= all(math.isfinite(t) and t > 0 and t != 1 for t in further)
+        return good and further == tuple(sorted(set(further)))
 
 
 class Codec(Protocol):
@@ -104,4 +114,10 @@ class Codec(Protocol):
         Raises:
             CorruptCache: size, checksum or values are not what the shape allows; sizes are
                 compared before anything is allocated.
+        """
+
+    def decode_unscaled(self, records: Sequence[Encoded]) -> list[TopKLogits]:
+        """As `decode`, but levels without the scale of their row.
+
+        Scaled levels may round to others; `encode` gives these back exactly.
         """

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from cachekd.codecs import CodecHeader
+from cachekd.errors import CorruptCache
 from cachekd.types import Float32, Int64
 
 _LOG_LIMIT = 65_535
@@ -70,7 +71,7 @@ class Grid:
         """Log-probabilities of codes below `sampled_code`; of levels, up to a factor a row."""
         if self.exact:
             dtype, bits = _EXACT[self.header.values]
-            values: Float32 = -codes.astype(bits).view(dtype).astype(np.float32)
+            values: Float32 = 0 - codes.astype(bits).view(dtype).astype(np.float32)  # no -0.0
             return values
         assert self.header.step is not None
         if self.header.values == "sqrt":
@@ -89,3 +90,32 @@ class Grid:
         mean = 2 * np.log((a + 1) / a) / (a**-2 - (a + 1) ** -2)
         logs = np.log(mean) + 2 * np.log(self.header.step)
         return np.concatenate([[-np.inf], logs]).astype(np.float32)
+
+
+def scaled(logs: Float32, codes: Int64, counts: Int64, row_x: Int64, tail: Float32) -> Float32:
+    """Log-probs of runs of equal codes, with each row's head scaled to one minus its tail.
+
+    Args:
+        logs: log-probs of runs up to a factor a row.
+        codes: their codes, which never fall within a row.
+        counts: entries of each run that belong to the head.
+        row_x: row of each run, ascending.
+        tail: log tail mass of each row.
+
+    A prior may cut the entries of one code into two runs: these are counted together before they
+    are summed, so that the sum, down to its last bit, is the same under every prior.
+    """
+    if not len(codes):
+        return logs
+    new_row = np.diff(row_x, prepend=-1) != 0
+    starts = np.flatnonzero(new_row | (np.diff(codes, prepend=-1) != 0))
+    best = np.zeros(len(tail))
+    best[row_x[new_row]] = logs[new_row]
+    below = np.exp(logs[starts] - best[row_x[starts]])
+    head = np.bincount(row_x[starts], np.add.reduceat(counts, starts) * below, len(tail))
+    if ((head > 0) & (tail == 0)).any():
+        raise CorruptCache("the tail of a row leaves no mass to its head")
+    with np.errstate(divide="ignore", invalid="ignore"):  # rows without a head
+        shift = np.log(-np.expm1(tail.astype(np.float64))) - np.log(head) - best
+    whole: Float32 = np.minimum(logs + shift[row_x], 0.0).astype(np.float32)
+    return whole

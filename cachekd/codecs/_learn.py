@@ -85,8 +85,9 @@ def _contexts(rows: _Rows, unigram: NDArray[np.float64], contexts: int, width: i
     seed[first] = np.arange(contexts)
     assigned = seed
     for _ in range(_ROUNDS):
-        centres = _centres(top, compact, assigned, contexts, base)
-        assigned = _nearest(np.sqrt(centres).T.astype(np.float32), compact, root, begins)
+        centres = _root_centres(top, compact, assigned, contexts, base)
+        assigned = _nearest(centres, compact, root, begins)
+        del centres  # the largest array by far: never two of them
     used, assigned = np.unique(assigned, return_inverse=True)
     # Lists are ranked by all entries of the rows, not only by those that chose the context.
     return _lists(rows, assigned, len(used), unigram, width)
@@ -100,16 +101,19 @@ def _best(rows: _Rows) -> _Rows:
     return _Rows(rows.rows[keep], rows.ids[keep], rows.p[keep], rows.count)
 
 
-def _centres(
+def _root_centres(
     top: _Rows, compact: Int64, assigned: Int64, contexts: int, base: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Mean distribution of each context over the members, drawn to the unigram; [K, U]."""
+) -> Float32:
+    """Root of the mean distribution of contexts over U members, drawn to the unigram; [U, K]."""
     of_entry = assigned[top.rows]
     there = of_entry >= 0
-    flat = of_entry[there] * len(base) + compact[there]
-    mass = np.bincount(flat, top.p[there], contexts * len(base)).reshape(contexts, -1)
+    centres = np.zeros(len(base) * contexts, np.float32)
+    np.add.at(centres, compact[there] * contexts + of_entry[there], top.p[there])
     counts = np.bincount(assigned[assigned >= 0], minlength=contexts)
-    return np.asarray((mass + _PULL * base) / (counts[:, None] + _PULL), np.float64)
+    mass: Float32 = centres.reshape(len(base), contexts)
+    mass += (_PULL * base).astype(np.float32)[:, None]
+    mass /= (counts + _PULL).astype(np.float32)
+    return np.sqrt(mass, out=mass)
 
 
 def _nearest(root_UK: Float32, compact: Int64, root_p: Float32, begins: Int64) -> Int64:
@@ -138,6 +142,13 @@ def _lists(
         spans = by_row[own + 1] - by_row[own]
         at = np.repeat(by_row[own] - (np.cumsum(spans) - spans), spans) + np.arange(spans.sum())
         mass = np.bincount(rows.ids[at], rows.p[at], len(unigram)) + _LIST_PULL * unigram
-        best = np.argpartition(-mass, width - 1)[:width] if width < len(mass) else np.arange(width)
+        best = _largest(mass, width)
         lists[context] = best[np.lexsort((best, -mass[best]))]
     return lists
+
+
+def _largest(mass: NDArray[np.float64], count: int) -> Int64:
+    """Places of the largest values, of equal ones the first: the same on every machine."""
+    least = np.partition(mass, len(mass) - count)[len(mass) - count]
+    above, equal = np.flatnonzero(mass > least), np.flatnonzero(mass == least)
+    return np.concatenate([above, equal[: count - len(above)]])

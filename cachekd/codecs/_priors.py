@@ -27,8 +27,11 @@ from cachekd.types import Float32, Int32, Int64, UInt8
 _HEAD = struct.Struct("<8sIIII")
 _MAGIC = b"CKDPRIOR"
 _LEVEL = 9
+_MASS_ERROR = 0.05  # of the unigram, whose logs are half floats
 MAX_CONTEXTS = 4096
 MAX_VOCABULARY = 1 << 24
+MAX_LISTED = 1 << 24
+"""Entries of all lists together: a head must not ask for more memory than a prior is worth."""
 JUDGED = 32
 """Entries of a row that choose its context: more cost time and change little."""
 
@@ -124,12 +127,14 @@ class _Costs:
         members = np.unique(lists)
         self._row = np.zeros(vocab_size, np.int32)  # 0: in no list
         self._row[members] = np.arange(1, len(members) + 1, dtype=np.int32)
-        self._places = np.full((len(members) + 1, contexts), -1, np.int32)
-        column = np.repeat(np.arange(contexts), width)
-        self._places[self._row[lists.ravel()], column] = np.tile(np.arange(width), contexts)
-        absent = np.log2(2.0 * vocab_size)
-        bits = np.where(self._places < 0, absent, np.log2(self._places + 2.0))
-        self._eighths: UInt8 = np.rint(8 * bits).astype(np.uint8)
+        shape = (len(members) + 1, contexts)
+        self._places = np.full(shape, -1, np.int16 if width < 1 << 15 else np.int32)
+        self._eighths: UInt8 = np.full(shape, np.rint(8 * np.log2(2.0 * vocab_size)), np.uint8)
+        place = np.arange(width)
+        eighths = np.rint(8 * np.log2(place + 2.0))
+        for context, tokens in enumerate(lists):
+            self._places[self._row[tokens], context] = place
+            self._eighths[self._row[tokens], context] = eighths
 
     def choose(self, offsets: Int64, ids: Int32) -> Int64:
         counts = np.minimum(np.diff(offsets), JUDGED)
@@ -160,7 +165,8 @@ def load_prior(name: str, data: bytes) -> Prior:
     except struct.error as error:
         raise CorruptCache(f"{name}: too short for a prior") from error
     good = magic == _MAGIC and version == 1 and 1 <= vocab <= MAX_VOCABULARY
-    if not good or contexts > MAX_CONTEXTS or width > vocab or (contexts == 0) != (width == 0):
+    good = good and contexts <= MAX_CONTEXTS and width <= vocab and contexts * width <= MAX_LISTED
+    if not good or (contexts == 0) != (width == 0):
         raise CorruptCache(f"{name} is no prior of version 1, or was altered")
     size = 2 * vocab + 3 * contexts * width
     frame = data[_HEAD.size :]
@@ -175,6 +181,10 @@ def load_prior(name: str, data: bytes) -> Prior:
     logs = np.frombuffer(raw, "<f2", vocab)
     low, middle, high = np.frombuffer(raw, np.uint8, offset=2 * vocab).reshape(3, -1)
     ids = low.astype(np.int32) | (middle.astype(np.int32) << 8) | (high.astype(np.int32) << 16)
-    if not np.isfinite(logs).all() or ids.max(initial=0) >= vocab:
+    lists = ids.reshape(contexts, width)
+    mass = np.exp(logs.astype(np.float64)).sum() if np.isfinite(logs).all() else 0.0
+    if abs(mass - 1) > _MASS_ERROR or ids.max(initial=0) >= vocab:
         raise CorruptCache(f"{name} holds impossible values")
-    return Prior(logs, ids.reshape(contexts, width))
+    if (np.diff(np.sort(lists, axis=1), axis=1) == 0).any():
+        raise CorruptCache(f"{name}: a list holds a token twice")
+    return Prior(logs, lists)

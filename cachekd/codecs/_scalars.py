@@ -42,7 +42,7 @@ def pack_scalars(targets: TopKLogits, header: CodecHeader) -> list[Stream]:
         scalars = [targets.tail, targets.next_logprob, targets.entropy, *lognorm]
         return [values.astype("<f4").view("<u4") for values in scalars]
     return [
-        _tail_codes(targets.tail),
+        _tail_codes(targets.tail, _head_counts(targets, header)),
         _fixed(-targets.next_logprob, _NEXT),
         _fixed(targets.entropy, _ENTROPY),
         *(_signed(values) for values in lognorm),
@@ -63,20 +63,33 @@ def unpack_scalars(parts: Sequence[Sequence[Stream]], header: CodecHeader) -> li
         raise CorruptCache("a tail of a record has no such code")
     return [
         _TAILS[tail.astype(np.int64)],
-        (-(following.astype(np.float64)) / _NEXT).astype(np.float32),
+        (0.0 - following.astype(np.float64) / _NEXT).astype(np.float32),
         (entropy.astype(np.float64) / _ENTROPY).astype(np.float32),
         *(_unsigned(codes.astype(np.int64)) for codes in lognorm),
     ]
 
 
-def _tail_codes(tail: Float32) -> Stream:
+def _head_counts(targets: TopKLogits, header: CodecHeader) -> NDArray[np.int64]:
+    """Entries of each row that are not sampled."""
+    counts = np.diff(targets.offsets)
+    if header.samples:
+        return np.zeros_like(counts)
+    if targets.weights is None:
+        return counts
+    rows_n = np.repeat(np.arange(len(counts)), counts)
+    return np.bincount(rows_n[targets.weights == 0], minlength=len(counts))
+
+
+def _tail_codes(tail: Float32, head: NDArray[np.int64]) -> Stream:
+    """Codes of tails; a head is never left without mass."""
     mass = np.exp(np.minimum(tail.astype(np.float64), 0.0))
     with np.errstate(divide="ignore"):
         odds = np.log(mass) - np.log1p(-mass)
     step = (_HIGHEST - _LOWEST) / (_CODES - 1)
     inner = np.clip(np.nan_to_num(odds), _LOWEST, _HIGHEST)
     codes = 1 + np.rint((inner - _LOWEST) / step).astype(np.int64)
-    return np.where(mass == 0, 0, np.where(mass == 1, _ALL, codes)).astype(np.uint8)
+    whole = (mass == 1) & (head == 0)
+    return np.where(mass == 0, 0, np.where(whole, _ALL, codes)).astype(np.uint8)
 
 
 def _tails() -> Float32:

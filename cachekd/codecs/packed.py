@@ -25,7 +25,7 @@ from typing import ClassVar
 import numpy as np
 
 from cachekd.codecs import CodecHeader, Encoded
-from cachekd.codecs._grids import Grid
+from cachekd.codecs._grids import Grid, scaled
 from cachekd.codecs._priors import MAX_VOCABULARY, Prior
 from cachekd.codecs._scalars import pack_scalars, scalar_streams, unpack_scalars
 from cachekd.codecs._streams import MAX_PLANES, Frame, Stream, pack
@@ -46,6 +46,8 @@ class PackedCodec:
     uses_prior: ClassVar[bool] = True
 
     def __init__(self, header: CodecHeader, prior: Prior | None = None) -> None:
+        if (header.prior is None) != (prior is None):
+            raise CorruptCache(f"expected the prior {header.prior}; found {prior}")
         if header.vocab_size > MAX_VOCABULARY:
             raise CorruptCache(f"vocabulary {header.vocab_size} does not fit 24-bit ids")
         if prior is not None and len(prior.log_unigram) != header.vocab_size:
@@ -70,11 +72,20 @@ class PackedCodec:
         Raises:
             CorruptCache: a frame is damaged, or its size or values do not fit the shape.
         """
+        return self._decode(records, scale=True)
+
+    def decode_unscaled(self, records: Sequence[Encoded]) -> list[TopKLogits]:
+        """As `decode`, but levels without the scale of their row: what `encode` gives back."""
+        return self._decode(records, scale=False)
+
+    def _decode(self, records: Sequence[Encoded], *, scale: bool) -> list[TopKLogits]:
+        if not records:
+            return []
         parts = [self._unpack(*record) for record in records]
         streams = [np.concatenate([part.streams[i] for part in parts]) for i in range(6)]
         of_row, contexts, deltas, lengths, gaps, escapes = streams
         scalars = unpack_scalars([part.scalars for part in parts], self._header)
-        runs = self._decode_runs(of_row, contexts, deltas, lengths, scalars[0])
+        runs = self._decode_runs(of_row, contexts, deltas, lengths, scalars[0] if scale else None)
         ids = self._ids(runs, gaps, escapes)
         logprobs = np.repeat(runs.logs, runs.counts)
         weights = None if runs.weights is None else np.repeat(runs.weights, runs.counts)
@@ -107,7 +118,8 @@ class PackedCodec:
     def _codes(self, targets: TopKLogits) -> Int64:
         samples = self._header.samples
         if samples:
-            draws: Int64 = np.rint(np.exp(targets.logprobs) * samples).astype(np.int64)
+            weights = np.exp(targets.logprobs.astype(np.float64))
+            draws: Int64 = np.rint(weights * samples).astype(np.int64)
             return samples - draws
         codes = self._grid.encode(targets.logprobs)
         if targets.weights is None:
@@ -132,6 +144,8 @@ class PackedCodec:
         if runs > entries:
             raise CorruptCache(f"a record of {entries} entries has {runs} runs")
         deltas, lengths, gaps = (frame.take(size) for size in (runs, runs, entries))
+        if gaps.max(initial=0) > _ESCAPE:
+            raise CorruptCache("a gap of a record does not fit a byte")
         escapes = frame.take(int(np.count_nonzero(gaps == _ESCAPE)))
         tail = [frame.take(rows) for _ in range(scalars)]
         frame.finish()
@@ -143,7 +157,12 @@ class PackedCodec:
         return _Part(rows=rows, entries=entries, streams=streams, scalars=tail)
 
     def _decode_runs(
-        self, of_row: Stream, contexts: Stream, deltas: Stream, lengths: Stream, tail: Float32
+        self,
+        of_row: Stream,
+        contexts: Stream,
+        deltas: Stream,
+        lengths: Stream,
+        tail: Float32 | None,
     ) -> _Decoded:
         """What all entries of each run share."""
         of_row, deltas = of_row.astype(np.int64), deltas.astype(np.int64)
@@ -165,7 +184,7 @@ class PackedCodec:
         )
 
     def _log_of_runs(
-        self, codes: Int64, counts: Int64, row_x: Int64, tail: Float32
+        self, codes: Int64, counts: Int64, row_x: Int64, tail: Float32 | None
     ) -> tuple[Float32, Float32 | None]:
         """Log-probability of each run's entries, and their weight if anything is sampled."""
         header, grid = self._header, self._grid
@@ -179,12 +198,8 @@ class PackedCodec:
         if codes.max(initial=0) > last:
             raise CorruptCache("a record holds a value that its grid does not have")
         logs = grid.decode(np.where(sampled, 0, codes))
-        if not grid.exact:
-            mass = np.where(sampled, 0, counts) * np.exp(logs.astype(np.float64))
-            head = np.bincount(row_x, mass, len(tail))
-            with np.errstate(divide="ignore", invalid="ignore"):  # rows without a head
-                shift = np.log(-np.expm1(tail.astype(np.float64))) - np.log(head)
-            logs = np.minimum(logs + shift[row_x], 0.0).astype(np.float32)
+        if not grid.exact and tail is not None:
+            logs = scaled(logs, codes, np.where(sampled, 0, counts), row_x, tail)
         if not header.tau:
             return logs, None
         logs = np.where(sampled, np.float32(np.log(header.tau)), logs)
@@ -194,12 +209,14 @@ class PackedCodec:
         """Token ids: one running sum over all gaps, set back to a run's base where it begins."""
         steps = gaps.astype(np.int32)
         if len(escapes):
+            if escapes.max() >= self._header.vocab_size:  # so that no sum goes around
+                raise CorruptCache("a gap of a record is wider than the vocabulary")
             steps[gaps == _ESCAPE] += escapes.astype(np.int32)
         if not len(steps):
             return np.zeros(0, np.int32)
         steps += 1
         starts = np.cumsum(runs.counts) - runs.counts
-        sums = np.add.reduceat(steps, starts)
+        sums = np.add.reduceat(steps, starts, dtype=np.int64)
         if (sums < 1).any() or (sums > runs.size).any():
             raise CorruptCache("a rank of a record is beyond its list")
         last = np.append(0, (runs.base + sums)[:-1])

@@ -75,6 +75,10 @@ class PlainCodec:
         """
         return [self._decode(*record) for record in records]
 
+    def decode_unscaled(self, records: Sequence[Encoded]) -> list[TopKLogits]:
+        """The same: there are no levels."""
+        return self.decode(records)
+
     def _decode(self, data: bytes, rows: int, entries: int) -> TopKLogits:
         if entries > rows * self._header.vocab_size:
             raise CorruptCache(

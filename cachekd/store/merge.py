@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache
@@ -30,6 +30,27 @@ def merge(sources: Sequence[str], target: str) -> Manifest:
         UnsealedCache: the union has samples without targets.
         CorruptCache: a file is missing or altered.
     """
+    united, into = open_all(sources, target)
+    for place, state in united:
+        copy_samples(place, state, into)
+        copy_files(place, {shard_name(digest): digest for digest in state.shards()}, into)
+        copy_files(place, {prior_name(digest): digest for digest in state.priors()}, into)
+        kept = [facts.digest for facts in state.attention().values()]
+        copy_files(place, {attention_name(digest): digest for digest in kept}, into)
+        copy_plans(place, state, into)
+        for plan, number in state.units:
+            into.create(unit_name(plan, number), place.read(unit_name(plan, number)))
+    return seal(into)
+
+
+def open_all(
+    sources: Sequence[str], target: str
+) -> tuple[list[tuple[Location, CacheState]], Location]:
+    """The sources and what is committed in each, and the target, with its identity written.
+
+    Raises:
+        MismatchError: two caches have another source or capture; names each field that differs.
+    """
     if not sources:
         raise ConfigError("merge: expected at least one cache to merge; found none")
     places = [Location(url) for url in sources]
@@ -40,9 +61,7 @@ def merge(sources: Sequence[str], target: str) -> Manifest:
         _refuse("merge", states[0], state, sources[0], url)
     write_identity(into, states[0].identity)
     _refuse("merge", states[0], read_state(into), sources[0], target)
-    for place, state in zip(places, states, strict=True):
-        _copy(place, state, into)
-    return seal(into)
+    return list(zip(places, states, strict=True)), into
 
 
 def _refuse(door: str, left: CacheState, right: CacheState, left_url: str, right_url: str) -> None:
@@ -55,20 +74,28 @@ def _refuse(door: str, left: CacheState, right: CacheState, left_url: str, right
     )
 
 
-def _copy(place: Location, state: CacheState, into: Location) -> None:
-    """Samples and shards first, then plans, then the commit records that make them count."""
+def copy_samples(place: Location, state: CacheState, into: Location) -> None:
+    """Samples of a cache, and the priors that its plans name for units still to be captured."""
     named = {samples_name(digest): digest for digest in state.samples()}
-    named |= {prior_name(digest): digest for digest in state.priors()}
     named |= {prior_name(plan.prior): plan.prior for plan in state.plans.values() if plan.prior}
-    named |= {shard_name(digest): digest for digest in state.shards()}
-    named |= {attention_name(facts.digest): facts.digest for facts in state.attention().values()}
+    copy_files(place, named, into)
+
+
+def copy_plans(place: Location, state: CacheState, into: Location) -> None:
+    """Plans, once what they name is there."""
+    for plan in state.plans:
+        into.create(plan_name(plan), place.read(plan_name(plan)))
+
+
+def copy_files(place: Location, named: Mapping[str, str], into: Location) -> None:
+    """Files by name, whose digests are given.
+
+    Raises:
+        CorruptCache: a file is missing or altered.
+    """
     for name, digest in named.items():
         if not into.exists(name):
             data = place.read(name)
             if bytes_digest(data) != digest:
                 raise CorruptCache(f"{place.path(name)}: its bytes do not have the digest it names")
             into.create(name, data)
-    documents = [plan_name(plan) for plan in state.plans]
-    documents += [unit_name(plan, number) for plan, number in state.units]
-    for name in documents:
-        into.create(name, place.read(name))

@@ -182,11 +182,19 @@ class Shard:
         """Key, token ids and targets of a row."""
         return self.records([row])[0]
 
-    def records(self, rows: Sequence[int]) -> list[tuple[bytes, Int32, TopKLogits]]:
-        """Key, token ids and targets of rows; many at once cost less than one by one."""
+    def records(
+        self, rows: Sequence[int], *, scaled: bool = True
+    ) -> list[tuple[bytes, Int32, TopKLogits]]:
+        """Key, token ids and targets of rows; many at once cost less than one by one.
+
+        Args:
+            rows: row numbers.
+            scaled: False leaves levels as an encoder gives them back exactly.
+        """
         stored = [self._stored(row) for row in rows]
+        decode = self._codec.decode if scaled else self._codec.decode_unscaled
         try:
-            targets = self._codec.decode([encoded for _, _, encoded in stored])
+            targets = decode([encoded for _, _, encoded in stored])
         except CorruptCache as error:
             raise self._corrupt(f"rows {rows[0]} to {rows[-1]}: {error}") from error
         return [(key, ids, t) for (key, ids, _), t in zip(stored, targets, strict=True)]

@@ -1,69 +1,53 @@
-"""The format as others read it: a second decoder, written vectors, DuckDB and datasets."""
+"""The format as others read it: a second decoder, DuckDB, datasets, and people."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
 import subprocess
 import sys
-from itertools import pairwise
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import zstandard
+import reference_decoder as reference
+from ragged import assert_agree, rows_of
 from tiny import Family, chat_rows, write_rows
 
 import cachekd
 from cachekd import PrecomputeConfig
 from cachekd.codecs import CodecHeader
-from cachekd.codecs.plain import PlainCodec
-from cachekd.data.digests import json_id, sample_digest, sample_key
-from cachekd.store.identity import capture_id
-from cachekd.store.index import load_index
 from cachekd.store.io import Location
-from cachekd.store.layout import load_document
+from cachekd.store.shards import ShardFacts
 from cachekd.store.state import read_state
+from cachekd.store.tables import LOGITS, SAMPLES
 
+FOLDERS = ("index", "logits", "plans", "priors", "samples", "units")
 FOLDER = Path(__file__).parent / "format"
-VECTORS: dict[str, Any] = json.loads((FOLDER / "vectors.json").read_text())
-ARRAYS = ("tail", "next_logprob", "entropy")
 
 
-def _reference() -> Any:
-    path = FOLDER / "reference_decoder.py"
-    spec = importlib.util.spec_from_file_location("reference_decoder", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-reference = _reference()
-
-
-def rows_of(targets: Any) -> dict[str, Any]:
-    """Targets of cachekd in the shape that the reference decoder gives."""
-    starts = targets.offsets.tolist()
-    cuts = list(pairwise(starts))
-    return {
-        "ids": [targets.ids[a:b].tolist() for a, b in cuts],
-        "logprobs": [targets.logprobs[a:b].tolist() for a, b in cuts],
-        **{name: getattr(targets, name).tolist() for name in ARRAYS},
-        "lognorm": {t: values.tolist() for t, values in targets.lognorm.items()},
-    }
-
-
-@pytest.fixture(scope="module", params=["float16", "float32"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("plain", "float16", (0.5, 1.0, 2.0)),
+        ("plain", "float32", (1.0,)),
+        ("packed", "float16", (1.0, 4.0)),
+        ("packed", "float32", (0.5, 1.0, 2.0)),
+        ("packed", "sqrt", (0.5, 1.0, 2.0)),
+        ("packed", "log", (1.0, 2.0)),
+    ],
+    ids=lambda param: "-".join(param[:2]),
+)
 def real(
     request: pytest.FixtureRequest, family: Family, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A cache of a real tiny model, made in two runs, with rows left out and equal samples."""
     folder = tmp_path_factory.mktemp("real")
     rows = chat_rows(8)
+    codec, values, temperatures = request.param
     for part in (rows[:5], [*rows, rows[1]]):
         data = write_rows(folder / "data.jsonl", part)
         cachekd.precompute(
@@ -72,8 +56,9 @@ def real(
                 data=(str(data),),
                 cache=str(folder / "cache"),
                 rows="response",
-                temperatures=(0.5, 1.0, 2.0),
-                logits_values=request.param,
+                temperatures=temperatures,
+                codec=codec,
+                logits_values=values,
                 threads=1,
                 unit_tokens=80,
                 batch_tokens=80,
@@ -93,7 +78,8 @@ def test_two_decoders_read_the_same_cache(real: Path) -> None:
         assert record.roles.tolist() == other["roles"]
         for name in ("prompt_length", "domain", "weight"):
             assert getattr(record, name) == other[name]
-        assert rows_of(record.logits) == other["targets"]
+        values = mine.identity.capture["logprobs"]["values"]
+        assert_agree(rows_of(record.logits), other["targets"], values)
         about = (other["roles"], record.prompt_length, record.domain, record.weight)
         ids = {reference.sample_id(record.key, *about, copy) for copy in range(2)}
         assert record.sample_id in ids
@@ -121,7 +107,7 @@ def test_decoded_rows_have_mass_one(real: Path) -> None:
     for record in cachekd.open_cache(str(real)):
         rows = np.flatnonzero(np.diff(record.logits.offsets))
         targets = collate_targets([(record, rows)])
-        for temperature in (1.0, 0.5, 2.0):
+        for temperature in record.logits.lognorm:
             head, tail = decode_targets(targets, temperature)
             place = 0
             for n, t in enumerate(rows.tolist()):
@@ -139,56 +125,6 @@ def test_decoded_rows_have_mass_one(real: Path) -> None:
                 place += len(want)
 
 
-def numbers(value: Any) -> Any:
-    """JSON has no infinity: it is written as text."""
-    if isinstance(value, list):
-        return [numbers(item) for item in value]
-    return -math.inf if value == "-inf" else value
-
-
-@pytest.mark.parametrize("vector", VECTORS["records"], ids=lambda vector: vector["name"])
-def test_record_vectors(vector: dict[str, Any]) -> None:
-    data, shape = bytes.fromhex(vector["hex"]), (vector["rows"], vector["entries"])
-    want = {name: numbers(value) for name, value in vector["targets"].items()}
-    want["lognorm"] = {t: values for t, values in want["lognorm"]}
-    codec = PlainCodec(CodecHeader.from_json(json.dumps(vector["header"])))
-    targets = codec.decode(data, *shape)
-    assert rows_of(targets) == want
-    assert reference.decode_plain(data, vector["header"], *shape) == want
-    # The frame is the compressor's own; what is in it is the format's.
-    assert zstandard.decompress(codec.encode(targets)) == zstandard.decompress(data)
-
-
-def test_digest_vectors() -> None:
-    for vector in VECTORS["keys"]:
-        ids, key = vector["input_ids"], bytes.fromhex(vector["key"])
-        assert sample_key(np.array(ids, np.int32)) == reference.sample_key(ids) == key
-        for sample in VECTORS["sample_ids"]:
-            about = (sample["prompt_length"], sample["domain"], sample["weight"], sample["copy"])
-            mine = sample_digest(key, np.array(sample["roles"], np.uint8), *about)
-            assert mine == reference.sample_id(key, sample["roles"], *about)
-            assert mine.hex() == sample["sample_id"]
-    value = VECTORS["json"]["value"]
-    assert json_id(value) == reference.json_id(value) == VECTORS["json"]["id"]
-    assert capture_id(json_id(value), {"k": 1}) == VECTORS["json"]["capture_id"]
-
-
-def test_index_vector() -> None:
-    data = bytes.fromhex(VECTORS["index"]["hex"])
-    mine, theirs = load_index("index/x", data), reference.parse_index(data)
-    assert {key.hex(): list(place) for key, place in theirs.items()} == VECTORS["index"]["places"]
-    for key, (shard, row) in theirs.items():
-        found = mine.find(key)
-        assert found and (mine.shards[found[0]], found[1]) == (shard, row)
-    assert mine.dump() == data
-
-
-def test_document_vector() -> None:
-    data = VECTORS["document"].encode()
-    mine, theirs = load_document("hint", "x", data), reference.parse_document("hint", data)
-    assert mine == theirs and mine["newest"] == "manifest-7.json"
-
-
 def test_the_reference_decoder_refuses_damage(cache: Path) -> None:
     victim = sorted((cache / "logits").glob("*.parquet"))[0]
     data = bytearray(victim.read_bytes())
@@ -199,14 +135,15 @@ def test_the_reference_decoder_refuses_damage(cache: Path) -> None:
 
 
 def test_the_reference_decoder_stands_alone() -> None:
-    program = f"import runpy, sys; runpy.run_path({str(FOLDER / 'reference_decoder.py')!r}); "
+    program = f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import reference_decoder; "
     program += "print([m for m in ('cachekd', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
-    text = (FOLDER / "reference_decoder.py").read_text()
+    files = ("reference_decoder.py", "reference_records.py")
+    text = "".join((FOLDER / name).read_text() for name in files)
     assert set(re.findall(r"^(?:import|from) (\w+)", text, re.MULTILINE)) == {
         "__future__", "base64", "collections", "hashlib", "json", "math", "pathlib", "pyarrow",
-        "struct", "typing", "zstandard",
+        "reference_records", "struct", "typing", "zstandard",
     }  # fmt: skip
 
 
@@ -240,3 +177,17 @@ def test_datasets_reads_a_cache(sealed: Path, tmp_path: Path) -> None:
         if kind == "logits":
             by_key = {row["key"]: row["input_ids"] for row in table}
             assert all(by_key[record.key] == record.input_ids.tolist() for record in cache)
+
+
+def test_the_format_page_names_every_field(sealed: Path) -> None:
+    """All that stands in documents, headers, facts and tables of a cache."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    page = readme.split("## The format")[1].split("## The tree")[0]
+    names: set[str] = {field.name for field in fields(CodecHeader)}
+    names |= {field.name for field in fields(ShardFacts)} | {f"{name}/" for name in FOLDERS}
+    for path in sealed.rglob("*.json"):
+        names |= json.loads(path.read_text()).keys()
+    names |= {*SAMPLES.names, *LOGITS.names, "CKDPRIOR", "CKDINDEX", "weights", "recoded"}
+    lacking = {name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}", page)}
+    assert not lacking and len(names) > 60
+    assert {path.name for path in sealed.iterdir() if path.is_dir()} == set(FOLDERS)

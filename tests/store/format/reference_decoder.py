@@ -1,8 +1,8 @@
 """A second reader of the cache format: slow, obvious, and without cachekd or numpy.
 
 Comes in: a folder, or the bytes of one file. Goes out: plain Python values. Parquet is opened with
-pyarrow and frames with zstandard; the rest is the standard library. Written from the description of
-the format; where it and cachekd differ, one of them is wrong.
+pyarrow and frames with zstandard; the rest is the standard library. Records are decoded by
+`reference_records.py` beside it.
 """
 
 from __future__ import annotations
@@ -10,23 +10,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import zstandard
+from reference_records import FormatError, check, decode, distribution, parse_prior
 
-
-class FormatError(Exception):
-    """A file is not what the format says."""
-
-
-def check(good: bool, what: str) -> None:
-    if not good:
-        raise FormatError(what)
+__all__ = ["FormatError", "Reader", "decode", "distribution", "parse_prior"]
 
 
 def sha256(data: bytes) -> str:
@@ -81,54 +73,6 @@ def parse_index(data: bytes) -> dict[bytes, tuple[str, int]]:
     return {key: (shards[numbers[i]], numbers[n_keys + i]) for i, key in enumerate(keys)}
 
 
-def decode_plain(frame: bytes, header: dict[str, Any], rows: int, entries: int) -> dict[str, Any]:
-    """Targets of one document: lists of numbers, ragged ones as a list of lists."""
-    temperatures = header["temperatures"]
-    letter, width = {"float16": ("e", 2), "float32": ("f", 4)}[header["logprob_dtype"]]
-    size = 4 * rows * (4 + len(temperatures)) + (3 + width) * entries
-    check(zstandard.frame_content_size(frame) == size, "targets: content size")
-    raw = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
-    place = 0
-
-    def plane(code: str, count: int) -> list[Any]:
-        nonlocal place
-        layout = struct.Struct(f"<{count}{code}")
-        values = list(layout.unpack_from(raw, place))
-        place += layout.size
-        return values
-
-    counts = plane("I", rows)
-    check(sum(counts) == entries, "targets: counts")
-    low, middle, high = plane("B", entries), plane("B", entries), plane("B", entries)
-    ids = [a + 256 * b + 65536 * c for a, b, c in zip(low, middle, high, strict=True)]
-    check(all(token < header["vocab_size"] for token in ids), "targets: token id")
-    logprobs = plane(letter, entries)
-    starts = [sum(counts[:t]) for t in range(rows + 1)]
-    return {
-        "ids": [ids[starts[t] : starts[t + 1]] for t in range(rows)],
-        "logprobs": [logprobs[starts[t] : starts[t + 1]] for t in range(rows)],
-        "tail": plane("f", rows),
-        "next_logprob": plane("f", rows),
-        "entropy": plane("f", rows),
-        "lognorm": {1.0: [0.0] * rows} | {t: plane("f", rows) for t in temperatures},
-    }
-
-
-def distribution(
-    logprobs: list[float], tail: float, temperature: float = 1.0, lognorm: float = 0.0
-) -> tuple[list[float], float]:
-    """The decode law: probabilities of a row's head, and of all else together, at a temperature."""
-    mass = math.fsum(math.exp(value) for value in logprobs)
-    head = [math.exp(value) / mass * (1.0 - math.exp(tail)) for value in logprobs]
-    if temperature == 1.0:
-        return head, math.exp(tail)
-    head = [p ** (1 / temperature) / math.exp(lognorm) for p in head]
-    mass = math.fsum(head)
-    if tail == -math.inf or mass >= 1:
-        return [p / mass for p in head], 0.0
-    return head, 1.0 - mass
-
-
 class Reader:
     """A sealed cache in a local folder."""
 
@@ -148,9 +92,15 @@ class Reader:
         check(sha256(index) == self.seal["index"], "index: digest")
         self.index = parse_index(index)
         self.shards = {facts["digest"]: facts for facts in self.seal["kinds"]["logits"]["shards"]}
+        self.priors = {digest: self._prior(digest) for digest in self.seal["priors"]}
 
     def read(self, name: str) -> bytes:
         return (self.folder / name).read_bytes()
+
+    def _prior(self, digest: str) -> dict[str, Any]:
+        data = self.read(f"priors/{digest}")
+        check(sha256(data) == digest and len(data) == self.seal["priors"][digest], "prior: digest")
+        return parse_prior(data)
 
     def _check_ids(self) -> None:
         source, capture, seal = self.cache, self.capture, self.seal
@@ -196,15 +146,15 @@ class Reader:
         metadata = file.schema_arrow.metadata
         check(metadata[b"capture_id"].decode() == self.capture["capture_id"], "capture of a shard")
         header = json.loads(metadata[b"codec"])
-        check(header["codec"] == "plain", "codec")
+        check(header["prior"] == facts["prior"], "prior of a shard")
         rows = file.read().to_pylist()
         check([row["key"] for row in rows] == sorted(row["key"] for row in rows), "row order")
         for row in rows:
             check(row["key"] == sample_key(row["input_ids"]), "key")
             check(row["n_tokens"] == len(row["input_ids"]), "n_tokens")
-            row["targets"] = decode_plain(
-                row["targets"], header, row["n_tokens"] - 1, row["n_entries"]
-            )
+            shape = (row["n_tokens"] - 1, row["n_entries"])
+            prior = self.priors[header["prior"]] if header["prior"] else None
+            row["targets"] = decode(row["targets"], header, *shape, prior)
         return header, rows
 
     def records(self) -> Iterator[dict[str, Any]]:
