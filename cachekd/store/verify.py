@@ -167,6 +167,8 @@ def _check_seal(
     )
     if root != manifest.root:
         problems.append(f"{location.url}: the root digest of the seal does not fit what it names")
+    if manifest.priors.keys() != {facts.prior for facts in manifest.shards.values()} - {None}:
+        problems.append(f"{location.url}: the priors of the seal are not those of its shards")
     try:
         problems += _check_index(location, manifest, keys)
     except StoreError as error:

@@ -15,6 +15,7 @@ import cachekd
 from cachekd import PrecomputeConfig
 from cachekd.errors import ConfigError, CorruptCache, MismatchError
 from cachekd.store.io import Location
+from cachekd.store.layout import dump_document
 from cachekd.store.recode import recode
 from cachekd.store.state import read_state
 from cachekd.store.verify import verify
@@ -146,3 +147,11 @@ def test_the_command(cachekd: Callable[..., Ran], sealed: Path, tmp_path: Path) 
     assert min(summary["bytes_after"], summary["bytes_before"]) > 0
     assert cachekd("merge", sealed, "--recode", "--out", sealed).code == 2
     assert "--recode" in cachekd("merge", "--help").out
+
+
+def test_a_seal_that_names_other_priors_is_a_problem(cache: Path) -> None:
+    path = cache / "manifest-1.json"
+    document = json.loads(path.read_text())
+    assert document["priors"] and not verify(str(cache)).problems
+    path.write_bytes(dump_document("manifest", {**document, "priors": {}}))
+    assert any("priors of the seal" in problem for problem in verify(str(cache)).problems)
