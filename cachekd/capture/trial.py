@@ -11,10 +11,10 @@ from dataclasses import replace
 
 from cachekd.capture.job import Job
 from cachekd.capture.unit import score_batch
-from cachekd.codecs._learn import learn_prior, rows_to_learn
+from cachekd.codecs._learn import rows_to_learn
 from cachekd.data.digests import bytes_digest
 from cachekd.plugins import find
-from cachekd.store.priors import Priors
+from cachekd.store.priors import Priors, best_prior
 from cachekd.teachers import Teacher
 from cachekd.types import TopKLogits
 
@@ -46,6 +46,6 @@ def try_teacher(job: Job, teacher: Teacher) -> Job:
         records += scored[batch][0]
         if sum(record.rows for record in records) >= wanted:
             break
-    prior = learn_prior(records, job.selection.vocab_size, budget=budget)
+    prior = best_prior(records, job.header, sum(map(job.unit_tokens, job.todo)), budget)
     packed = job.packed_with(bytes_digest(prior.dump()))
     return replace(packed, prior=prior, scored=scored)

@@ -1,12 +1,21 @@
-"""Priors of a cache as files: written once, read and checked when a shard first needs one."""
+"""Priors of a cache: chosen by what they save, written once, read when a shard first needs one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cachekd.codecs import Codec, CodecHeader
+from cachekd.codecs._learn import learn_prior
 from cachekd.codecs._priors import Prior, load_prior
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache
+from cachekd.plugins import find
 from cachekd.store.io import Location
 from cachekd.store.layout import prior_name
+from cachekd.types import TopKLogits
+
+_TESTED = 5  # one record in so many is kept to choose by
 
 
 class Priors:
@@ -39,3 +48,28 @@ def write_prior(location: Location, prior: Prior) -> str:
     digest = bytes_digest(data)
     location.create(prior_name(digest), data)
     return digest
+
+
+def best_prior(
+    records: Sequence[TopKLogits], header: CodecHeader, tokens: int, budget: int
+) -> Prior:
+    """Of priors of several sizes the one with which a whole capture takes the fewest bytes.
+
+    Args:
+        records: a sample of the capture; a part of it is kept out of learning and judges.
+        header: how shards are encoded (its prior is not looked at).
+        tokens: tokens of the whole capture: the prior's own bytes count once beside them.
+        budget: about how many bytes the lists of contexts may take.
+    """
+    tested = records[::_TESTED]
+    learned_from = [record for i, record in enumerate(records) if i % _TESTED] or tested
+    share = tokens / max(1, sum(record.rows for record in tested))
+    codec: type[Codec] = find("codecs", header.codec)
+    named = replace(header, prior="-")
+
+    def cost(prior: Prior) -> float:
+        encode = codec(named, prior).encode
+        return len(prior.dump()) + share * sum(len(encode(record)) for record in tested)
+
+    sizes = (budget, budget // 4, 0)
+    return min((learn_prior(learned_from, header.vocab_size, budget=b) for b in sizes), key=cost)

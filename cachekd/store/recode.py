@@ -12,16 +12,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from cachekd.codecs import Codec, CodecHeader
-from cachekd.codecs._learn import learn_prior, rows_to_learn
+from cachekd.codecs import CodecHeader
+from cachekd.codecs._learn import rows_to_learn
 from cachekd.codecs._priors import Prior
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache, UnsealedCache
-from cachekd.plugins import find
 from cachekd.store.io import Location
 from cachekd.store.layout import attention_name, prior_name, shard_name, unit_name
 from cachekd.store.merge import copy_files, copy_plans, copy_samples, open_all
-from cachekd.store.priors import Priors, write_prior
+from cachekd.store.priors import Priors, best_prior, write_prior
 from cachekd.store.seal import Manifest, seal
 from cachekd.store.shards import Shard, write_shard
 from cachekd.store.state import CacheState, UnitRecord, read_state
@@ -31,7 +30,6 @@ _CODEC = "packed"
 _MAX_BYTES = 4 << 20
 _TOKENS_PER_BYTE = 2
 _ROWS_FACTOR = 4  # rows learned from, as a multiple of what a trial learns from
-_TESTED = 5  # one in so many is kept to choose a prior by
 _ROWS = 64  # records decoded at once
 
 Source = tuple[Location, CacheState]
@@ -116,22 +114,7 @@ def _learn(united: Sequence[Source]) -> Prior:
                 header = shard.header
     if header is None:
         raise UnsealedCache("merge --recode: expected caches with targets; found none")
-    return _best(records, replace(header, codec=_CODEC, prior="-"), tokens, budget)
-
-
-def _best(records: list[TopKLogits], header: CodecHeader, tokens: int, budget: int) -> Prior:
-    """Of priors of several sizes the one with which all will take the fewest bytes."""
-    tested = records[::_TESTED]
-    learned_from = [record for i, record in enumerate(records) if i % _TESTED]
-    share = tokens / sum(record.rows for record in tested)
-    codec: type[Codec] = find("codecs", _CODEC)
-
-    def cost(prior: Prior) -> float:
-        encode = codec(header, prior).encode
-        return len(prior.dump()) + share * sum(len(encode(record)) for record in tested)
-
-    sizes = (budget, budget // 4, 0)
-    return min((learn_prior(learned_from, header.vocab_size, budget=b) for b in sizes), key=cost)
+    return best_prior(records, replace(header, codec=_CODEC), tokens, budget)
 
 
 def _recode_unit(

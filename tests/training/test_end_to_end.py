@@ -6,54 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import STEPS, capture, train, weights
 from tiny import Family, chat_rows, write_rows
 
 import cachekd
-from cachekd import PrecomputeConfig, TrainConfig
-
-STEPS = 20
-TRAINING = {
-    "max_steps": STEPS,
-    "per_device_train_batch_size": 4,
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant",
-    "max_grad_norm": 1e9,
-    "use_cpu": True,
-    "save_strategy": "no",
-    "disable_tqdm": True,
-    "seed": 7,
-}
-
-
-def capture(family: Family, data: Path, cache: Path, **further: object) -> None:
-    settings = {"logits_values": "float32", "threads": 1, "batch_tokens": 1}
-    cachekd.precompute(
-        PrecomputeConfig(
-            teacher=str(family.teacher),
-            data=(str(data),),
-            cache=str(cache),
-            **{**settings, **further},
-        )
-    )
-
-
-def train(family: Family, caches: tuple[Path, ...], out: Path, **further: object) -> Path:
-    cachekd.train(
-        TrainConfig(
-            cache=tuple(map(str, caches)),
-            student=str(family.student),
-            output_dir=str(out),
-            training=TRAINING,
-            **further,
-        )
-    )
-    return out
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
 
 
 def live_dense_kd(family: Family, cache: Path) -> dict[str, torch.Tensor]:
