@@ -284,7 +284,7 @@ class PlanConfig(SelectionConfig, DataConfig, ModelConfig):
     seed: int = option(0, "Seed of the random sample.", group="Plan")
     max_kl: float | None = option(
         None,
-        "Largest KL to the dense teacher in nats; default: 6 % of its mean entropy.",
+        "Largest KL to the dense teacher in nats; default: 4 % of its mean entropy.",
         group="Plan",
     )
     max_bytes_per_token: float | None = option(None, "Most bytes stored for a token.", group="Plan")

@@ -58,7 +58,7 @@ def _show(report: dict[str, Any], page: str | None) -> None:
     for sentence in explain(report):
         click.echo(sentence + "\n")
     for columns in (loss_columns(), size_columns(report)):
-        click.echo(_text(table(report, columns)) + "\n")
+        click.echo(_text(table(report, "", columns)) + "\n")
     click.echo(f"Recommended: {advice['name']}: {advice['why']}.")
     for warning in advice["warnings"]:
         click.echo(f"  note: {warning}")

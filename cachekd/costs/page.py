@@ -29,7 +29,10 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
             *(f"Note: {warning}." for warning in advice["warnings"]),
             *explain(report),
         ],
-        tables=[table(report, loss_columns()), table(report, size_columns(report))],
+        tables=[
+            table(report, "What is kept and what is lost", loss_columns()),
+            table(report, "What it takes", size_columns(report)),
+        ],
         plots=[_plot(report)],
     )
 
@@ -102,11 +105,11 @@ def size_columns(report: Mapping[str, Any]) -> list[Column]:
     return columns
 
 
-def table(report: Mapping[str, Any], columns: Sequence[Column]) -> Table:
+def table(report: Mapping[str, Any], title: str, columns: Sequence[Column]) -> Table:
     """Candidates by size; a star stands at those on the front."""
     rows = sorted(report["candidates"], key=lambda row: float(row["bytes_per_token"]))
     return Table(
-        title="Settings, smallest first (*: on the front)",
+        title=f"{title}, smallest first (*: on the front)",
         header=tuple(name for name, _ in columns),
         rows=tuple(tuple(text(row) for _, text in columns) for row in rows),
     )
