@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from cachekd.config import PlanConfig, precompute_config
-from cachekd.costs.candidates import candidates
+from cachekd.config import DataConfig, ModelConfig, PlanConfig, precompute_config
+from cachekd.costs.candidates import candidates, flags_of
 from cachekd.costs.measure import measure
 from cachekd.costs.page import write_report
 from cachekd.costs.recommend import Recommendation, Row, kl_limit, recommend, rows_of
@@ -129,8 +129,8 @@ def _teacher_time(config: PlanConfig, tokens: int, rate: float) -> dict[str, Any
 
 def _plain_advice(advice: Recommendation, config: PlanConfig) -> dict[str, Any]:
     candidate = advice.row.figures.candidate
-    data = " ".join(f"--data {name}" for name in config.data)
-    command = f"cachekd precompute --teacher {config.teacher} {data} --cache CACHE"
+    given = f"{flags_of(config, ModelConfig)} {flags_of(config, DataConfig)}"
+    command = f"cachekd precompute {given} --cache CACHE"
     return {
         "name": candidate.name,
         "why": advice.why,

@@ -6,12 +6,19 @@ choose their own entries (all above half a step), so that only their step varies
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from cachekd.capture.job import selection_of
-from cachekd.config import PlanConfig, SelectionConfig, canonical_json
+from cachekd.config import (
+    DataConfig,
+    ModelConfig,
+    PlanConfig,
+    SelectionConfig,
+    canonical_json,
+)
 from cachekd.store.identity import Identity, capture_id, capture_spec
 from cachekd.teachers import Selection
 
@@ -62,7 +69,10 @@ def candidates(
             provenance={},
         )
         candidate = Candidate(
-            name=name, flags=_flags(setting), identity=identity, selection=selection_of(identity)
+            name=name,
+            flags=flags_of(setting, SelectionConfig),
+            identity=identity,
+            selection=selection_of(identity),
         )
         found.setdefault(canonical_json(spec), candidate)
     return tuple(found.values())
@@ -85,12 +95,25 @@ def _grid() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "50 draws", {**_TOP, "logits_selection": "sampled", "logits_samples": 50}
 
 
-def _flags(setting: SelectionConfig) -> str:
-    """Flags of precompute that make this setting."""
+def flags_of(config: SelectionConfig | DataConfig | ModelConfig, kind: type) -> str:
+    """Flags of precompute for the fields of this kind that are not at their default."""
     parts = []
-    for item in fields(SelectionConfig):
-        value = getattr(setting, item.name)
-        if value != item.default:
-            text = ",".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
-            parts.append(f"--{item.name.replace('_', '-')} {text}")
-    return " ".join(parts)
+    for item in fields(kind):
+        value = getattr(config, item.name)
+        usual = item.default if item.default_factory is MISSING else item.default_factory()
+        if value != usual:
+            parts += _words("--" + item.name.replace("_", "-"), value)
+    return shlex.join(parts)
+
+
+def _words(flag: str, value: Any) -> list[str]:
+    """A flag with its value, as the command line takes it."""
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    if isinstance(value, Mapping):
+        return [flag, ",".join(f"{key}={item}" for key, item in value.items())]
+    if isinstance(value, tuple) and isinstance(value[0], str):
+        return [word for item in value for word in (flag, item)]
+    if isinstance(value, tuple):
+        return [flag, ",".join(f"{item:g}" for item in value)]
+    return [flag, str(value)]

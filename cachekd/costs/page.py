@@ -40,7 +40,12 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
 def explain(report: Mapping[str, Any]) -> list[str]:
     """What was measured and how to read the figures, in sentences."""
     priced = "teacher_cost" in report
-    cost = f", {report['teacher_cost']:,.2f} at the price given" if priced else ""
+    cost = ""
+    if priced:
+        cost = (
+            f"; at the price given {report['teacher_cost']:,.2f} and "
+            f"{report['teacher_cost_per_1e9_tokens']:,.2f}"
+        )
     stored = "storage_cost" in report["candidates"][0]
     missing = [
         name
@@ -97,7 +102,7 @@ def size_columns(report: Mapping[str, Any]) -> list[Column]:
     if "storage_cost" in report["candidates"][0]:
         columns += [
             ("storage", lambda row: f"{row['storage_cost']:,.2f}"),
-            ("1e9 tokens", lambda row: f"{row['storage_cost_per_1e9_tokens']:,.2f}"),
+            ("storage 1e9", lambda row: f"{row['storage_cost_per_1e9_tokens']:,.2f}"),
         ]
     if "teacher_cost" in report and "storage_cost" in report["candidates"][0]:
         teacher = report["teacher_cost"]

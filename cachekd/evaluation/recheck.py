@@ -18,6 +18,7 @@ import numpy as np
 from cachekd.capture.job import selection_of
 from cachekd.codecs._grids import Grid
 from cachekd.config import RecheckConfig, precompute_config
+from cachekd.errors import DataError
 from cachekd.evaluation.compare import NOISE_FACTOR, Compared, Triple, compare, plain
 from cachekd.evaluation.dense import DenseRows, Rows, dense_rows, joined, take
 from cachekd.evaluation.fidelity import fidelity, header_of, references
@@ -68,6 +69,7 @@ def recheck(
         quantity, and ``problems``, empty if all of them are noise and rounding.
 
     Raises:
+        DataError: no chosen record has a captured row.
         MismatchError: the teacher is not the cache's; names both sides.
         TeacherError: it cannot be loaded or does not score.
     """
@@ -79,7 +81,9 @@ def recheck(
         part = numbers[start : start + _BATCH]
         scored += _score(teacher, selection, part, cache.read(part), context)
         if progress:
-            progress(len(scored), len(numbers))
+            progress(start + len(part), len(numbers))
+    if not scored:
+        raise DataError(f"{cache.url}: none of the chosen records has targets to compare")
     header = header_of(cache.identity, selection, "packed")
     compared = compare(
         [one.triple for one in scored], find("codecs", header.codec)(header), Grid(header)
@@ -89,7 +93,8 @@ def recheck(
 
 def _load(cache: Cache, config: RecheckConfig) -> tuple[Teacher, int]:
     """The teacher once it is known to be the cache's, and its longest input."""
-    settings = precompute_config(config, data=(cache.url,), max_length=int(max(cache.lengths)))
+    longest = max(2, int(cache.lengths.max(initial=0)))
+    settings = precompute_config(config, data=(cache.url,), max_length=longest)
     backend = find("teachers", config.backend)
     facts: TeacherFacts = backend.identify(settings)
     source = source_facts(settings, facts, tokenizer_facts(facts.tokenizer_folder))

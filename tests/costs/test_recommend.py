@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachekd.config import PlanConfig
-from cachekd.costs.candidates import Candidate, candidates
+from cachekd.config import DataConfig, ModelConfig, PlanConfig
+from cachekd.costs.candidates import Candidate, candidates, flags_of
 from cachekd.costs.measure import Figures, Size
 from cachekd.costs.recommend import Row, front, recommend, rows_of
 
@@ -123,3 +123,13 @@ def test_flags_of_a_candidate_make_its_capture(tmp_path: Path) -> None:
                 values[name] = float(text) if "." in text else int(text)
         again = PrecomputeConfig(teacher="t", data=("d",), cache="c", **values)  # type: ignore[arg-type]
         assert capture_spec(again, "sdpa", 32000) == dict(one.identity.capture)
+
+
+def test_the_command_repeats_what_was_given() -> None:
+    given = config(
+        data=("a b.jsonl", "c.jsonl"), add_eos=False, columns={"output": "answer"}, dtype="bfloat16"
+    )
+    assert flags_of(given, ModelConfig) == "--teacher t --dtype bfloat16"
+    assert flags_of(given, DataConfig) == (
+        "--data 'a b.jsonl' --data c.jsonl --columns output=answer --no-add-eos"
+    )
