@@ -16,7 +16,7 @@ import click
 from cachekd import __version__
 from cachekd.errors import EXIT_INCOMPLETE, CachekdError
 
-COMMANDS = ("precompute", "train", "inspect", "verify", "seal", "merge", "demo")
+COMMANDS = ("plan", "precompute", "train", "inspect", "verify", "seal", "merge", "demo")
 
 
 class LazyGroup(click.Group):

@@ -38,8 +38,7 @@ def try_teacher(job: Job, teacher: Teacher) -> Job:
         scored = {batches[0]: score_batch(job, teacher, batches[0])}
         prior = Priors(job.location).get(job.plan.prior) if job.plan.prior else None
         return replace(job, prior=prior, scored=scored)
-    budget = min(_MAX_BYTES, sum(map(job.unit_tokens, job.todo)) // _TOKENS_PER_BYTE)
-    wanted = min(_MAX_ROWS, rows_to_learn(budget))
+    budget, wanted = prior_budget(sum(map(job.unit_tokens, job.todo)))
     scored, records = {}, list[TopKLogits]()
     for batch in batches:
         scored[batch] = score_batch(job, teacher, batch)
@@ -49,3 +48,9 @@ def try_teacher(job: Job, teacher: Teacher) -> Job:
     prior = best_prior(records, job.header, sum(map(job.unit_tokens, job.todo)), budget)
     packed = job.packed_with(bytes_digest(prior.dump()))
     return replace(packed, prior=prior, scored=scored)
+
+
+def prior_budget(tokens: int) -> tuple[int, int]:
+    """For a run of so many tokens: bytes that a prior may take, and rows to learn it from."""
+    budget = min(_MAX_BYTES, tokens // _TOKENS_PER_BYTE)
+    return budget, min(_MAX_ROWS, rows_to_learn(budget))

@@ -34,7 +34,7 @@ th, td { padding: .4rem .6rem .4rem 0; border-bottom: 1px solid var(--rule); tex
 th { color: var(--faint); font-weight: 500; font-size: .875rem; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 svg { display: block; width: 100%; height: auto; }
-svg text { fill: var(--faint); font-size: 12.5px; }
+svg text { fill: var(--faint); font-size: 12.5px; } svg text.name { font-size: 10px; }
 svg path { fill: none; stroke: var(--rule); } svg path.axis { stroke: var(--faint); }
 polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .legend { list-style: none; margin: 0 0 .4rem; padding: 0; font-size: .9rem; }

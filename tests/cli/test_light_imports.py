@@ -37,9 +37,11 @@ def loaded(*args: object) -> set[str]:
     "args",
     [
         ["--help"],
+        ["plan", "--help"],
         ["precompute", "--help"],
         ["train", "--help"],
         ["inspect", "--help"],
+        ["verify", "--help"],
         ["demo", "--help"],
     ],
 )

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachekd.report.curves import Table, write_page
-from cachekd.report.svg import Plot, Series, line_plot, nice_ticks
+from cachekd.report.svg import Plot, Series, line_plot, log_ticks, nice_ticks
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
 
@@ -126,3 +126,35 @@ def test_ticks_enclose_the_values_and_are_few(low: float, span: float) -> None:
 def test_ticks_are_round() -> None:
     assert nice_ticks(0, 300) == (0, 100, 200, 300)
     assert nice_ticks(0.93, 2.4) == (0.5, 1.0, 1.5, 2.0, 2.5)
+
+
+@given(st.floats(1e-12, 1e12), st.floats(1, 1e9))
+def test_log_ticks_enclose_the_values_and_are_few(low: float, factor: float) -> None:
+    ticks = log_ticks(low, low * factor)
+    assert ticks[0] <= low * (1 + 1e-6)
+    assert ticks[-1] >= low * factor * (1 - 1e-6)
+    assert 2 <= len(ticks) <= 11
+    assert list(ticks) == sorted(set(ticks))
+
+
+def test_marks_are_dots_with_names_on_log_axes() -> None:
+    plot = Plot(
+        title="front",
+        x_label="bytes",
+        y_label="KL",
+        series=(("front", [10, 100, 1000], [1, 0.1, 0.01]), ("others", [10, 0], [0.1, 1])),
+        log_x=True,
+        log_y=True,
+        marks={"front": "line", "others": "alone"},
+        names={"front": ["a", HOSTILE, "c"], "others": ["d", "e"]},
+    )
+    figure = line_plot(plot)
+    drawing = ElementTree.fromstring(re.search(r"<svg.*</svg>", figure)[0])  # type: ignore[index]
+    dots = list(drawing.iter("circle"))
+    assert [dot.attrib["class"] for dot in dots] == ["s0", "s0", "s0", "s1"], "0 has no place"
+    assert len(list(drawing.iter("polyline"))) == 1
+    x = [float(dot.attrib["cx"]) for dot in dots[:3]]
+    assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2)
+    names = [text.text for text in drawing.iter("text") if text.get("class") == "name"]
+    assert names == ["a", HOSTILE, "c"]
+    assert "<b>" not in figure, "a last value means nothing here"
