@@ -72,6 +72,7 @@ def ours(positions: real.Positions, values: str, step: float, k: int) -> dict[st
         values=values,
         step=step if values in ("sqrt", "log") else None,
         temperatures=(),
+        prior="-",
     )
     codec, rows = PackedCodec(header, prior), len(positions.evaluation.ids)
     blobs = [codec.encode(record) for record in held]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,18 +166,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, required=True)
-    parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--windows", type=int, default=96)
     parser.add_argument("--seeds", type=int, default=8)
-    bench = setup(parser.parse_args())
-    seeds = parser.parse_args().seeds
+    arguments = parser.parse_args()
+    bench = setup(arguments)
     taus = np.geomspace(0.005, 0.2, 40).tolist()
     wanted, of_tau, distinct = variances(bench, taus)
     tau = float(np.exp(np.interp(wanted, of_tau, np.log(taus))))
-    header = {"codec": "packed", "vocab_size": bench.vocab, "temperatures": ()}
-    ours = [bench.records(selection(bench, tau=tau, k=256, seed=s)) for s in range(seeds)]
-    draws = [bench.records(selection(bench, samples=DRAWS, k=0, seed=s)) for s in range(seeds)]
-    size, entries = packed_bytes(ours[0], CodecHeader(values="float16", tau=tau, **header))
-    drawn, _ = packed_bytes(draws[0], CodecHeader(values="float16", samples=DRAWS, **header))
+    header: dict[str, Any] = {
+        "codec": "packed",
+        "vocab_size": bench.vocab,
+        "temperatures": (),
+        "values": "float16",
+        "prior": "-",
+    }
+    kept, drawn_kind = selection(bench, tau=tau, k=256), selection(bench, samples=DRAWS, k=0)
+    draws = bench.records(drawn_kind)
+    size, entries = packed_bytes(bench.records(kept), CodecHeader(tau=tau, **header))
+    drawn, _ = packed_bytes(draws, CodecHeader(samples=DRAWS, **header))
+    bench = replace(bench, windows=bench.windows[: arguments.windows // 4])
+    ours = [bench.records(replace(kept, seed=seed)) for seed in range(arguments.seeds)]
     published = 3 * distinct
     found: dict[str, Any] = {
         "variance": {"random_sampling_50": wanted, "tau": wanted},
@@ -192,7 +200,8 @@ def main() -> None:
         "target": 0.4,
     }
     targets = {f"tau {s}": p_hat(made, bench.vocab, "sampled") for s, made in enumerate(ours[:1])}
-    targets["random sampling 50"] = p_hat(draws[0], bench.vocab, "sampled")
+    part = draws[: len(bench.windows)]
+    targets["sampled 50, systematic"] = p_hat(part, bench.vocab, "sampled")
     for k in (12, 50):
         targets[f"top {k} renormalised"] = p_hat(
             bench.records(selection(bench, k=k)), bench.vocab, "head"

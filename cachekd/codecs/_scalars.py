@@ -1,12 +1,14 @@
-"""The scalars of rows as streams: exact beside exact values, in fixed point beside levels.
+"""The scalars of rows as streams: exact beside exact heads, else in fixed point.
 
 Order: log tail mass, log-prob of the next token, entropy, then a log-normaliser a temperature.
 
     exact      the bits of each float32
-    tail       beside levels: the log-odds of the tail mass in 253 steps; 0: none, 254: all
-    next       beside levels: rint(-64 x)
-    entropy    beside levels: rint(64 x)
-    lognorm    beside levels: rint(256 x), sign in the lowest bit
+    tail       fixed: the log-odds of the tail mass in 253 steps; 0: none, 254: all
+    next       fixed: rint(-64 x)
+    entropy    fixed: rint(64 x)
+    lognorm    fixed: rint(256 x), sign in the lowest bit
+
+Targets with levels, or with sampled entries, are rounded or noisy themselves; theirs are fixed.
 """
 
 from __future__ import annotations
@@ -30,6 +32,11 @@ _NEXT, _ENTROPY, _LOGNORM = 64.0, 64.0, 256.0
 _LIMIT = float(2**31)
 
 
+def exact_scalars(header: CodecHeader) -> bool:
+    """Whether scalars are kept to the bit."""
+    return Grid(header).exact and not header.samples and not header.tau
+
+
 def scalar_streams(header: CodecHeader) -> int:
     """Number of streams."""
     return 3 + len(header.temperatures)
@@ -38,7 +45,7 @@ def scalar_streams(header: CodecHeader) -> int:
 def pack_scalars(targets: TopKLogits, header: CodecHeader) -> list[Stream]:
     """Streams of a document's scalars."""
     lognorm = [targets.lognorm[t] for t in header.temperatures]
-    if Grid(header).exact:
+    if exact_scalars(header):
         scalars = [targets.tail, targets.next_logprob, targets.entropy, *lognorm]
         return [values.astype("<f4").view("<u4") for values in scalars]
     return [
@@ -56,7 +63,7 @@ def unpack_scalars(parts: Sequence[Sequence[Stream]], header: CodecHeader) -> li
         CorruptCache: a code stands for nothing.
     """
     streams = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
-    if Grid(header).exact:
+    if exact_scalars(header):
         return [stream.astype(np.uint32).view(np.float32) for stream in streams]
     tail, following, entropy, *lognorm = streams
     if tail.max(initial=0) > _ALL:

@@ -9,7 +9,8 @@ rows, X runs and n entries:
 
     runs      [R]   runs of each row; 0: the row was not captured
     context   [R]   context of each row; no stream if the prior has none
-    delta     [X]   2 * (code - code of the run before in the row, or 0) + (1 outside the list)
+    delta     [X]   2 * (code - code of the run before in the row, or 0) + (1 outside the list);
+                    with tau 2 more, and of a run of sampled entries only (1 outside the list)
     length    [X]   entries of the run - 1
     gap       [n]   min(gap, 255): ranks skipped since the run's last entry, or since rank 0
     escape    [E]   gap - 255 of those that are 255
@@ -33,6 +34,7 @@ from cachekd.errors import CorruptCache
 from cachekd.types import Float32, Int32, Int64, TopKLogits
 
 _ESCAPE = 255
+_SAMPLED = 2  # deltas below it are runs of sampled entries, where entries can be
 
 
 class PackedCodec:
@@ -105,12 +107,16 @@ class PackedCodec:
             new_row | (np.diff(codes, prepend=-1) != 0) | (np.diff(outside, prepend=False) != 0)
         )
         before = np.where(new_row[starts], 0, codes[np.maximum(starts - 1, 0)])
+        deltas = 2 * (codes[starts] - before)
+        if self._header.tau:
+            sampled = codes[starts] == self._grid.sampled_code
+            deltas = np.where(sampled, 0, deltas + _SAMPLED)
         gaps = np.diff(ranks, prepend=0) - 1
         gaps[starts] = ranks[starts]
         return _Runs(
             of_row=np.bincount(rows_n[starts], minlength=len(counts)),
             contexts=contexts,
-            deltas=2 * (codes[starts] - before) + outside[starts],
+            deltas=deltas + outside[starts],
             lengths=np.diff(np.append(starts, len(rows_n))),
             gaps=gaps,
         )
@@ -169,8 +175,7 @@ class PackedCodec:
         counts = lengths.astype(np.int64) + 1
         ends = np.concatenate([[0], np.cumsum(of_row)])
         row_x = np.repeat(np.arange(len(of_row)), of_row)
-        codes = np.cumsum(deltas >> 1)
-        codes -= np.repeat(np.append(0, codes)[ends[:-1]], of_row)
+        codes = self._codes_of_runs(deltas, of_row, ends)
         logs, weights = self._log_of_runs(codes, counts, row_x, tail)
         outside = (deltas & 1).astype(bool) | (self._prior.contexts == 0)
         width, inside = self._prior.width, self._prior.contexts * self._prior.width
@@ -182,6 +187,24 @@ class PackedCodec:
             base=np.where(outside, inside, contexts.astype(np.int64)[row_x] * width),
             size=np.where(outside, self._header.vocab_size, width),
         )
+
+    def _codes_of_runs(self, deltas: Int64, of_row: Int64, ends: Int64) -> Int64:
+        """The code of each run; sampled entries beside a head have no place on its grid."""
+        steps, sampled = deltas, np.zeros(0, np.bool_)
+        if self._header.tau:
+            sampled = deltas < _SAMPLED
+            steps = np.where(sampled, 0, deltas - _SAMPLED)
+        codes = np.cumsum(steps >> 1)
+        codes -= np.repeat(np.append(0, codes)[ends[:-1]], of_row)
+        if self._header.tau:
+            if (codes[~sampled] >= self._grid.sampled_code).any():
+                raise CorruptCache("a record holds a value that its grid does not have")
+            first = np.zeros(len(codes) + 1, np.bool_)
+            first[ends] = True
+            if (sampled[:-1] & ~sampled[1:] & ~first[1:-1]).any():
+                raise CorruptCache("a record has sampled entries before those of the head")
+            codes[sampled] = self._grid.sampled_code
+        return codes
 
     def _log_of_runs(
         self, codes: Int64, counts: Int64, row_x: Int64, tail: Float32 | None

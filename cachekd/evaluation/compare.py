@@ -16,6 +16,7 @@ import numpy as np
 
 from cachekd.codecs import Codec
 from cachekd.codecs._grids import Grid
+from cachekd.codecs._scalars import exact_scalars
 from cachekd.evaluation.dense import Float64
 from cachekd.types import TopKLogits
 
@@ -128,7 +129,7 @@ def _allowance(name: str, values: Float64, grid: Grid) -> Float64:
     """How far apart two neighbouring levels are, in nats, at each value."""
     if name != "logprobs":
         levels = _SCALAR_LEVELS.get(name, _LOGNORM_LEVELS)
-        return np.full(len(values), 0.0 if grid.exact else levels)
+        return np.full(len(values), 0.0 if exact_scalars(grid.header) else levels)
     kind, step = grid.header.values, grid.header.step
     if kind == "sqrt":
         assert step is not None

@@ -22,22 +22,18 @@ from cachekd.losses.divergences import (
     ForwardKL,
     chunks,
     entry_rows,
-    log1mexp,
-    segment_logsumexp,
     segment_sum,
 )
 from cachekd.types import TargetTensors
 
 
 def estimate(targets: TargetTensors) -> Tensor:
-    """p_hat of each entry, float32 [n]: heads scaled to one minus the tail, weights as they are."""
-    weights_n, head_n = targets["entry_weights"], targets["logprobs"]
-    row_n = entry_rows(targets["offsets"])
-    in_head_n = weights_n == 0
-    head_n = torch.where(in_head_n, head_n, torch.full_like(head_n, -torch.inf))
-    scale_N = log1mexp(targets["tail"]) - segment_logsumexp(head_n, row_n, len(targets["tail"]))
-    scale_N = torch.nan_to_num(scale_N, 0.0, 0.0, 0.0)  # rows without a head
-    return torch.where(in_head_n, (head_n + scale_N[row_n]).exp(), weights_n)
+    """p_hat of each entry, float32 [n]: exact heads and weights as they are.
+
+    The stored tail mass is coarse beside sampled entries: to scale a head by it would bias it.
+    """
+    weights_n = targets["entry_weights"]
+    return torch.where(weights_n == 0, targets["logprobs"].exp(), weights_n)
 
 
 def sampled_forward_kl(logits_NV: Tensor, targets: TargetTensors, temperature: float) -> ForwardKL:

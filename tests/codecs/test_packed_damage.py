@@ -67,7 +67,8 @@ def altered(head: CodecHeader, stream: int, values: list[int]) -> tuple[PackedCo
     """A record of one row and two entries, one stream of which says something else."""
     codec = PackedCodec(head, prior_of(300, 2, 40) if head.prior else None)
     contexts = [np.array([0])] if head.prior else []
-    runs = [np.array([2]), *contexts, np.array([0, 2]), np.array([0, 0]), np.array([1, 2])]
+    deltas = np.array([0, 2]) + (2 if head.tau else 0)
+    runs = [np.array([2]), *contexts, deltas, np.array([0, 0]), np.array([1, 2])]
     scalars = [np.array([5])] * scalar_streams(head)
     streams = [*runs, np.zeros(0, np.int64), *scalars]
     assert codec.decode([(pack(streams), 1, 2)])[0].offsets.tolist() == [0, 2]
@@ -90,7 +91,8 @@ TAMPERED = [
     (PRIOR, 6, [254], "no mass"),
     (header(300, "float16"), 1, [0, 2 * 0x7C00], "grid does not have"),
     (header(300, "float32"), 1, [0, 2 * 0x7F80_0000], "grid does not have"),
-    (header(300, "sqrt", tau=0.5), 1, [0, 2 * 25], "grid does not have"),
+    (header(300, "sqrt", tau=0.5), 1, [2, 2 + 2 * 24], "grid does not have"),
+    (header(300, "sqrt", tau=0.5), 1, [0, 2], "before those of the head"),
     (header(300, "log"), 1, [0, 2 * 65_535], "grid does not have"),
     (header(300, "log", samples=4), 1, [0, 8], "never drawn"),
     (header(300, "log"), 3, [1, 298], "a gap"),

@@ -121,7 +121,8 @@ def decode_packed(
         code, ids, codes = 0, [], []
         for _ in range(runs_of_row[t]):
             delta = next(steps)
-            code += delta // 2
+            sampled = header["tau"] and delta < 2
+            code += 0 if sampled else (delta - 2) // 2 if header["tau"] else delta // 2
             inside = lists and delta % 2 == 0
             tokens, rank = lists[contexts[t]] if inside else everything, -1
             for _ in range(next(sizes) + 1):
@@ -129,7 +130,7 @@ def decode_packed(
                 rank += 1 + gap + (next(escapes) if gap == 255 else 0)
                 check(rank < len(tokens), "targets: rank")
                 ids.append(tokens[rank])
-                codes.append(code)
+                codes.append(None if sampled else code)
         logprobs, weights = values_of(codes, targets["tail"][t], header)
         targets["ids"].append(ids)
         targets["logprobs"].append(logprobs)
@@ -140,9 +141,9 @@ def decode_packed(
 
 
 def values_of(
-    codes: list[int], tail: float, header: dict[str, Any]
+    codes: list[int | None], tail: float, header: dict[str, Any]
 ) -> tuple[list[float], list[float]]:
-    """Log-probabilities and weights of a row's entries."""
+    """Log-probabilities and weights of a row's entries; the code of a sampled one is None."""
     values, step, tau = header["values"], header["step"], header["tau"]
     if header["samples"]:
         check(all(code < header["samples"] for code in codes), "targets: never drawn")
@@ -150,7 +151,8 @@ def values_of(
         return [math.log(weight) for weight in weights], weights
     top = round(1 / step) if values == "sqrt" else 65535
     sampled = {"float16": 0x7C00, "float32": 0x7F800000}.get(values, top)
-    head = [code for code in codes if code != sampled or not tau]
+    head = [code for code in codes if code is not None]
+    check(codes[: len(head)] == head, "targets: sampled entries before the head")
     check(all(code < sampled for code in head), "targets: value")
     if values == "float16":
         logs = [0.0 - struct.unpack("<e", struct.pack("<H", code))[0] for code in head]
@@ -173,7 +175,8 @@ def mean_of_level(level: int) -> float:
 
 
 def scalars_of(streams: list[list[int]], header: dict[str, Any]) -> dict[str, Any]:
-    if header["values"] in ("float16", "float32"):
+    drawn = header["samples"] or header["tau"]
+    if header["values"] in ("float16", "float32") and not drawn:
         exact = [[struct.unpack("<f", struct.pack("<I", v))[0] for v in s] for s in streams]
         tail, following, entropy, *lognorm = exact
     else:

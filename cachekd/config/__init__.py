@@ -1,0 +1,34 @@
+"""What a user can set: one frozen dataclass a command, importable without torch.
+
+Flags, environment variables and YAML keys are generated from these fields (see `cli/options.py`);
+``help`` in the metadata is the text of ``--help``, ``group`` the heading above it.
+"""
+
+from __future__ import annotations
+
+from cachekd.config._fields import canonical_json, check_choices, option, required, resolved
+from cachekd.config._inputs import DataConfig, ModelConfig
+from cachekd.config._looks import PlanConfig, RecheckConfig, precompute_config
+from cachekd.config._precompute import PrecomputeConfig, RunConfig
+from cachekd.config._targets import ATTENTION_STEPS, LEVEL_STEPS, AttentionConfig, SelectionConfig
+from cachekd.config._train import TrainConfig
+
+__all__ = [
+    "ATTENTION_STEPS",
+    "AttentionConfig",
+    "DataConfig",
+    "LEVEL_STEPS",
+    "ModelConfig",
+    "PlanConfig",
+    "PrecomputeConfig",
+    "RecheckConfig",
+    "RunConfig",
+    "SelectionConfig",
+    "TrainConfig",
+    "canonical_json",
+    "check_choices",
+    "option",
+    "precompute_config",
+    "required",
+    "resolved",
+]

@@ -1,0 +1,104 @@
+"""Who the teacher is, and which data is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cachekd.config._fields import option, required
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model a teacher is, and how it is loaded."""
+
+    teacher: str = required("Teacher: a local folder or a hub id.", group="Teacher")
+    backend: str = option("hf", "Teacher plugin that runs it.", group="Teacher")
+    revision: str | None = option(None, "Revision of a hub teacher.", group="Teacher")
+    tokenizer: str | None = option(
+        None, "Tokenizer folder or hub id, if it is not the teacher's.", group="Teacher"
+    )
+    adapter: str | None = option(None, "peft adapter folder or hub id.", group="Teacher")
+    dtype: str = option(
+        "auto",
+        "Weights dtype; auto takes the checkpoint's.",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        group="Teacher",
+    )
+    device: str | None = option(
+        None, "Device, such as cpu or cuda:0; default: cuda if there is one.", group="Teacher"
+    )
+    device_map: str | None = option(
+        None, "accelerate device map, such as auto: spreads a large teacher.", group="Teacher"
+    )
+    attn_implementation: str = option(
+        "auto",
+        "Attention of the teacher; part of the capture id. auto: eager where attention is "
+        "captured, else sdpa.",
+        choices=("auto", "sdpa", "eager", "flash_attention_2"),
+        group="Teacher",
+    )
+    trust_remote_code: bool = option(
+        False, "Run code that comes with the model. Off unless asked for.", group="Teacher"
+    )
+    load_in_8bit: bool = option(False, "bitsandbytes 8-bit weights.", group="Teacher")
+    load_in_4bit: bool = option(False, "bitsandbytes 4-bit weights.", group="Teacher")
+    bnb_4bit_quant_type: str = option(
+        "nf4", "bitsandbytes 4-bit type.", choices=("nf4", "fp4"), group="Teacher"
+    )
+    bnb_4bit_compute_dtype: str = option(
+        "bfloat16",
+        "bitsandbytes compute dtype.",
+        choices=("float32", "bfloat16", "float16"),
+        group="Teacher",
+    )
+    bnb_4bit_use_double_quant: bool = option(
+        False, "bitsandbytes nested quantisation.", group="Teacher"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which rows are read, and how they become token ids."""
+
+    data: tuple[str, ...] = required(
+        "JSONL, JSON, CSV or Parquet file, or a datasets name; may be repeated.", group="Data"
+    )
+    split: str = option("train", "Split, for a datasets name.", group="Data")
+    dataset_config: str | None = option(None, "Configuration, for a datasets name.", group="Data")
+    columns: Mapping[str, str] = option(
+        {},
+        "Maps a column that cachekd knows to a column of the data: output=answer. "
+        "Known: messages, conversations, prompt, completion, instruction, input, history, "
+        "output, text, input_ids, labels, domain, weight.",
+        group="Data",
+    )
+    domain_column: str | None = option(
+        None, "Column with the domain label of a row (same as --columns domain=NAME).", group="Data"
+    )
+    max_samples: int | None = option(None, "Read only the first rows.", group="Data")
+    prompt_template: str = option(
+        "auto",
+        "How instructions become text: the tokenizer's chat template, the Alpaca prompt, or plain "
+        "concatenation. auto: chat if there is a template, else alpaca.",
+        choices=("auto", "chat", "alpaca", "plain"),
+        group="Data",
+    )
+    chat_template_path: str | None = option(
+        None, "Jinja file used in place of the tokenizer's chat template.", group="Data"
+    )
+    add_eos: bool = option(
+        True, "End text, prompt/completion and Alpaca rows with the EOS token.", group="Data"
+    )
+    max_length: int | None = option(
+        None, "Longest sample in tokens; default: the teacher's context.", group="Data"
+    )
+    on_long: str = option(
+        "fail",
+        "What to do with longer samples.",
+        choices=("fail", "truncate", "split", "skip"),
+        group="Data",
+    )
+    on_bad: str = option(
+        "fail", "What to do with rows that cannot be used.", choices=("fail", "skip"), group="Data"
+    )
