@@ -28,13 +28,13 @@ import numpy as np
 from cachekd.codecs import CodecHeader, Encoded
 from cachekd.codecs._grids import Grid, scaled
 from cachekd.codecs._priors import MAX_VOCABULARY, Prior
+from cachekd.codecs._runs import SAMPLED, runs_of
 from cachekd.codecs._scalars import pack_scalars, scalar_streams, unpack_scalars
 from cachekd.codecs._streams import MAX_PLANES, Frame, Stream, pack
 from cachekd.errors import CorruptCache
 from cachekd.types import Float32, Int32, Int64, TopKLogits
 
 _ESCAPE = 255
-_SAMPLED = 2  # deltas below it are runs of sampled entries, where entries can be
 
 
 class PackedCodec:
@@ -62,7 +62,7 @@ class PackedCodec:
 
     def encode(self, targets: TopKLogits) -> bytes:
         """Bytes of one document's targets."""
-        runs = self._runs(targets)
+        runs = runs_of(targets, self._header, self._prior)
         gaps = [np.minimum(runs.gaps, _ESCAPE), runs.gaps[runs.gaps >= _ESCAPE] - _ESCAPE]
         contexts = [runs.contexts] if self._prior.contexts else []
         scalars = pack_scalars(targets, self._header)
@@ -92,45 +92,6 @@ class PackedCodec:
         logprobs = np.repeat(runs.logs, runs.counts)
         weights = None if runs.weights is None else np.repeat(runs.weights, runs.counts)
         return self._split(parts, runs.offsets, ids, logprobs, weights, scalars)
-
-    def _runs(self, targets: TopKLogits) -> _Runs:
-        """The runs of a document's entries."""
-        counts = np.diff(targets.offsets)
-        rows_n = np.repeat(np.arange(len(counts)), counts)
-        codes = self._codes(targets)
-        contexts = self._prior.choose(targets.offsets, targets.ids)
-        outside, ranks = self._prior.rank(contexts[rows_n], targets.ids)
-        order = np.lexsort((ranks, outside, codes, rows_n))
-        rows_n, codes, outside, ranks = rows_n[order], codes[order], outside[order], ranks[order]
-        new_row = np.diff(rows_n, prepend=-1) != 0
-        starts = np.flatnonzero(
-            new_row | (np.diff(codes, prepend=-1) != 0) | (np.diff(outside, prepend=False) != 0)
-        )
-        before = np.where(new_row[starts], 0, codes[np.maximum(starts - 1, 0)])
-        deltas = 2 * (codes[starts] - before)
-        if self._header.tau:
-            sampled = codes[starts] == self._grid.sampled_code
-            deltas = np.where(sampled, 0, deltas + _SAMPLED)
-        gaps = np.diff(ranks, prepend=0) - 1
-        gaps[starts] = ranks[starts]
-        return _Runs(
-            of_row=np.bincount(rows_n[starts], minlength=len(counts)),
-            contexts=contexts,
-            deltas=deltas + outside[starts],
-            lengths=np.diff(np.append(starts, len(rows_n))),
-            gaps=gaps,
-        )
-
-    def _codes(self, targets: TopKLogits) -> Int64:
-        samples = self._header.samples
-        if samples:
-            weights = np.exp(targets.logprobs.astype(np.float64))
-            draws: Int64 = np.rint(weights * samples).astype(np.int64)
-            return samples - draws
-        codes = self._grid.encode(targets.logprobs)
-        if targets.weights is None:
-            return codes
-        return np.where(targets.weights > 0, self._grid.sampled_code, codes)
 
     def _unpack(self, data: bytes, rows: int, entries: int) -> _Part:
         header = self._header
@@ -192,8 +153,8 @@ class PackedCodec:
         """The code of each run; sampled entries beside a head have no place on its grid."""
         steps, sampled = deltas, np.zeros(0, np.bool_)
         if self._header.tau:
-            sampled = deltas < _SAMPLED
-            steps = np.where(sampled, 0, deltas - _SAMPLED)
+            sampled = deltas < SAMPLED
+            steps = np.where(sampled, 0, deltas - SAMPLED)
         codes = np.cumsum(steps >> 1)
         codes -= np.repeat(np.append(0, codes)[ends[:-1]], of_row)
         if self._header.tau:
@@ -275,17 +236,6 @@ class PackedCodec:
             )
             row, entry = row + part.rows, span.stop
         return records
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Runs:
-    """A document's runs: number of each row and context [R], delta and length [X], gaps [n]."""
-
-    of_row: Int64
-    contexts: Int64
-    deltas: Int64
-    lengths: Int64
-    gaps: Int64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
