@@ -147,18 +147,22 @@ def unit(number: int, batch: list[Int32], targets: list[TopKLogits]) -> ScoredUn
 
 
 @contextmanager
-def cache(vocab: int, pool: bool) -> Iterator[Writers]:
+def cache(vocab: int, pool: bool, kept: Selection | None = None) -> Iterator[Writers]:
     """A place to write to, with a writer's process that has started, or without one."""
     header = CodecHeader(
-        codec="plain", vocab_size=vocab, logprob_dtype="float16", temperatures=(2.0,)
+        codec="packed",
+        vocab_size=vocab,
+        values="float16",
+        temperatures=(2.0,),
+        tau=kept.tau if kept else 0.0,
+        samples=kept.samples if kept else 0,
     )
     with tempfile.TemporaryDirectory() as folder:
         sink = Sink(url=folder, plan="0" * 64, capture_id="bench", header=header)
-        if not pool:
-            yield OwnProcess(sink, Location(folder))
-            return
-        with WriterPool(sink, 1) as writers:
-            time.sleep(2.0)  # in a capture it starts while the teacher is loaded
+        with WriterPool(1) if pool else OwnProcess(Location(folder)) as writers:
+            writers.open(sink, None)
+            if pool:
+                time.sleep(2.0)  # in a capture it starts while the teacher is loaded
             yield writers
 
 
@@ -173,7 +177,7 @@ def ways(bench: Bench) -> dict[str, Callable[[], Times]]:
     """Each way as a function that gives its seconds; making and ending processes left out."""
 
     def captured(selection: Selection) -> Times:
-        with cache(bench.vocab, pool=True) as writers:
+        with cache(bench.vocab, pool=True, kept=selection) as writers:
             return seconds(lambda: bench.capture(selection, writers))
 
     def captured_inline(selection: Selection) -> Times:
@@ -245,7 +249,7 @@ def over_forward(times: dict[str, list[Times]], which: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batches", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=2, help="documents of a batch")
+    parser.add_argument("--rows", type=int, default=8, help="documents of a batch")
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
