@@ -14,7 +14,7 @@ from cachekd.capture.attention import AttendingTeacher
 from cachekd.capture.identify import check_same
 from cachekd.capture.job import Job
 from cachekd.capture.prepare import prepare_job
-from cachekd.capture.trial import try_teacher
+from cachekd.capture.trial import settle, try_teacher
 from cachekd.capture.unit import describe, score_unit
 from cachekd.config import PrecomputeConfig
 from cachekd.engines.local import run_units
@@ -95,6 +95,7 @@ def _score_all(
         with stop_on_signals() as flag:
             job = try_teacher(job, teacher)
             _write_plan(job)
+            job = settle(job)
             writers.open(job.sink, job.prior)
             return _run(job, teacher, writers, flag, started, progress)
 

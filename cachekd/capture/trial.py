@@ -15,6 +15,7 @@ from cachekd.codecs._learn import rows_to_learn
 from cachekd.data.digests import bytes_digest
 from cachekd.plugins import find
 from cachekd.store.priors import Priors, best_prior
+from cachekd.store.state import read_state
 from cachekd.teachers import Teacher
 from cachekd.types import TopKLogits
 
@@ -48,6 +49,27 @@ def try_teacher(job: Job, teacher: Teacher) -> Job:
     prior = best_prior(records, job.header, sum(map(job.unit_tokens, job.todo)), budget)
     packed = job.packed_with(bytes_digest(prior.dump()))
     return replace(packed, prior=prior, scored=scored)
+
+
+def settle(job: Job) -> Job:
+    """The job under the plan that counts, where another process began the same run meanwhile.
+
+    Their plans differ where their teachers' numbers do, by the prior learned from these. Of several
+    plans of one run the first counts, as for a run that is continued; so that none is done twice.
+    """
+    if job.known:
+        return job
+    state = read_state(job.location, skip_broken_units=True)
+    digest, plan = next(item for item in state.plans.items() if item[1].run == job.plan.run)
+    if digest == job.plan_digest:
+        return job
+    done = state.done_keys()
+    todo = [n for n in state.missing_units(digest) if not done.issuperset(plan.unit_keys(n))]
+    prior = Priors(job.location).get(plan.prior) if plan.prior else None
+    again = replace(job, plan=plan, plan_digest=digest, plan_data=plan.dump()[1])
+    return replace(
+        again, todo=todo, prior=prior, scored={} if plan.units != job.plan.units else job.scored
+    )
 
 
 def prior_budget(tokens: int) -> tuple[int, int]:

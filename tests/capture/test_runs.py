@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,15 @@ from tiny import Family, Ran, chat_rows, write_rows
 
 import cachekd
 from cachekd import PrecomputeConfig
+from cachekd.capture.job import Job
+from cachekd.codecs import CodecHeader
+from cachekd.codecs._learn import learn_prior
+from cachekd.codecs._priors import Prior
 from cachekd.errors import ConfigError, Incomplete, StoreError, TeacherError
+from cachekd.store.io import Location
+from cachekd.teachers import Teacher
 from cachekd.teachers.hf import HFTeacher
+from cachekd.types import TopKLogits
 
 
 def config(family: Family, data: Path, cache: Path, **further: object) -> PrecomputeConfig:
@@ -275,3 +283,40 @@ def test_two_caches_on_one_place_are_refused(
     assert other.code == 5 and "source.weights" in other.err
     spec = cachekd("precompute", *common, family.teacher, "--logits-top-k", 8)
     assert spec.code == 5 and "capture.selection.k: 64 / 8" in spec.err
+
+
+@pytest.mark.parametrize("few", [1, 2, 3, 4])  # either plan may be the first
+def test_two_that_begin_the_same_run_share_one_plan(
+    family: Family, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    """Their teachers' numbers differ, so do their priors: the plan that is first counts."""
+    from cachekd import capture
+    from cachekd.store.state import read_state
+
+    cache = tmp_path / "cache"
+    settings = config(family, data, cache)
+    try_teacher, others = capture.try_teacher, []
+
+    def learned_of_few(records: list[TopKLogits], header: CodecHeader, *_: int) -> Prior:
+        return learn_prior(records[:few], header.vocab_size, budget=0)
+
+    def beaten(job: Job, teacher: Teacher) -> Job:
+        """Meanwhile another process, with another prior, has written its plan."""
+        mine = try_teacher(job, teacher)
+        if not others:
+            others.append(1)
+            with monkeypatch.context() as patch:
+                patch.setattr("cachekd.capture.trial.best_prior", learned_of_few)
+                with pytest.raises(Incomplete):
+                    cachekd.precompute(replace(settings, max_hours=1e-9))
+        return mine
+
+    monkeypatch.setattr(capture, "try_teacher", beaten)
+    report = cachekd.precompute(settings)
+    state = read_state(Location(str(cache)))
+    assert len(state.plans) == 2, "without two plans the test would prove nothing"
+    assert len({plan for plan, _ in state.units}) == 1, "units of one plan alone"
+    assert len({facts.prior for facts in state.shards().values()}) == 1
+    assert report["samples"] == 30 and report["keys"] == len(state.done_keys())
+    again = cachekd.precompute(settings)
+    assert again["documents_to_score"] == 0
