@@ -16,7 +16,7 @@ from cachekd.config import canonical_json
 from cachekd.errors import CorruptCache, StoreError
 from cachekd.store.io import Location
 
-VERSION = 1
+VERSION = 2
 KIND = "logits"
 CACHE = "cache.json"
 CAPTURE = f"{KIND}/capture.json"

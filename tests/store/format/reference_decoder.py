@@ -42,7 +42,7 @@ def parse_document(kind: str, data: bytes) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(data)
     check(document["format"] == f"cachekd-{kind}", f"not a {kind}")
     check(document["checksum"] == document_checksum(document), f"{kind}: checksum")
-    check(document["version"] == 1, f"{kind}: version")
+    check(document["version"] == 2, f"{kind}: version")
     return document
 
 
