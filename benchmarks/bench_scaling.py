@@ -116,7 +116,8 @@ def capture(folder: Path, count: int) -> dict[str, Any]:
 def read(folder: Path, _count: int) -> dict[str, Any]:
     """Open the cache, order an epoch, and read every record."""
     import cachekd
-    from cachekd.training.loader import CacheDataset, EpochSampler
+    from cachekd.training.loader import CacheDataset
+    from cachekd.training.order import EpochSampler
 
     list(cachekd.open_cache(str(folder / "first")))
     row: dict[str, Any] = {}
