@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from cachekd.evaluation.heldout import heldout_kl
     from cachekd.store.reader import Cache, open_cache
     from cachekd.training.collate import Collator
-    from cachekd.training.loader import CacheDataset, EpochSampler
+    from cachekd.training.loader import CacheDataset
+    from cachekd.training.order import EpochSampler
     from cachekd.training.run import train
     from cachekd.training.trainer import DistillTrainer
 
@@ -25,7 +26,7 @@ _HOMES = {
     "CacheDataset": "cachekd.training.loader",
     "Collator": "cachekd.training.collate",
     "DistillTrainer": "cachekd.training.trainer",
-    "EpochSampler": "cachekd.training.loader",
+    "EpochSampler": "cachekd.training.order",
     "PrecomputeConfig": "cachekd.config",
     "TrainConfig": "cachekd.config",
     "heldout_kl": "cachekd.evaluation.heldout",

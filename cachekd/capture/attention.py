@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cachekd.capture.documents import ResponseRows
 from cachekd.capture.identify import check_same
 from cachekd.codecs._attention_maps import encode_maps
 from cachekd.codecs._attention_qk import encode_qk
@@ -27,7 +28,7 @@ from cachekd.store.identity import Identity, capture_id
 from cachekd.store.io import Location
 from cachekd.store.state import CacheState
 from cachekd.teachers import AttentiveTeacher, Selection, Teacher, TeacherFacts
-from cachekd.types import Float32, Int32, Sample, TopKLogits
+from cachekd.types import Float32, Int32, Int64, TopKLogits
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def with_attention(
     identity: Identity,
     state: CacheState | None,
     location: Location,
-    samples: Sequence[Sample],
+    lengths: Int64,
 ) -> Identity:
     """The identity of a run with what it keeps of the attention.
 
@@ -54,7 +55,7 @@ def with_attention(
     elif config.attention == "auto" and stored and stored.attention is not None:
         spec = AttentionSpec.from_json(stored.attention)
     else:
-        spec = _choice(config, facts, samples)
+        spec = _choice(config, facts, lengths)
     attention = {**spec.to_json(), "attn_implementation": "eager"} if spec else None
     asked = replace(
         identity,
@@ -66,13 +67,11 @@ def with_attention(
     return asked
 
 
-def _choice(
-    config: PrecomputeConfig, facts: TeacherFacts, samples: Sequence[Sample]
-) -> AttentionSpec:
+def _choice(config: PrecomputeConfig, facts: TeacherFacts, lengths: Int64) -> AttentionSpec:
     shape = attention_shape(facts.config)
     if config.attention != "auto":
         return attention_spec(config, shape)
-    chosen = choose(config, shape, [len(sample.input_ids) for sample in samples])
+    chosen = choose(config, shape, lengths)
     _log.warning(
         "attention: a budget of %d bytes a token gives %s, about %.0f bytes a token",
         config.attention_budget,
@@ -123,11 +122,11 @@ def refuse_other_kinds(config: PrecomputeConfig, stored: Identity, location: Loc
         )
 
 
-def describe_attention(spec: AttentionSpec, lengths: Sequence[int]) -> dict[str, Any]:
+def describe_attention(spec: AttentionSpec, lengths: Int64) -> dict[str, Any]:
     """What a report says of a choice."""
     return {
         "attention_targets": told(spec),
-        "attention_bytes_per_token_estimated": round(estimate(spec, lengths or [2]), 1),
+        "attention_bytes_per_token_estimated": round(estimate(spec, lengths), 1),
     }
 
 
@@ -149,7 +148,7 @@ class AttendingTeacher:
         self,
         teacher: Teacher,
         spec: AttentionSpec,
-        wanted: Mapping[bytes, NDArray[np.bool_]] | None,
+        wanted: ResponseRows | None,
     ) -> None:
         if not isinstance(teacher, AttentiveTeacher):
             raise TeacherError(

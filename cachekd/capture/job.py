@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cachekd.capture.documents import Documents, ResponseRows, documents_of, response_rows
 from cachekd.codecs import CodecHeader
 from cachekd.codecs._priors import Prior
 from cachekd.config import PrecomputeConfig
-from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.attention import AttentionSpec
 from cachekd.data.attention_budget import at_most
-from cachekd.data.digests import bytes_digest
+from cachekd.data.packed import Keys, Places
 from cachekd.data.samples import Prepared
-from cachekd.errors import DataError
+from cachekd.data.spool import SpooledFiles
 from cachekd.store.commit import Sink
 from cachekd.store.identity import Identity
 from cachekd.store.io import Location
 from cachekd.store.plan import Plan, PlannedBatch, cut, run_digest
-from cachekd.store.samples import SHARD_ROWS, SampleTable, keys_of, sample_ids, write_samples
+from cachekd.store.samples import SHARD_ROWS, write_samples
 from cachekd.store.seal import load_samples
 from cachekd.store.state import CacheState
 from cachekd.teachers import Selection, TeacherFacts
-from cachekd.types import Int32, Sample, TopKLogits
+from cachekd.types import Int64, TopKLogits
 
 # What Parquet adds, at most: footer and pages of a shard, headers of a record.
 _SHARD_BYTES = 32 << 10
@@ -39,7 +38,7 @@ class Job:
     """A run that is ready to start.
 
     Attributes:
-        documents: token ids by key, for every key of the data.
+        documents: the samples of the data, and their token ids by key.
         wanted: rows to capture by key, or None for all rows of all keys.
         attention_wanted: the same for query rows of the attention.
         plan: the frozen plan, and its digest and bytes.
@@ -56,14 +55,13 @@ class Job:
     facts: TeacherFacts
     identity: Identity
     location: Location
-    samples: Sequence[Sample]
-    documents: Mapping[bytes, Int32]
-    wanted: Mapping[bytes, NDArray[np.bool_]] | None
-    attention_wanted: Mapping[bytes, NDArray[np.bool_]] | None
+    documents: Documents
+    wanted: ResponseRows | None
+    attention_wanted: ResponseRows | None
     plan: Plan
     plan_digest: str
     plan_data: bytes
-    files: Mapping[str, Any]
+    files: SpooledFiles
     todo: Sequence[int]
     cached: int
     new_samples: int
@@ -115,11 +113,15 @@ class Job:
 
     def unit_tokens(self, number: int) -> int:
         """Tokens of a unit, without padding."""
-        return sum(len(self.documents[key]) for key in self.plan.unit_keys(number))
+        return int(self.unit_lengths(number).sum())
+
+    def unit_lengths(self, number: int) -> Int64:
+        """Tokens of each document of a unit."""
+        return self.documents.lengths_of(self.plan.packed_keys(number))
 
     def bytes_at_most(self) -> int:
         """Upper bound of what the missing units will take on disk."""
-        keys = sum(len(self.plan.unit_keys(number)) for number in self.todo)
+        keys = sum(len(self.plan.packed_keys(number)) for number in self.todo)
         files = len(self.todo) * _SHARD_BYTES + keys * _RECORD_BYTES
         logits = sum(map(self.unit_tokens, self.todo)) * _bytes_per_token(self.identity)
         return logits + self._attention_at_most() + files
@@ -128,17 +130,10 @@ class Job:
         spec = self.attention
         if spec is None:
             return 0
-        todo = [key for number in self.todo for key in self.plan.unit_keys(number)]
-        return sum(at_most(spec, len(self.documents[key])) for key in todo)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Keyed:
-    """Prepared samples with their keys and ids."""
-
-    samples: Sequence[Sample]
-    keys: Sequence[bytes]
-    ids: Sequence[bytes]
+        todo = np.array([n for number in self.todo for n in self.unit_lengths(number)], np.int64)
+        lengths, counts = np.unique(todo, return_counts=True)
+        each = (at_most(spec, int(length)) for length in lengths)
+        return sum(int(count) * size for count, size in zip(counts, each, strict=True))
 
 
 def freeze(
@@ -154,28 +149,24 @@ def freeze(
     Raises:
         DataError: documents are cached with fewer rows than this data trains on.
     """
-    keys = keys_of(prepared.samples)
-    data = _Keyed(samples=prepared.samples, keys=keys, ids=sample_ids(prepared.samples, keys))
-    documents = {key: sample.input_ids for key, sample in zip(keys, data.samples, strict=True)}
-    done = state.done_keys() if state else set()
+    documents = documents_of(prepared.samples)
+    done = Places(state.done_keys() if state else Keys.of([]))
     held = load_samples(location, state.samples()) if state else None
-    known = set(held.ids) if held else set()
-    fresh = [i for i, sample_id in enumerate(data.ids) if sample_id not in known]
-    plan, files = _plan(config, identity, state, prepared, data, fresh, done)
+    known = Places(held.ids if held else Keys.of([]))
+    fresh = np.flatnonzero(known.find(documents.ids) < 0)
+    plan, files = _plan(config, identity, state, prepared, documents, fresh, done)
     digest, plan_data = plan.dump()
     committed = state.units if state else {}
     attention = attention_of(identity)
+    wanted = functools.cache(lambda: response_rows(documents, held, done))
     return Job(
         config=config,
         facts=facts,
         identity=identity,
         location=location,
-        samples=data.samples,
         documents=documents,
-        wanted=_response_rows(data, held, done) if identity.capture["rows"] != "all" else None,
-        attention_wanted=(
-            _response_rows(data, held, done) if attention and attention.rows != "all" else None
-        ),
+        wanted=wanted() if identity.capture["rows"] != "all" else None,
+        attention_wanted=wanted() if attention and attention.rows != "all" else None,
         plan=plan,
         plan_digest=digest,
         plan_data=plan_data,
@@ -183,9 +174,9 @@ def freeze(
         todo=[
             n
             for n in range(len(plan.units))
-            if (digest, n) not in committed and not done.issuperset(plan.unit_keys(n))
+            if (digest, n) not in committed and (done.find(plan.packed_keys(n)) < 0).any()
         ],
-        cached=sum(key in done for key in documents),
+        cached=int((done.find(documents.keys.take(documents.firsts)) >= 0).sum()),
         new_samples=len(fresh),
         known=state is not None and digest in state.plans,
     )
@@ -196,34 +187,34 @@ def _plan(
     identity: Identity,
     state: CacheState | None,
     prepared: Prepared,
-    data: _Keyed,
-    fresh: Sequence[int],
-    done: set[bytes],
-) -> tuple[Plan, dict[str, Any]]:
+    documents: Documents,
+    fresh: Int64,
+    done: Places,
+) -> tuple[Plan, SpooledFiles]:
     """The plan, and the samples shards that have to be written with it."""
     settings = {
         "batch_tokens": config.batch_tokens,
         "sort_window": config.sort_window,
         "unit_tokens": config.unit_tokens,
     }
-    run = run_digest(data.ids, identity.capture_id, settings)
+    run = run_digest(documents.ids, identity.capture_id, settings)
     plans = list(state.plans.values()) if state else []
     found = next((plan for plan in plans if plan.run == run), None)
     if found:
-        return found, {}
-    lengths = {key: len(s.input_ids) for key, s in zip(data.keys, data.samples, strict=True)}
-    missing = [key for key in lengths if key not in done]
+        return found, SpooledFiles()
+    firsts = documents.firsts
+    missing = firsts[done.find(documents.keys.take(firsts)) < 0]
     order, units = cut(
-        [lengths[key] for key in missing],
-        bytes_per_token=_bytes_per_token(identity, max(lengths.values())),
+        documents.lengths[missing],
+        bytes_per_token=_bytes_per_token(identity, int(documents.lengths.max())),
         **settings,
     )
-    files = _samples_files(data, fresh)
+    files = _samples_files(documents, fresh)
     plan = Plan(
         run=run,
         capture_id=identity.capture_id,
         sequence=1 + max((plan.sequence for plan in plans), default=0),
-        keys=tuple(missing[i] for i in order),
+        keys=documents.keys.take(missing[order]),
         units=units,
         threads=config.threads or os.cpu_count() or 1,
         samples=tuple(files),
@@ -233,46 +224,14 @@ def _plan(
     return plan, files
 
 
-def _samples_files(data: _Keyed, fresh: Sequence[int]) -> dict[str, Any]:
-    files = {}
+def _samples_files(documents: Documents, fresh: Int64) -> SpooledFiles:
+    files = SpooledFiles()
     for start in range(0, len(fresh), SHARD_ROWS):
         part = fresh[start : start + SHARD_ROWS]
-        shard = write_samples(
-            [data.samples[i] for i in part],
-            [data.keys[i] for i in part],
-            [data.ids[i] for i in part],
-            part,
-        )
-        files[bytes_digest(shard)] = shard
+        samples = (documents.samples[int(i)] for i in part)
+        keys, ids = documents.keys.take(part), documents.ids.take(part)
+        files.add(write_samples(samples, keys, ids, part))
     return files
-
-
-def _response_rows(
-    data: _Keyed, held: SampleTable | None, done: set[bytes]
-) -> dict[bytes, NDArray[np.bool_]]:
-    """Rows to capture by key: those that any sample of the key trains on.
-
-    Raises:
-        DataError: a key is cached with fewer rows than the data wants now.
-    """
-    wanted: dict[bytes, NDArray[np.bool_]] = {}
-    for sample, key in zip(data.samples, data.keys, strict=True):
-        rows = trained_rows(sample.roles, sample.prompt_length, LossMask.AUTO)
-        wanted[key] = wanted[key] | rows if key in wanted else rows
-    captured: dict[bytes, NDArray[np.bool_]] = {}
-    for i, key in enumerate(held.keys if held else []):
-        assert held is not None
-        if key in wanted and key in done:
-            prompt = int(held.prompt_lengths[i])
-            rows = trained_rows(held.roles(i), None if prompt < 0 else prompt, LossMask.AUTO)
-            captured[key] = captured[key] | rows if key in captured else rows
-    less = sum(bool((wanted[key] & ~rows).any()) for key, rows in captured.items())
-    if less:
-        raise DataError(
-            f"{less} documents are cached with targets for fewer rows than this data trains on "
-            "(--rows or --attention-rows response, other roles). Use a new cache, with --rows all"
-        )
-    return wanted
 
 
 def selection_of(identity: Identity) -> Selection:

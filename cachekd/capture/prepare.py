@@ -52,7 +52,7 @@ def prepare_job(config: PrecomputeConfig) -> Job:
         vocab_size=tokenizer_identity.vocab_size,
         clock=clock,
     )
-    identity = with_attention(config, facts, identity, state, location, prepared.samples)
+    identity = with_attention(config, facts, identity, state, location, prepared.samples.lengths())
     job = freeze(config, facts, identity, location, state, prepared)
     find("codecs", config.codec)(replace(job.header, prior=None))  # refuses what it cannot hold
     _check_disk(job)

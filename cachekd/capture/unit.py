@@ -85,9 +85,10 @@ def score_batch(job: Job, teacher: Teacher, batch: PlannedBatch) -> tuple[list[T
             return _score(job, teacher, keys, batch.padded_length), 1
         except MemoryError as error:
             if attempt and batch.rows == 1:
+                name = job.documents.names(keys)
                 raise TeacherError(
                     f"out of memory for one document of {batch.padded_length} tokens "
-                    f"({_where(job, keys)}): {error}. Use --max-length with --on-long, a smaller "
+                    f"({name}): {error}. Use --max-length with --on-long, a smaller "
                     "dtype, or --device-map auto"
                 ) from error
         gc.collect()
@@ -111,8 +112,8 @@ def _score(
     except TeacherError as error:
         if len(keys) == 1:
             raise TeacherError(
-                f"{_where(job, keys)}: {error}. Nothing of it was stored; check the teacher's "
-                "weights and dtype"
+                f"{job.documents.names(keys)}: {error}. Nothing of it was stored; check the "
+                "teacher's weights and dtype"
             ) from error
         for key in keys:  # which document is it?
             _score(job, teacher, [key], padded_length)
@@ -122,32 +123,21 @@ def _score(
     return scores
 
 
-def _where(job: Job, keys: Sequence[bytes]) -> str:
-    wanted = [job.documents[key] for key in keys]
-    names = [
-        f"{sample.source} row {sample.row}"
-        for sample in job.samples
-        if any(sample.input_ids is document for document in wanted)
-    ]
-    return ", ".join(names[:3])
-
-
 def describe(job: Job) -> dict[str, Any]:
     """What a run will do, in counts: the dry run."""
-    todo = [key for n in job.todo for key in job.plan.unit_keys(n)]
-    spec = job.attention
-    lengths = [len(document) for document in job.documents.values()]
+    spec, documents = job.attention, job.documents
+    lengths = documents.lengths[documents.firsts]
     return {
         "cache": job.location.url,
         "source_id": job.identity.source_id,
         "capture_id": job.identity.capture_id,
-        "samples": len(job.samples),
+        "samples": len(documents.samples),
         "new_samples": job.new_samples,
-        "tokens": sum(len(sample.input_ids) for sample in job.samples),
-        "documents": len(job.documents),
+        "tokens": int(documents.lengths.sum()),
+        "documents": len(lengths),
         "documents_cached": job.cached,
-        "documents_to_score": len(todo),
-        "tokens_to_score": sum(len(job.documents[key]) for key in todo),
+        "documents_to_score": sum(len(job.plan.packed_keys(n)) for n in job.todo),
+        "tokens_to_score": sum(map(job.unit_tokens, job.todo)),
         "shards_to_write": len(job.todo),
         **(describe_attention(spec, lengths) if spec else {}),
         "bytes_at_most": job.bytes_at_most(),

@@ -16,6 +16,7 @@ import numpy as np
 from cachekd.capture.identify import load_tokenizer
 from cachekd.config import PlanConfig, precompute_config
 from cachekd.data.alignment import LossMask, trained_rows
+from cachekd.data.packed import Places
 from cachekd.data.samples import prepare
 from cachekd.data.sources import read_rows
 from cachekd.errors import DataError
@@ -76,9 +77,8 @@ def draw_sample(config: PlanConfig, facts: TeacherFacts, clock: Any) -> DataSamp
         clock=clock,
     )
     keys = keys_of(prepared.samples)
-    first = {key: i for i, key in reversed(list(enumerate(keys)))}
-    places = sorted(first.values())
-    drawn = [places[i] for i in spread(len(places), config.samples, config.seed)]
+    places = Places(keys).firsts()
+    drawn = [int(places[i]) for i in spread(len(places), config.samples, config.seed)]
     drawn_documents = [_document(prepared.samples[i], keys[i], config.rows) for i in drawn]
     chosen = [document for document in drawn_documents if document.rows.any()]
     if len(chosen) < 2:
@@ -87,13 +87,13 @@ def draw_sample(config: PlanConfig, facts: TeacherFacts, clock: Any) -> DataSamp
             f"and one to measure; found {len(chosen)}"
         )
     some = [prepared.samples[i] for i in drawn]
-    table = write_samples(some, [keys[i] for i in drawn], sample_ids(some, keys_of(some)), drawn)
+    table = write_samples(some, keys.take(drawn), sample_ids(some, keys.take(drawn)), drawn)
     return DataSample(
         learned=tuple(chosen[0::2]),
         measured=tuple(chosen[1::2]),
         samples=len(keys),
         documents=len(places),
-        tokens=sum(len(prepared.samples[i].input_ids) for i in places),
+        tokens=int(prepared.samples.lengths()[places].sum()),
         bookkeeping=round(table.size / len(some) * len(keys)) + _INDEX_BYTES * len(places),
         skipped=dict(prepared.skipped),
     )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cachekd.config import ATTENTION_STEPS, AttentionConfig
 from cachekd.data.attention import MEAN, AttentionShape, AttentionSpec, attention_spec
 from cachekd.errors import ConfigError
+from cachekd.types import Int64
 
 _ENTRY_BYTES = 1.3
 _LOG_BYTES = 0.47
@@ -38,7 +39,9 @@ class BudgetChoice:
     bytes_per_token: float
 
 
-def choose(config: AttentionConfig, shape: AttentionShape, lengths: Sequence[int]) -> BudgetChoice:
+def choose(
+    config: AttentionConfig, shape: AttentionShape, lengths: Sequence[int] | Int64
+) -> BudgetChoice:
     """The first choice that fits ``config.attention_budget``.
 
     Layers, kinds of row and the seed are the user's; heads, keys and the share of rows are chosen.
@@ -83,7 +86,7 @@ def _candidates(config: AttentionConfig, shape: AttentionShape) -> Iterator[Atte
         yield from (replace(fewer, keys=keys) for keys in _KEYS)
 
 
-def estimate(spec: AttentionSpec, lengths: Sequence[int]) -> float:
+def estimate(spec: AttentionSpec, lengths: Sequence[int] | Int64) -> float:
     """Bytes a token that a choice takes, over documents of these lengths."""
     tokens = np.asarray(lengths, dtype=np.float64)
     rows = (tokens - 1) * spec.share

@@ -28,6 +28,7 @@ from cachekd.data.documents import Document, Wording, document, wording
 from cachekd.data.encoding import Encoded, Encoder, encode, make_encoder
 from cachekd.data.lengths import fit
 from cachekd.data.nouns import BadRow
+from cachekd.data.spool import SpooledSamples
 from cachekd.errors import DataError
 from cachekd.types import Sample
 
@@ -42,12 +43,12 @@ class Prepared:
     """Samples, and what became of the rows that did not make it whole.
 
     Attributes:
-        samples: in the order of the rows.
+        samples: in the order of the rows; their tokens wait on disk.
         skipped: reason -> rows left out (for split rows: windows left out).
         changed: how -> rows changed: "truncated", "split", "last window of 1 token dropped".
     """
 
-    samples: tuple[Sample, ...]
+    samples: SpooledSamples
     skipped: Mapping[str, int]
     changed: Mapping[str, int]
 
@@ -97,6 +98,7 @@ def prepare(
     Raises:
         ConfigError: a setting is wrong.
         DataError: a row cannot be used, a source has no known layout, or no sample is left.
+        StoreError: the folder for temporary files is too small for the tokens.
     """
     job = _Job(
         config=config,
@@ -110,11 +112,14 @@ def prepare(
     )
     remaining = _checked(rows, job.names)
     groups = iter(lambda: list(islice(remaining, _GROUP)), [])
-    samples = [sample for group in groups for sample in _prepare_group(group, job)]
+    samples = SpooledSamples()
+    for group in groups:
+        for sample in _prepare_group(group, job):
+            samples.append(sample)
     if not samples:
         counts = ", ".join(f"{n} {reason}" for reason, n in job.skipped.items())
         raise DataError(f"no sample is left to use; left out: {counts or 'nothing'}")
-    return Prepared(samples=tuple(samples), skipped=dict(job.skipped), changed=dict(job.changed))
+    return Prepared(samples=samples, skipped=dict(job.skipped), changed=dict(job.changed))
 
 
 def _checked(

@@ -11,7 +11,9 @@ import struct
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cachekd.data.packed import Keys
 from cachekd.errors import CorruptCache
 
 _MAGIC = b"CKDINDEX"
@@ -37,6 +39,13 @@ class KeyIndex:
             return None
         return int(self._places[0, place]), int(self._places[1, place])
 
+    def holds(self, keys: Keys) -> NDArray[np.bool_]:
+        """Whether each of these keys has a place, [P]."""
+        if not len(self._keys):
+            return np.zeros(len(keys), dtype=np.bool_)
+        at = np.searchsorted(self._keys, keys.array)
+        return np.asarray(self._keys[np.minimum(at, len(self._keys) - 1)] == keys.array)
+
     def dump(self) -> bytes:
         """Bytes of the index file."""
         head = _HEAD.pack(_MAGIC, 1, len(self.shards), len(self._keys))
@@ -51,7 +60,7 @@ def build_index(shards: Mapping[str, Sequence[bytes]]) -> KeyIndex:
     """
     names = sorted(shards)
     counts = [len(shards[name]) for name in names]
-    keys = np.frombuffer(b"".join(b"".join(shards[name]) for name in names), dtype="S16")
+    keys = Keys.joined([Keys.of(shards[name]) for name in names]).array
     places = np.stack(
         [
             np.repeat(np.arange(len(names), dtype=np.uint32), counts),

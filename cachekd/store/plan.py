@@ -11,9 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cachekd.data.digests import KEY_BYTES, bytes_digest, json_id
+from cachekd.data.packed import Keys
 from cachekd.errors import CorruptCache
 from cachekd.store.layout import dump_document, load_document
+from cachekd.types import Int64
 
 UNIT_BYTES = 1 << 28
 
@@ -49,7 +54,7 @@ class Plan:
     run: str
     capture_id: str
     sequence: int
-    keys: tuple[bytes, ...]
+    keys: Keys
     units: tuple[Unit, ...]
     threads: int
     samples: tuple[str, ...]
@@ -59,6 +64,10 @@ class Plan:
 
     def unit_keys(self, number: int) -> tuple[bytes, ...]:
         """Keys of a unit, in capture order."""
+        return tuple(self.packed_keys(number))
+
+    def packed_keys(self, number: int) -> Keys:
+        """The same, packed."""
         unit = self.units[number]
         return self.keys[unit[0].first : unit[-1].first + unit[-1].rows]
 
@@ -70,7 +79,7 @@ class Plan:
                 "run": self.run,
                 "capture_id": self.capture_id,
                 "sequence": self.sequence,
-                "keys": base64.b64encode(b"".join(self.keys)).decode(),
+                "keys": base64.b64encode(self.keys.data.data).decode(),
                 "units": [[[b.rows, b.padded_length] for b in unit] for unit in self.units],
                 "threads": self.threads,
                 "samples": list(self.samples),
@@ -93,7 +102,7 @@ def load_plan(name: str, data: bytes) -> Plan:
     document = load_document("plan", name, data)
     try:
         packed = base64.b64decode(document["keys"], validate=True)
-        keys = tuple(packed[i : i + KEY_BYTES] for i in range(0, len(packed), KEY_BYTES))
+        keys = Keys(np.frombuffer(packed, f"S{KEY_BYTES}"))
         units, first = [], 0
         for batches in document["units"]:
             unit = []
@@ -116,26 +125,25 @@ def load_plan(name: str, data: bytes) -> Plan:
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptCache(f"{name} is no plan: {error!r}") from error
     sizes = [batch.rows for unit in plan.units for batch in unit]
-    whole = len(packed) == KEY_BYTES * len(keys) == KEY_BYTES * first
-    if not whole or not all(plan.units) or min(sizes, default=1) < 1:
+    if len(keys) != first or not all(plan.units) or min(sizes, default=1) < 1:
         raise CorruptCache(f"{name}: its units do not cover its keys")
     return plan
 
 
 def run_digest(ids: Sequence[bytes], capture_id: str, settings: Mapping[str, Any]) -> str:
     """What makes a run the same run: its samples in order, the capture, how work is cut."""
-    samples = bytes_digest(b"".join(ids))
+    samples = bytes_digest(Keys.of(ids).data)
     return json_id({"samples": samples, "capture_id": capture_id, "settings": dict(settings)})
 
 
 def cut(
-    lengths: Sequence[int],
+    lengths: Sequence[int] | NDArray[np.integer],
     *,
     batch_tokens: int,
     sort_window: int,
     unit_tokens: int,
     bytes_per_token: int,
-) -> tuple[list[int], tuple[Unit, ...]]:
+) -> tuple[Int64, tuple[Unit, ...]]:
     """Cut samples into batches and units.
 
     Args:
@@ -148,12 +156,13 @@ def cut(
     Returns:
         the capture order as indices into ``lengths``, and the units.
     """
-    order = list(_windowed(lengths, sort_window))
+    lengths_P = np.asarray(lengths, dtype=np.int64)
+    order_P = _windowed(lengths_P, sort_window)
     units: list[Unit] = []
     unit: list[PlannedBatch] = []
     tokens = 0
     limit = min(unit_tokens, max(1, UNIT_BYTES // bytes_per_token))
-    for batch in _batches([lengths[i] for i in order], batch_tokens):
+    for batch in _batches(lengths_P[order_P], batch_tokens):
         unit.append(batch)
         tokens += batch.rows * batch.padded_length
         if tokens >= limit:
@@ -161,23 +170,23 @@ def cut(
             unit, tokens = [], 0
     if unit:
         units.append(tuple(unit))
-    return order, tuple(units)
+    return order_P, tuple(units)
 
 
-def _windowed(lengths: Sequence[int], window: int) -> Iterator[int]:
-    for start in range(0, len(lengths), window):
-        part = range(start, min(start + window, len(lengths)))
-        yield from sorted(part, key=lambda i: (-lengths[i], i))
+def _windowed(lengths_P: Int64, window: int) -> Int64:
+    """Longest first within each window; equal lengths stay in their order."""
+    windows_P = np.arange(len(lengths_P)) // window
+    return np.lexsort((-lengths_P, windows_P)).astype(np.int64)
 
 
-def _batches(lengths: Sequence[int], budget: int) -> Iterator[PlannedBatch]:
+def _batches(lengths_P: Int64, budget: int) -> Iterator[PlannedBatch]:
     first = 0
     longest = 0
-    for i, length in enumerate(lengths):
+    for i, length in enumerate(map(int, lengths_P)):
         grown = max(longest, length)
         if i > first and grown * (i - first + 1) > budget:
             yield PlannedBatch(first, i - first, longest)
             first, grown = i, length
         longest = grown
-    if lengths:
-        yield PlannedBatch(first, len(lengths) - first, longest)
+    if len(lengths_P):
+        yield PlannedBatch(first, len(lengths_P) - first, longest)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cachekd.data.digests import bytes_digest, sample_key
+from cachekd.data.packed import Places
 from cachekd.errors import CorruptCache, UnsealedCache
 from cachekd.store.attention_shards import AttentionFacts, AttentionShard
 from cachekd.store.identity import Identity
@@ -73,7 +74,7 @@ class Cache:
         self._attention_open: dict[str, AttentionShard] = {}
         self._groups = Groups()
         self._priors = Priors(location)
-        self._by_key: dict[bytes, int] | None = None
+        self._by_key: Places | None = None
 
     @property
     def sealed(self) -> bool:
@@ -124,9 +125,10 @@ class Cache:
         if self._index.find(key) is None:
             raise KeyError(f"{self.name} has no targets for these {len(input_ids)} token ids")
         if self._by_key is None:
-            self._by_key = {k: i for i, k in reversed(list(enumerate(self._samples.keys)))}
-        if key in self._by_key:
-            return self[self._by_key[key]]
+            self._by_key = Places(self._samples.keys)
+        found = self._by_key.all_of(key)
+        if len(found):
+            return self[int(found[0])]
         place = self._place(key, None)
         return self._record(None, place, self._shard(place[0]).record(place[1]))
 

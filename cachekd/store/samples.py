@@ -1,43 +1,58 @@
 """Samples of a cache: many to one key. Their table, their ids, and their spans of roles.
 
 Comes in: prepared samples. Goes out: Parquet bytes, and `SampleTable`, what a reader holds in
-memory of all samples (about a hundred bytes each; tokens and targets stay in the shards).
+memory of all samples (about seventy bytes each; tokens and targets stay in the shards).
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from cachekd.data.digests import sample_digest, sample_key
+from cachekd.data.packed import Keys, Labels, Places
 from cachekd.errors import CorruptCache
-from cachekd.store.tables import SAMPLES, numpy_of, read_table, write_table
+from cachekd.store.tables import (
+    SAMPLES,
+    digests_column,
+    flat_column,
+    ints_or,
+    list_column,
+    numpy_of,
+    packed_of,
+    read_table,
+    write_table,
+)
 from cachekd.types import Int32, Int64, Role, Sample, UInt8
 
 SHARD_ROWS = 100_000
 _MAX_TOKENS = 1 << 28
 
 
-def sample_ids(samples: Sequence[Sample], keys: Sequence[bytes]) -> list[bytes]:
+def sample_ids(samples: Sequence[Sample], keys: Keys) -> Keys:
     """Content id of each sample; equal rows are numbered as they come."""
-    copies: Counter[bytes] = Counter()
-    ids = []
-    for sample, key in zip(samples, keys, strict=True):
-        parts = (key, sample.roles, sample.prompt_length, sample.domain, sample.weight)
-        first = sample_digest(*parts, copy=0)
-        copy = copies[first]
-        ids.append(sample_digest(*parts, copy=copy) if copy else first)
-        copies[first] += 1
-    return ids
+    firsts = Keys.of(_id(sample, key, 0) for sample, key in zip(samples, keys, strict=True))
+    copies = Places(firsts).copies()
+    ids = firsts.array.copy()
+    for i in map(int, np.flatnonzero(copies)):
+        ids[i] = _id(samples[i], keys[i], int(copies[i]))
+    return Keys(ids)
 
 
-def keys_of(samples: Iterable[Sample]) -> list[bytes]:
+def _id(sample: Sample, key: bytes, copy: int) -> bytes:
+    parts = (key, sample.roles, sample.prompt_length, sample.domain, sample.weight)
+    return sample_digest(*parts, copy=copy)
+
+
+def keys_of(samples: Iterable[Sample]) -> Keys:
     """Sample key of each sample."""
-    return [sample_key(sample.input_ids) for sample in samples]
+    return Keys.of(sample_key(sample.input_ids) for sample in samples)
 
 
 def spans_of(roles: UInt8) -> tuple[UInt8, Int32]:
@@ -47,28 +62,63 @@ def spans_of(roles: UInt8) -> tuple[UInt8, Int32]:
     return roles[ends - 1], ends
 
 
+class _Columns:
+    """Columns of a samples shard, appended sample by sample to flat arrays."""
+
+    def __init__(self) -> None:
+        self.lengths, self.prompts = array("i"), array("q")
+        self.span_roles, self.span_ends, self.spans = bytearray(), array("i"), array("i", [0])
+        self.weights, self.rows = array("d"), array("q")
+        self.codes = {"domain": array("i"), "source": array("i")}
+        self.names: dict[str, int] = {}
+
+    def append(self, sample: Sample) -> None:
+        roles, ends = spans_of(sample.roles)
+        self.lengths.append(len(sample.input_ids))
+        self.prompts.append(-1 if sample.prompt_length is None else sample.prompt_length)
+        self.span_roles += roles.tobytes()
+        self.span_ends.frombytes(ends.tobytes())
+        self.spans.append(len(self.span_ends))
+        self.weights.append(sample.weight)
+        self.rows.append(sample.row)
+        for name, text in (("domain", sample.domain), ("source", sample.source)):
+            self.codes[name].append(self.names.setdefault(text, len(self.names)))
+
+    def text(self, name: str) -> pa.Array:
+        codes = flat_column(np.frombuffer(self.codes[name], np.int32), pa.int32())
+        return pa.array(list(self.names), pa.string()).take(codes)
+
+
 def write_samples(
-    samples: Sequence[Sample], keys: Sequence[bytes], ids: Sequence[bytes], orders: Sequence[int]
+    samples: Iterable[Sample],
+    keys: Sequence[bytes],
+    ids: Sequence[bytes],
+    orders: Sequence[int] | NDArray[np.integer],
 ) -> pa.Buffer:
-    """A samples shard as Parquet bytes."""
-    spans = [spans_of(sample.roles) for sample in samples]
-    return write_table(
-        {
-            "sample_id": ids,
-            "key": keys,
-            "n_tokens": [len(sample.input_ids) for sample in samples],
-            "prompt_length": [sample.prompt_length for sample in samples],
-            "span_roles": [roles for roles, _ in spans],
-            "span_ends": [ends for _, ends in spans],
-            "domain": [sample.domain for sample in samples],
-            "weight": [sample.weight for sample in samples],
-            "source": [sample.source for sample in samples],
-            "source_row": [sample.row for sample in samples],
-            "order": orders,
-        },
-        SAMPLES,
-        {"cachekd": "samples"},
-    )
+    """A samples shard as Parquet bytes; samples are looked at one at a time."""
+    columns = _Columns()
+    for sample in samples:
+        columns.append(sample)
+    prompts = np.frombuffer(columns.prompts, np.int64)
+    spans = np.frombuffer(columns.spans, np.int32)
+    table: dict[str, Any] = {
+        "sample_id": digests_column(Keys.of(ids)),
+        "key": digests_column(Keys.of(keys)),
+        "n_tokens": flat_column(np.frombuffer(columns.lengths, np.int32), pa.int32()),
+        "prompt_length": flat_column(prompts.astype(np.int32), pa.int32(), prompts >= 0),
+        "span_roles": list_column(
+            spans, np.frombuffer(columns.span_roles, np.uint8), SAMPLES.field("span_roles").type
+        ),
+        "span_ends": list_column(
+            spans, np.frombuffer(columns.span_ends, np.int32), SAMPLES.field("span_ends").type
+        ),
+        "domain": columns.text("domain"),
+        "weight": flat_column(np.frombuffer(columns.weights, np.float64), pa.float64()),
+        "source": columns.text("source"),
+        "source_row": flat_column(np.frombuffer(columns.rows, np.int64), pa.int64()),
+        "order": flat_column(np.asarray(orders, dtype=np.int64), pa.int64()),
+    }
+    return write_table(table, SAMPLES, {"cachekd": "samples"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -76,23 +126,23 @@ class SampleTable:
     """All samples of a cache in index order, as flat arrays (P samples, S spans).
 
     Attributes:
-        ids, keys: 16 bytes each, [P].
+        ids, keys: digests, packed [P].
         lengths: tokens, int32 [P].
         prompt_lengths: int32 [P], -1 where there is none.
         span_offsets: int64 [P+1] into ``span_roles`` uint8 [S] and ``span_ends`` int32 [S].
-        domains: [P] references to few strings.
+        domains: [P] numbers of few strings.
         weights: float64 [P].
     """
 
-    ids: list[bytes]
-    keys: list[bytes]
+    ids: Keys
+    keys: Keys
     lengths: Int32
     prompt_lengths: Int32
     span_offsets: Int64
     span_roles: UInt8
     span_ends: Int32
-    domains: list[str]
-    weights: np.ndarray
+    domains: Labels
+    weights: NDArray[np.float64]
 
     def roles(self, i: int) -> UInt8:
         """Role of each token of sample i, uint8 [L]."""
@@ -100,23 +150,22 @@ class SampleTable:
         widths = np.diff(self.span_ends[part], prepend=0)
         return np.repeat(self.span_roles[part], widths)
 
-    def take(self, places: Sequence[int]) -> SampleTable:
+    def take(self, places: Sequence[int] | NDArray[np.integer]) -> SampleTable:
         """The samples at these places, in this order."""
-        spans = [slice(self.span_offsets[i], self.span_offsets[i + 1]) for i in places]
-        counts = [span.stop - span.start for span in spans]
-        flat_places = np.concatenate(
-            [np.zeros(0, dtype=np.int64), *(np.arange(s.start, s.stop) for s in spans)]
-        )
+        at = np.asarray(places, dtype=np.int64)
+        counts = np.diff(self.span_offsets)[at]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        flat = np.arange(offsets[-1]) + np.repeat(self.span_offsets[at] - offsets[:-1], counts)
         return SampleTable(
-            ids=[self.ids[i] for i in places],
-            keys=[self.keys[i] for i in places],
-            lengths=self.lengths[list(places)],
-            prompt_lengths=self.prompt_lengths[list(places)],
-            span_offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            span_roles=self.span_roles[flat_places],
-            span_ends=self.span_ends[flat_places],
-            domains=[self.domains[i] for i in places],
-            weights=self.weights[list(places)],
+            ids=self.ids.take(at),
+            keys=self.keys.take(at),
+            lengths=self.lengths[at],
+            prompt_lengths=self.prompt_lengths[at],
+            span_offsets=offsets,
+            span_roles=self.span_roles[flat],
+            span_ends=self.span_ends[flat],
+            domains=self.domains.take(at),
+            weights=self.weights[at],
         )
 
 
@@ -154,39 +203,55 @@ def _ascending(ends: Int32, counts: Int64) -> bool:
     return bool((steps > 0).all())
 
 
-def collect(tables: Sequence[pa.Table]) -> SampleTable:
+def collect(tables: Iterable[pa.Table]) -> SampleTable:
     """Samples of several shards in the order given; a sample id that was met is left out."""
-    table = pa.concat_tables(tables) if tables else SAMPLES.empty_table()
-    seen: set[bytes] = set()
-    keep = []
-    for row, sample_id in enumerate(table["sample_id"].to_pylist()):
-        if sample_id not in seen:
-            seen.add(sample_id)
-            keep.append(row)
-    if len(keep) < table.num_rows:
-        places = pa.py_buffer(np.array(keep, dtype=np.int64))
-        table = table.take(pa.Array.from_buffers(pa.int64(), len(keep), [None, places]))
-    table = table.combine_chunks()
-    roles, ends = (_list_values(table[name]) for name in ("span_roles", "span_ends"))
-    prompts = [-1 if p is None else p for p in table["prompt_length"].to_pylist()]
+    parts = [_unpacked(table) for table in tables] or [_unpacked(SAMPLES.empty_table())]
+    samples = parts[0] if len(parts) == 1 else _joined(parts)
+    copies = Places(samples.ids).copies()
+    return samples.take(np.flatnonzero(copies == 0)) if copies.any() else samples
+
+
+def _joined(parts: Sequence[SampleTable]) -> SampleTable:
+    spans = [np.diff(part.span_offsets) for part in parts]
     return SampleTable(
-        ids=table["sample_id"].to_pylist(),
-        keys=table["key"].to_pylist(),
-        lengths=numpy_of(table["n_tokens"]).astype(np.int32),
-        prompt_lengths=np.array(prompts, dtype=np.int32),
-        span_offsets=roles[0],
-        span_roles=roles[1].astype(np.uint8),
-        span_ends=ends[1].astype(np.int32),
-        domains=table["domain"].dictionary_encode().to_pylist(),
-        weights=numpy_of(table["weight"]),
+        ids=Keys.joined([part.ids for part in parts]),
+        keys=Keys.joined([part.keys for part in parts]),
+        lengths=np.concatenate([part.lengths for part in parts]),
+        prompt_lengths=np.concatenate([part.prompt_lengths for part in parts]),
+        span_offsets=np.concatenate([[0], np.cumsum(np.concatenate(spans))]).astype(np.int64),
+        span_roles=np.concatenate([part.span_roles for part in parts]),
+        span_ends=np.concatenate([part.span_ends for part in parts]),
+        domains=Labels.joined([part.domains for part in parts]),
+        weights=np.concatenate([part.weights for part in parts]),
     )
 
 
-def _list_values(column: pa.ChunkedArray) -> tuple[Int64, np.ndarray]:
-    """Offsets from 0 and flat values of a list column."""
+def _unpacked(table: pa.Table) -> SampleTable:
+    """Columns of one shard, copied so that the table can go."""
+    columns = {name: _whole(table[name]) for name in table.column_names}
+    roles, ends = (_list_values(columns[name]) for name in ("span_roles", "span_ends"))
+    domains = columns["domain"].dictionary_encode()
+    return SampleTable(
+        ids=packed_of(columns["sample_id"]),
+        keys=packed_of(columns["key"]),
+        lengths=numpy_of(columns["n_tokens"]).astype(np.int32),
+        prompt_lengths=ints_or(columns["prompt_length"], -1),
+        span_offsets=roles[0],
+        span_roles=roles[1].astype(np.uint8),
+        span_ends=ends[1].astype(np.int32),
+        domains=Labels(numpy_of(domains.indices).astype(np.int32), domains.dictionary.to_pylist()),
+        weights=numpy_of(columns["weight"]).astype(np.float64),
+    )
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
     array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # an empty column keeps no chunk
-        array = pa.array([], column.type)
+    # An empty column keeps no chunk.
+    return pa.array([], column.type) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _list_values(array: pa.Array) -> tuple[Int64, np.ndarray]:
+    """Offsets from 0 and flat values of a list column."""
     offsets = numpy_of(array.offsets).astype(np.int64)
     values = numpy_of(array.values)[offsets[0] : offsets[-1]]
     return offsets - offsets[0], values

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.digests import bytes_digest, json_id
@@ -205,8 +206,8 @@ def _publish(location: Location, content: dict[str, Any]) -> None:
 
 def captured(samples: SampleTable, index: KeyIndex) -> SampleTable:
     """The samples whose targets are there: those that a reader shows."""
-    there = [i for i, key in enumerate(samples.keys) if index.find(key) is not None]
-    return samples if len(there) == len(samples.keys) else samples.take(there)
+    there = index.holds(samples.keys)
+    return samples if there.all() else samples.take(np.flatnonzero(there))
 
 
 def load_samples(location: Location, digests: list[str] | tuple[str, ...]) -> SampleTable:
@@ -215,14 +216,15 @@ def load_samples(location: Location, digests: list[str] | tuple[str, ...]) -> Sa
     Raises:
         CorruptCache: a shard is missing, or its name is not the digest of its bytes.
     """
-    tables = []
-    for digest in digests:
-        name = samples_name(digest)
-        data = location.map(name)
-        if bytes_digest(data) != digest:
-            raise CorruptCache(f"{location.path(name)}: its bytes do not have the digest it names")
-        tables.append(read_samples(location.path(name), data))
-    return collect(tables)
+    return collect(_samples_table(location, digest) for digest in digests)
+
+
+def _samples_table(location: Location, digest: str) -> pa.Table:
+    name = samples_name(digest)
+    data = location.map(name)
+    if bytes_digest(data) != digest:
+        raise CorruptCache(f"{location.path(name)}: its bytes do not have the digest it names")
+    return read_samples(location.path(name), data)
 
 
 def _check_size(location: Location, name: str, expected: int) -> None:

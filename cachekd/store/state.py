@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from cachekd.data.packed import Keys
 from cachekd.errors import CacheNotFound, CorruptCache
 from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.identity import Identity
@@ -112,15 +115,15 @@ class CacheState:
         """Numbers of a plan's units that are not committed."""
         return [n for n in range(len(self.plans[plan].units)) if (plan, n) not in self.units]
 
-    def done_keys(self) -> set[bytes]:
+    def done_keys(self) -> Keys:
         """Keys whose targets are committed."""
-        return {key for plan, n in self.units for key in self.plans[plan].unit_keys(n)}
+        return Keys.joined([self.plans[plan].packed_keys(n) for plan, n in self.units])
 
     def index(self) -> KeyIndex:
         """Where each key is; rows of a shard are sorted by key."""
         return build_index(
             {
-                record.shard.digest: sorted(self.plans[plan].unit_keys(n))
+                record.shard.digest: Keys(np.sort(self.plans[plan].packed_keys(n).array))
                 for (plan, n), record in self.units.items()
             }
         )

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from cachekd.data.packed import Keys
 from cachekd.errors import CorruptCache
+from cachekd.types import Int32
 
 KEY = pa.binary(16)
 SAMPLES = pa.schema(
@@ -50,13 +53,18 @@ def write_table(
     """A table as the bytes of a Parquet file.
 
     Args:
-        columns: values of each column of the schema.
+        columns: values of each column of the schema, or Arrow arrays of its type.
         schema: names and types.
         metadata: key-value metadata of the file.
     """
     schema = schema.with_metadata({key: value for key, value in metadata.items()})
     table = pa.table(
-        {name: pa.array(columns[name], schema.field(name).type) for name in schema.names},
+        {
+            name: values
+            if isinstance(values := columns[name], pa.Array)
+            else pa.array(values, schema.field(name).type)
+            for name in schema.names
+        },
         schema=schema,
     )
     sink = pa.BufferOutputStream()
@@ -116,6 +124,54 @@ def numpy_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Values of a column without nulls, not copied; unlike ``to_numpy``, loads no pandas."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return np.from_dlpack(array)
+
+
+def flat_column(
+    values: np.ndarray, kind: pa.DataType, valid: NDArray[np.bool_] | None = None
+) -> pa.Array:
+    """A column over a numpy array, not copied: like ``pa.array``, but loads no pandas.
+
+    Args:
+        values: of the width of ``kind``, [P].
+        kind: Arrow type.
+        valid: False where there is no value, [P].
+    """
+    mask = None
+    if valid is not None and not valid.all():
+        mask = pa.py_buffer(np.packbits(valid, bitorder="little"))
+    data = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(kind, len(values), [mask, data])
+
+
+def digests_column(keys: Keys) -> pa.Array:
+    """A column of digests."""
+    return pa.Array.from_buffers(KEY, len(keys), [None, pa.py_buffer(keys.data)])
+
+
+def list_column(offsets: np.ndarray, values: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """A column of lists: int32 offsets [P+1] into flat values."""
+    flat = flat_column(values, kind.value_type)
+    buffers = [None, pa.py_buffer(np.ascontiguousarray(offsets))]
+    return pa.Array.from_buffers(kind, len(offsets) - 1, buffers, children=[flat])
+
+
+def ints_or(column: pa.Array, default: int) -> Int32:
+    """Values of an int32 column, copied, ``default`` where there is none; loads no pandas."""
+    part = slice(column.offset, column.offset + len(column))
+    valid, data = column.buffers()
+    values = np.frombuffer(data, np.int32)[part].copy() if len(column) else np.empty(0, np.int32)
+    if valid is not None:
+        bits = np.unpackbits(np.frombuffer(valid, np.uint8), bitorder="little")[part]
+        values[bits == 0] = default
+    return values
+
+
+def packed_of(column: pa.Array) -> Keys:
+    """Digests of a column, copied."""
+    if not len(column):
+        return Keys.of([])
+    array = np.frombuffer(column.buffers()[1], f"S{KEY.byte_width}")
+    return Keys(array[column.offset : column.offset + len(column)].copy())
 
 
 def footer_bytes(data: pa.Buffer) -> bytes:

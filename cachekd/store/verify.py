@@ -5,10 +5,11 @@ A problem names the file, what was expected and what was found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cachekd.data.digests import bytes_digest
+from cachekd.data.packed import Keys
 from cachekd.errors import CorruptCache, StoreError, UnsealedCache
 from cachekd.store.attention_shards import AttentionFacts, AttentionShard
 from cachekd.store.index import build_index, load_index
@@ -110,7 +111,7 @@ def _named(
     return state.shards(), state.attention()
 
 
-def _check_shard(shard: Shard, facts: ShardFacts, step: Callable[[], None]) -> list[bytes]:
+def _check_shard(shard: Shard, facts: ShardFacts, step: Callable[[], None]) -> Keys:
     """Decode every record of a shard, and give its keys in row order."""
     found = [0, 0]
     for row in range(len(shard)):
@@ -122,7 +123,7 @@ def _check_shard(shard: Shard, facts: ShardFacts, step: Callable[[], None]) -> l
             f"{shard.name}: expected {facts.tokens} tokens and {facts.entries} entries, "
             f"found {found[0]} and {found[1]}"
         )
-    return shard.keys()
+    return Keys.of(shard.keys())
 
 
 def _check_attention(
@@ -146,9 +147,7 @@ def _check_attention(
         )
 
 
-def _check_seal(
-    location: Location, manifest: Manifest, keys: Mapping[str, Sequence[bytes]]
-) -> list[str]:
+def _check_seal(location: Location, manifest: Manifest, keys: Mapping[str, Keys]) -> list[str]:
     problems = []
     for name, digest in manifest.files.items():
         try:
@@ -176,9 +175,7 @@ def _check_seal(
     return problems
 
 
-def _check_index(
-    location: Location, manifest: Manifest, keys: Mapping[str, Sequence[bytes]]
-) -> list[str]:
+def _check_index(location: Location, manifest: Manifest, keys: Mapping[str, Keys]) -> list[str]:
     name = index_name(manifest.index)
     data = location.read(name)
     if bytes_digest(data) != manifest.index:

@@ -20,19 +20,30 @@ from cachekd.teachers import LayerSink, Selection, TeacherFacts
 from cachekd.types import Float32, Int32, TopKLogits
 
 _DEFAULT_CONTEXT = 4096
+_TILE_LOGITS = 1 << 18  # selected at once: a call for each short document costs more than its rows
 
 
 def dummy_logits(input_ids: Int32, vocab_size: int) -> Float32:
     """Logits of every position, float32 [L, V]: a pure function of the tokens so far."""
+    return state_logits(dummy_states(input_ids), vocab_size)
+
+
+def dummy_states(input_ids: Int32) -> NDArray[np.uint64]:
+    """A running hash of the tokens up to each position, uint64 [L]."""
     states = np.zeros(len(input_ids), dtype=np.uint64)
     state = 1469598103934665603
     for t, token in enumerate(input_ids.tolist()):
         state = ((state ^ (token + 1)) * 1099511628211) % (1 << 64)
         states[t] = state
-    phase_LV = (states[:, None] >> np.uint64(20)).astype(np.float64) % 9973.0 + np.arange(
+    return states
+
+
+def state_logits(states_N: NDArray[np.uint64], vocab_size: int) -> Float32:
+    """Logits of positions with these states, float32 [N, V]."""
+    phase_NV = (states_N[:, None] >> np.uint64(20)).astype(np.float64) % 9973.0 + np.arange(
         1, vocab_size + 1
-    ) * ((states[:, None] >> np.uint64(7)).astype(np.float64) % 7919.0)
-    return (4.0 * np.sin(phase_LV)).astype(np.float32)
+    ) * ((states_N[:, None] >> np.uint64(7)).astype(np.float64) % 7919.0)
+    return (4.0 * np.sin(phase_NV)).astype(np.float32)
 
 
 def dummy_queries(input_ids: Int32, heads: int, width: int, layer: int) -> Float32:
@@ -51,6 +62,18 @@ def dummy_maps(q_HLD: Float32, k_GLD: Float32) -> Float32:
     weights_HLL = np.where(causal_LL, np.exp(scores_HLL), 0)
     maps_HLL: Float32 = (weights_HLL / weights_HLL.sum(axis=-1, keepdims=True)).astype(np.float32)
     return maps_HLL
+
+
+def _parts(masks: Sequence[NDArray[np.bool_]], rows: int) -> Iterator[slice]:
+    """Consecutive documents that hold together at most so many rows; a longer one goes alone."""
+    first = held = 0
+    for place, mask in enumerate(masks):
+        if place > first and held + len(mask) > rows:
+            yield slice(first, place)
+            first, held = place, 0
+        held += len(mask)
+    if masks:
+        yield slice(first, len(masks))
 
 
 class DummyTeacher:
@@ -101,17 +124,20 @@ class DummyTeacher:
 
         if self._tap is not None:
             self._attend(documents, *self._tap)
-        tiles, captured = [], []
-        for ids_L, rows in zip(documents, wanted, strict=True):
-            mask = np.ones(len(ids_L) - 1, dtype=bool) if rows is None else rows
-            logits_LV = torch.from_numpy(dummy_logits(ids_L, selection.vocab_size))
-            next_L = torch.from_numpy(ids_L[1:].astype(np.int64))
-            keep = torch.from_numpy(mask)
-            drawn = uniforms(selection, [ids_L], [mask])
+        masks = [
+            np.ones(len(ids_L) - 1, dtype=bool) if rows is None else rows
+            for ids_L, rows in zip(documents, wanted, strict=True)
+        ]
+        tiles = []
+        for part in _parts(masks, max(1, _TILE_LOGITS // selection.vocab_size)):
+            own = list(zip(documents[part], masks[part], strict=True))
+            states_N = np.concatenate([dummy_states(ids_L)[:-1][mask] for ids_L, mask in own])
+            next_N = np.concatenate([ids_L[1:][mask] for ids_L, mask in own]).astype(np.int64)
+            logits_NV = torch.from_numpy(state_logits(states_N, selection.vocab_size))
+            drawn = uniforms(selection, documents[part], masks[part])
             uniform_N = None if drawn is None else torch.from_numpy(drawn)
-            tiles.append(select(logits_LV[:-1][keep], next_L[keep], selection, uniform_N))
-            captured.append(mask)
-        return assemble(tiles, captured, selection)
+            tiles.append(select(logits_NV, torch.from_numpy(next_N), selection, uniform_N))
+        return assemble(tiles, masks, selection)
 
     @contextmanager
     def attention(

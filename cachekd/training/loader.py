@@ -1,27 +1,28 @@
-"""Reading caches for training: a dataset of records, and the order of an epoch.
+"""Reading caches for training: a dataset of records.
 
 In: opened caches (or their locations). Out: `Record`s cut to a length, one at a time or several for
-a packed row. The order depends on the seed, the epoch and which samples there are, and on nothing
-else: not on shards, on plans, or on how the samples are spread over caches.
+a packed row. What stays in memory of a sample is packed, about a hundred bytes with its cache's.
 """
 
 from __future__ import annotations
 
 import os
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
 
 from cachekd.data.alignment import LossMask, trained_rows
-from cachekd.data.packing import pack
+from cachekd.data.packed import Keys, Places
 from cachekd.errors import ConfigError, MismatchError
 from cachekd.training.checks import check_one_tokenizer
-from cachekd.types import Float32, Record, TopKLogits
+from cachekd.types import Float32, Int32, Record, TopKLogits
 
 if TYPE_CHECKING:
     from cachekd.store.reader import Cache
@@ -42,7 +43,7 @@ class CacheDataset(Dataset[Record | list[Record]]):
 
     Attributes:
         lengths: tokens of each sample after cutting, int32.
-        sample_ids: content id of each sample.
+        sample_ids: content id of each sample, packed.
         truncated: samples that were cut.
         trained: rows that are trained, over all samples.
         dropped: samples left out, by reason.
@@ -68,19 +69,23 @@ class CacheDataset(Dataset[Record | list[Record]]):
         self.vocab_size = int(self.caches[0].identity.source["vocab_size"])
         self.dropped: Counter[str] = Counter()
         self.truncated = self.trained = 0
-        self._places: list[tuple[int, int]] = []
-        self.sample_ids: list[bytes] = []
-        self._collect()
-        lengths = [self.caches[c].lengths[i] for c, i in self._places]
-        self.lengths = np.minimum(np.array(lengths, np.int32), self._limit)
-        if not self._places:
+        taken = [self._taken(number, skip) for number, skip in enumerate(_repeated(self.caches))]
+        self._cache = np.repeat(np.arange(len(taken), dtype=np.int32), list(map(len, taken)))
+        self._row: Int32 = np.concatenate(taken)
+        held = list(zip(self.caches, taken, strict=True))
+        self.sample_ids = Keys.joined(
+            [Keys.of(cache.sample_ids).take(rows) for cache, rows in held]
+        )
+        lengths = np.concatenate([cache.lengths[rows] for cache, rows in held])
+        self.lengths: Int32 = np.minimum(lengths, self._limit).astype(np.int32)
+        if not len(self):
             raise ConfigError(
                 f"nothing to train on: of {sum(map(len, self.caches))} samples none is left; "
                 f"left out: {dict(self.dropped)}. Check max_length and the loss mask ({loss_mask})"
             )
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._row)
 
     def __getitem__(self, index: Index) -> Record | list[Record]:
         if isinstance(index, tuple):
@@ -104,8 +109,8 @@ class CacheDataset(Dataset[Record | list[Record]]):
         """Samples, each cut to ``max_length`` tokens."""
         found: dict[int, Record] = {}
         for number, cache in enumerate(self.caches):
-            own = [at for at, i in enumerate(indices) if self._places[i][0] == number]
-            whole = cache.read([self._places[indices[at]][1] for at in own])
+            own = [at for at, i in enumerate(indices) if self._cache[i] == number]
+            whole = cache.read([int(self._row[indices[at]]) for at in own])
             found |= {
                 at: truncate(record, self._limit) for at, record in zip(own, whole, strict=True)
             }
@@ -113,7 +118,7 @@ class CacheDataset(Dataset[Record | list[Record]]):
 
     def capture_id(self, index: int) -> str:
         """Capture id of the cache that a sample is read from."""
-        return self.caches[self._places[index][0]].identity.capture_id
+        return self.caches[int(self._cache[index])].identity.capture_id
 
     def unigram(self) -> Float32 | None:
         """The teacher's mean distribution [V]: of all caches that hold one, weighed alike."""
@@ -122,90 +127,49 @@ class CacheDataset(Dataset[Record | list[Record]]):
 
     def digest(self) -> str:
         """Digest of the set of samples: equal sets train in equal order."""
-        state = blake2b(digest_size=16)
-        for sample_id in sorted(self.sample_ids):
-            state.update(sample_id)
-        return state.hexdigest()
+        ids = Keys(np.sort(self.sample_ids.array))
+        return blake2b(ids.data.data, digest_size=16).hexdigest()
 
     @property
     def _limit(self) -> int:
         return self.max_length or int(np.iinfo(np.int32).max)
 
-    def _collect(self) -> None:
-        seen: set[tuple[str, bytes]] = set()
-        for number, cache in enumerate(self.caches):
-            for row, sample_id in enumerate(cache.sample_ids):
-                key = (cache.identity.capture_id, sample_id)
-                if key in seen:
-                    self.dropped["held more than once"] += 1
-                    continue
-                seen.add(key)
-                roles, prompt_length = cache.roles(row)
-                trained = trained_rows(roles, prompt_length, self.loss_mask)[: self._limit - 1]
-                if cache.identity.capture.get("rows") == "response":
-                    there = trained_rows(roles, prompt_length, LossMask.AUTO)[: len(trained)]
-                    if (trained & ~there).any():
-                        raise _not_captured(cache, self.loss_mask)
-                if not trained.any():
-                    self.dropped["no trained row"] += 1
-                    continue
-                self.trained += int(trained.sum())
-                self.truncated += int(cache.lengths[row]) > self._limit
-                self._places.append((number, row))
-                self.sample_ids.append(sample_id)
+    def _taken(self, number: int, repeated: NDArray[np.bool_]) -> Int32:
+        """Rows of a cache that are trained, the others counted.
+
+        Args:
+            number: which cache.
+            repeated: samples of it that were met before, [P].
+        """
+        cache, rows = self.caches[number], array("i")
+        if repeated.any():
+            self.dropped["held more than once"] += int(repeated.sum())
+        for row in map(int, np.flatnonzero(~repeated)):
+            roles, prompt_length = cache.roles(row)
+            trained = trained_rows(roles, prompt_length, self.loss_mask)[: self._limit - 1]
+            if cache.identity.capture.get("rows") == "response":
+                there = trained_rows(roles, prompt_length, LossMask.AUTO)[: len(trained)]
+                if (trained & ~there).any():
+                    raise _not_captured(cache, self.loss_mask)
+            if not trained.any():
+                self.dropped["no trained row"] += 1
+                continue
+            self.trained += int(trained.sum())
+            self.truncated += int(cache.lengths[row]) > self._limit
+            rows.append(row)
+        return np.array(rows, dtype=np.int32)
 
 
-class EpochSampler(Sampler[Index]):
-    """Order of samples, or of packed rows, as a pure function of seed, epoch and sample ids.
-
-    With a capacity the samples are packed once, in the order of the seed, and the packed rows are
-    put in a new order every epoch: the number of rows is the same in each.
-
-    Args:
-        dataset: what is ordered.
-        seed: changes the order and the packing.
-        capacity: tokens of a packed row; None yields single samples.
-
-    Raises:
-        ConfigError: a sample is longer than the capacity.
-    """
-
-    def __init__(self, dataset: CacheDataset, seed: int, capacity: int | None = None) -> None:
-        self.epoch = 0
-        self._seed = seed
-        # The capture id parts samples of equal tokens under different teachers.
-        self._ids = [
-            sample_id + dataset.capture_id(i).encode()
-            for i, sample_id in enumerate(dataset.sample_ids)
-        ]
-        self._bins: list[tuple[int, ...]] = [(i,) for i in range(len(dataset))]
-        self._packed = capacity is not None
-        if capacity is not None:
-            longest = int(dataset.lengths.max())
-            if longest > capacity:
-                raise ConfigError(
-                    f"packing: a sample has {longest} tokens, a packed row {capacity}. "
-                    "Set max_length to cut samples, or do not pack"
-                )
-            order = sorted(range(len(dataset)), key=lambda i: _rank(self._ids[i], seed, -1))
-            packed = pack(dataset.lengths[order].tolist(), capacity)
-            self._bins = [tuple(order[place] for place in places) for places in packed]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration gives."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._bins)
-
-    def __iter__(self) -> Iterator[Index]:
-        epoch = self.epoch
-
-        def rank(items: tuple[int, ...]) -> bytes:
-            return _rank(b"".join(self._ids[i] for i in items), self._seed, epoch)
-
-        for items in sorted(self._bins, key=rank):
-            yield items if self._packed else items[0]
+def _repeated(caches: Sequence[Cache]) -> list[NDArray[np.bool_]]:
+    """Of each cache the samples that an earlier place has too, under the same capture."""
+    repeated = [np.zeros(len(cache.sample_ids), dtype=np.bool_) for cache in caches]
+    for capture in {cache.identity.capture_id for cache in caches}:
+        own = [i for i, cache in enumerate(caches) if cache.identity.capture_id == capture]
+        copies = Places(Keys.joined([Keys.of(caches[i].sample_ids) for i in own])).copies()
+        ends = np.cumsum([len(repeated[i]) for i in own])
+        for i, part in zip(own, np.split(copies > 0, ends[:-1]), strict=True):
+            repeated[i] = part
+    return repeated
 
 
 def truncate(record: Record, length: int) -> Record:
@@ -245,11 +209,6 @@ def summary(dataset: CacheDataset) -> Mapping[str, object]:
         "dropped": dict(dataset.dropped),
         "samples_digest": dataset.digest(),
     }
-
-
-def _rank(identity: bytes, seed: int, epoch: int) -> bytes:
-    key = f"{seed}/{epoch}".encode()
-    return blake2b(identity, digest_size=16, key=key[:64]).digest()
 
 
 def _opened(caches: Cache | Location | Sequence[Cache | Location]) -> list[Cache]:

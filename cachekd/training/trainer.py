@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from cachekd.errors import ConfigError
 from cachekd.training.forward import check_packing, row_logits
-from cachekd.training.loader import EpochSampler
+from cachekd.training.order import EpochSampler
 
 if TYPE_CHECKING:
     from cachekd.objectives import Objective

@@ -17,7 +17,8 @@ from cachekd.losses.reference import dense_forward_kl
 from cachekd.objectives import build
 from cachekd.training.collate import Collator
 from cachekd.training.forward import check_packing
-from cachekd.training.loader import CacheDataset, EpochSampler
+from cachekd.training.loader import CacheDataset
+from cachekd.training.order import EpochSampler
 from cachekd.training.trainer import DistillTrainer
 
 DOCUMENTS = documents(24, seed=3)
