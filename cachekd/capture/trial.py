@@ -13,6 +13,7 @@ from cachekd.capture.job import Job
 from cachekd.capture.unit import score_batch
 from cachekd.codecs._learn import rows_to_learn
 from cachekd.data.digests import bytes_digest
+from cachekd.data.packed import Places
 from cachekd.plugins import find
 from cachekd.store.priors import Priors, best_prior
 from cachekd.store.state import read_state
@@ -63,8 +64,8 @@ def settle(job: Job) -> Job:
     digest, plan = next(item for item in state.plans.items() if item[1].run == job.plan.run)
     if digest == job.plan_digest:
         return job
-    done = state.done_keys()
-    todo = [n for n in state.missing_units(digest) if not done.issuperset(plan.unit_keys(n))]
+    done = Places(state.done_keys())
+    todo = [n for n in state.missing_units(digest) if (done.find(plan.packed_keys(n)) < 0).any()]
     prior = Priors(job.location).get(plan.prior) if plan.prior else None
     again = replace(job, plan=plan, plan_digest=digest, plan_data=plan.dump()[1])
     return replace(
