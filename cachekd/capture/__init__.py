@@ -22,7 +22,7 @@ from cachekd.engines.writers import OwnProcess, WriterPool, Writers
 from cachekd.errors import Incomplete
 from cachekd.plugins import find
 from cachekd.signals import StopFlag, stop_on_signals
-from cachekd.store.layout import plan_name, samples_name
+from cachekd.store.layout import CACHE, plan_name, samples_name
 from cachekd.store.priors import write_prior
 from cachekd.store.seal import seal
 from cachekd.store.state import read_identity, read_state, write_identity
@@ -93,11 +93,52 @@ def _score_all(
         if job.attention is not None:
             teacher = AttendingTeacher(teacher, job.attention, job.attention_wanted)
         with stop_on_signals() as flag:
-            job = try_teacher(job, teacher)
+            meter = _Meter(job, flag, started, progress)
+            try:
+                job = try_teacher(job, teacher, stop_asked=meter.over, scored=meter.scored)
+            except Incomplete:
+                raise _incomplete(job, flag) from None
             _write_plan(job)
             job = settle(job)
             writers.open(job.sink, job.prior)
-            return _run(job, teacher, writers, flag, started, progress)
+            return _run(job, teacher, writers, meter)
+
+
+class _Meter:
+    """Tokens that are done, and whether it is time to stop."""
+
+    def __init__(
+        self,
+        job: Job,
+        flag: StopFlag,
+        started: float,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        hours = job.config.max_hours
+        self.flag = flag
+        self.total = sum(map(job.unit_tokens, job.todo))
+        self._done = 0
+        self._begun = time.monotonic()
+        self._deadline = started + 3600 * hours if hours is not None else float("inf")
+        self._progress = progress
+
+    def scored(self, tokens: int) -> None:
+        """So many tokens more are done."""
+        self._done += tokens
+        if self._progress:
+            self._progress(Progress(self._done, self.total, self.seconds()))
+
+    def over(self) -> bool:
+        """Whether a signal or the time limit asks for an end."""
+        return self.flag.asked or self.left() <= 0
+
+    def left(self) -> float:
+        """Seconds that remain."""
+        return self._deadline - time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds since the first batch."""
+        return time.monotonic() - self._begun
 
 
 def _writers(job: Job) -> Writers:
@@ -108,58 +149,36 @@ def _writers(job: Job) -> Writers:
     return WriterPool(min(job.config.writers, len(job.todo)))
 
 
-def _run(
-    job: Job,
-    teacher: Teacher,
-    writers: Writers,
-    flag: StopFlag,
-    started: float,
-    progress: Callable[[Progress], None] | None,
-) -> dict[str, Any]:
-    begun = time.monotonic()
-    total = sum(map(job.unit_tokens, job.todo))
-    done_tokens = 0
-
+def _run(job: Job, teacher: Teacher, writers: Writers, meter: _Meter) -> dict[str, Any]:
     def scored(tokens: int) -> None:
-        nonlocal done_tokens
-        done_tokens += tokens
         writers.check()
-        if progress:
-            progress(Progress(done_tokens, total, time.monotonic() - begun))
-
-    deadline = _deadline(job, started)
-
-    def over() -> bool:
-        return flag.asked or time.monotonic() >= deadline
+        meter.scored(tokens)
 
     def do(number: int) -> None:
-        writers.submit(score_unit(job, teacher, number, stop_asked=over, scored=scored))
+        writers.submit(score_unit(job, teacher, number, stop_asked=meter.over, scored=scored))
 
     try:
         done = run_units(
             [(number, job.unit_tokens(number)) for number in job.todo],
             do,
-            stop_asked=over,
-            seconds_left=lambda: deadline - time.monotonic() - writers.backlog_seconds(),
+            stop_asked=meter.over,
+            seconds_left=lambda: meter.left() - writers.backlog_seconds(),
         )
     except Incomplete:
         done = None
     writers.finish()
     if done != len(job.todo):
-        raise _incomplete(job, flag)
-    seconds = time.monotonic() - begun
-    return {"score_seconds": seconds, "tokens_per_second": total / max(seconds, 1e-9)}
-
-
-def _deadline(job: Job, started: float) -> float:
-    hours = job.config.max_hours
-    return started + 3600 * hours if hours is not None else float("inf")
+        raise _incomplete(job, meter.flag)
+    seconds = meter.seconds()
+    return {"score_seconds": seconds, "tokens_per_second": meter.total / max(seconds, 1e-9)}
 
 
 def _incomplete(job: Job, flag: StopFlag) -> Incomplete:
-    left = len(read_state(job.location).missing_units(job.plan_digest))
+    committed = 0
+    if job.location.exists(CACHE):
+        committed = sum(plan == job.plan_digest for plan, _ in read_state(job.location).units)
     why = "by a signal" if flag.asked else f"before --max-hours {job.config.max_hours}"
     return Incomplete(
-        f"stopped {why}: {len(job.plan.units) - left} of {len(job.plan.units)} units are committed "
+        f"stopped {why}: {committed} of {len(job.plan.units)} units are committed "
         f"in {job.location.url}. Run the same command again to continue"
     )

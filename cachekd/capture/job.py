@@ -15,6 +15,7 @@ from cachekd.codecs._priors import Prior
 from cachekd.config import PrecomputeConfig
 from cachekd.data.attention import AttentionSpec
 from cachekd.data.attention_budget import at_most
+from cachekd.data.digests import bytes_digest
 from cachekd.data.packed import Keys, Places
 from cachekd.data.samples import Prepared
 from cachekd.data.spool import SpooledFiles
@@ -47,7 +48,7 @@ class Job:
         cached: distinct keys of the data that are cached already.
         new_samples: samples that the cache does not hold yet.
         known: whether the cache has the plan already.
-        prior: what the plan's shards are packed with.
+        prior, prior_digest: what shards are packed with; the plan's, unless that was lost.
         scored: batches that were scored already, with their targets and number of pieces.
     """
 
@@ -67,6 +68,7 @@ class Job:
     new_samples: int
     known: bool
     prior: Prior | None = None
+    prior_digest: str | None = None
     scored: dict[PlannedBatch, tuple[list[TopKLogits], int]] = field(default_factory=dict)
 
     @property
@@ -85,14 +87,18 @@ class Job:
             samples=self.selection.samples,
             tau=self.selection.tau,
             temperatures=_further(self.identity),
-            prior=self.plan.prior,
+            prior=self.prior_digest,
         )
 
-    def packed_with(self, prior: str | None) -> Job:
-        """The same job, its shards packed with this prior."""
-        plan = replace(self.plan, prior=prior)
+    def packed_with(self, prior: Prior) -> Job:
+        """The same job, its shards packed with this prior; a plan that is new names it."""
+        prior_digest = bytes_digest(prior.dump())
+        packed = replace(self, prior=prior, prior_digest=prior_digest)
+        if self.known:
+            return packed
+        plan = replace(self.plan, prior=prior_digest)
         digest, data = plan.dump()
-        return replace(self, plan=plan, plan_digest=digest, plan_data=data)
+        return replace(packed, plan=plan, plan_digest=digest, plan_data=data)
 
     @property
     def attention(self) -> AttentionSpec | None:

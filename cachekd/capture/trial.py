@@ -7,14 +7,19 @@ are kept and not scored again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+
+import numpy as np
 
 from cachekd.capture.job import Job
 from cachekd.capture.unit import score_batch
 from cachekd.codecs._learn import rows_to_learn
-from cachekd.data.digests import bytes_digest
 from cachekd.data.packed import Places
+from cachekd.errors import Incomplete
 from cachekd.plugins import find
+from cachekd.store.layout import prior_name
+from cachekd.store.plan import PlannedBatch
 from cachekd.store.priors import Priors, best_prior
 from cachekd.store.state import read_state
 from cachekd.teachers import Teacher
@@ -23,33 +28,53 @@ from cachekd.types import TopKLogits
 _MAX_BYTES = 1 << 20
 _MAX_ROWS = 16_384
 _TOKENS_PER_BYTE = 2
+_MOST_ROWS = 4  # rows scored for one that is captured, at most
 
 
-def try_teacher(job: Job, teacher: Teacher) -> Job:
+def try_teacher(
+    job: Job, teacher: Teacher, *, stop_asked: Callable[[], bool], scored: Callable[[int], None]
+) -> Job:
     """Score the first batches of a run.
+
+    Args:
+        job: what is to be run.
+        teacher: loaded teacher.
+        stop_asked: looked at between batches.
+        scored: told the tokens of each batch that is done.
 
     Returns:
         the job, with the prior of its plan, or one learned of these batches, and the scores.
 
     Raises:
+        Incomplete: a stop was asked for; nothing was written.
         TeacherError: the teacher gave what cannot be stored.
-        CorruptCache: the prior of a run that is continued is missing or altered.
+        CorruptCache: the prior of a run that is continued was altered.
     """
     batches = [batch for number in job.todo for batch in job.plan.units[number]]
-    if job.known or not find("codecs", job.config.codec).uses_prior:
-        scored = {batches[0]: score_batch(job, teacher, batches[0])}
-        prior = Priors(job.location).get(job.plan.prior) if job.plan.prior else None
-        return replace(job, prior=prior, scored=scored)
-    budget, wanted = prior_budget(sum(map(job.unit_tokens, job.todo)))
-    scored, records = {}, list[TopKLogits]()
+    tokens = sum(map(job.unit_tokens, job.todo))
+    learns = find("codecs", job.config.codec).uses_prior
+    named = job.plan.prior if learns else None
+    lost = named is not None and not job.location.exists(prior_name(named))
+    learns = learns and (lost or not job.known)
+    budget, wanted = prior_budget(tokens) if learns else (0, 0)
+    kept: dict[PlannedBatch, tuple[list[TopKLogits], int]] = {}
+    rows = captured = 0
     for batch in batches:
-        scored[batch] = score_batch(job, teacher, batch)
-        records += scored[batch][0]
-        if sum(record.rows for record in records) >= wanted:
+        if stop_asked():
+            raise Incomplete("stopped in the first batches")
+        kept[batch] = score_batch(job, teacher, batch)
+        records = kept[batch][0]
+        scored(sum(record.rows + 1 for record in records))
+        rows += sum(record.rows for record in records)
+        captured += sum(int(np.count_nonzero(np.diff(record.offsets))) for record in records)
+        if captured >= wanted or rows >= _MOST_ROWS * wanted:
             break
-    prior = best_prior(records, job.header, sum(map(job.unit_tokens, job.todo)), budget)
-    packed = job.packed_with(bytes_digest(prior.dump()))
-    return replace(packed, prior=prior, scored=scored)
+    job = replace(job, scored=kept)
+    if learns:
+        everything = [record for records, _ in kept.values() for record in records]
+        return job.packed_with(best_prior(everything, job.header, tokens, budget))
+    prior = Priors(job.location).get(named) if named else None
+    return replace(job, prior=prior, prior_digest=named)
 
 
 def settle(job: Job) -> Job:
@@ -66,11 +91,11 @@ def settle(job: Job) -> Job:
         return job
     done = Places(state.done_keys())
     todo = [n for n in state.missing_units(digest) if (done.find(plan.packed_keys(n)) < 0).any()]
-    prior = Priors(job.location).get(plan.prior) if plan.prior else None
-    again = replace(job, plan=plan, plan_digest=digest, plan_data=plan.dump()[1])
-    return replace(
-        again, todo=todo, prior=prior, scored={} if plan.units != job.plan.units else job.scored
-    )
+    prior = Priors(job.location).get(plan.prior) if plan.prior and job.prior else None
+    again = replace(job, plan=plan, plan_digest=digest, plan_data=plan.dump()[1], todo=todo)
+    scored = job.scored if plan.units == job.plan.units else {}
+    named = plan.prior if prior else None
+    return replace(again, prior=prior, prior_digest=named, scored=scored)
 
 
 def prior_budget(tokens: int) -> tuple[int, int]:

@@ -69,7 +69,8 @@ def _score_unit(
         targets += scores
         if pieces > 1:
             splits[str(place)] = pieces
-        scored(sum(target.rows + 1 for target in scores))
+        if done is None:  # the trial told its own tokens
+            scored(sum(target.rows + 1 for target in scores))
     return targets, splits
 
 

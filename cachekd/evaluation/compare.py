@@ -133,7 +133,8 @@ def _allowance(name: str, values: Float64, grid: Grid) -> Float64:
     kind, step = grid.header.values, grid.header.step
     if kind == "sqrt":
         assert step is not None
-        level: Float64 = np.maximum(np.exp(values / 2) / step, 1.0)
+        # The wider gap of two: the one below; a fresh value may be the higher of its neighbours.
+        level: Float64 = np.maximum(np.exp(values / 2) / step - 1, 1.0)
         return 2 * np.log1p(1 / (level - 0.5))
     if kind == "log":
         assert step is not None

@@ -24,7 +24,9 @@ def card(identity: Identity, manifest: Manifest) -> str:
         "Teacher dtype": identity.source["dtype"],
         "Vocabulary": identity.source["vocab_size"],
         "Selection": ", ".join(f"{key} {value}" for key, value in selection.items()),
-        "Values": ", ".join(map(str, identity.capture["logprobs"].values())),
+        "Values": ", ".join(
+            f"{key} {value}" for key, value in identity.capture["logprobs"].items()
+        ),
         "Rows": identity.capture["rows"],
         "Temperatures": ", ".join(map(str, identity.capture["temperatures"])),
         **_attention(identity, manifest),

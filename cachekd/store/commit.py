@@ -105,13 +105,13 @@ def _write_attention(sink: Sink, location: Location, unit: ScoredUnit) -> Attent
 
 
 def _commit(location: Location, record: UnitRecord, data: bytes) -> None:
-    """Create the record; one that does not parse, or whose shard is lost, is written over."""
+    """Create the record; one that does not parse, or of which a file is lost, is written over."""
     name = unit_name(record.plan, record.number)
     if location.create(name, data):
         return
     try:
         other = load_unit(name, location.read(name))
-        whole = all(map(location.exists, other.shard_names()))
+        whole = all(map(location.exists, other.files()))
     except CorruptCache:
         whole = False
     if not whole:

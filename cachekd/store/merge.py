@@ -77,7 +77,9 @@ def _refuse(door: str, left: CacheState, right: CacheState, left_url: str, right
 def copy_samples(place: Location, state: CacheState, into: Location) -> None:
     """Samples of a cache, and the priors that its plans name for units still to be captured."""
     named = {samples_name(digest): digest for digest in state.samples()}
-    named |= {prior_name(plan.prior): plan.prior for plan in state.plans.values() if plan.prior}
+    for digest, plan in state.plans.items():
+        if plan.prior and state.missing_units(digest):
+            named[prior_name(plan.prior)] = plan.prior
     copy_files(place, named, into)
 
 

@@ -30,6 +30,7 @@ from cachekd.store.layout import (
     dump_document,
     load_document,
     plan_name,
+    prior_name,
     read_document,
     shard_name,
     unit_name,
@@ -55,10 +56,11 @@ class UnitRecord:
     numerics: Mapping[str, Any]
     attention: AttentionFacts | None = None
 
-    def shard_names(self) -> list[str]:
-        """Files that the record commits."""
+    def files(self) -> list[str]:
+        """Files without which the unit cannot be read: its shards, and the prior of them."""
         names = [shard_name(self.shard.digest)]
-        return [*names, attention_name(self.attention.digest)] if self.attention else names
+        names += [attention_name(self.attention.digest)] if self.attention else []
+        return names + ([prior_name(self.shard.prior)] if self.shard.prior else [])
 
     def dump(self, keys: tuple[bytes, ...], made: Mapping[str, Any]) -> bytes:
         """Bytes of the record's file; ``made`` tells host and time."""
@@ -226,7 +228,7 @@ def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheS
 
     Args:
         location: where it is.
-        skip_broken_units: treat a unit whose record does not parse, or whose shard is missing,
+        skip_broken_units: treat a unit whose record does not parse, or of which a file is missing,
             as not there (a writer makes it anew); a reader must not, or it would lose records in
             silence.
 
@@ -256,8 +258,8 @@ def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheS
                 continue
             if (record.attention is None) != (identity.attention is None):
                 raise CorruptCache(f"units/{name} commits other kinds of target than {CACHE} says")
-            if skip_broken_units and not all(map(location.exists, record.shard_names())):
-                _log.warning("%s: its shard is missing; the unit is made anew", name)
+            if skip_broken_units and not all(map(location.exists, record.files())):
+                _log.warning("%s: a file of it is missing; the unit is made anew", name)
                 continue
             if record.number < len(plans[match[1]].units):
                 units[match[1], record.number] = record

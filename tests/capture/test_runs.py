@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from cachekd.codecs._learn import learn_prior
 from cachekd.codecs._priors import Prior
 from cachekd.errors import ConfigError, Incomplete, StoreError, TeacherError
 from cachekd.store.io import Location
+from cachekd.store.state import read_state
+from cachekd.store.verify import verify
 from cachekd.teachers import Teacher
 from cachekd.teachers.hf import HFTeacher
 from cachekd.types import TopKLogits
@@ -127,7 +130,6 @@ def test_out_of_memory_is_tried_again_and_then_split(
 ) -> None:
     """Never more than two documents fit: the records are those of a calm run, and say so."""
     from cachekd.store.io import Location
-    from cachekd.store.state import read_state
 
     precise = {"logits_values": "float32"}
     cachekd.precompute(config(family, data, tmp_path / "calm", **precise))
@@ -291,7 +293,6 @@ def test_two_that_begin_the_same_run_share_one_plan(
 ) -> None:
     """Their teachers' numbers differ, so do their priors: the plan that is first counts."""
     from cachekd import capture
-    from cachekd.store.state import read_state
 
     cache = tmp_path / "cache"
     settings = config(family, data, cache)
@@ -300,15 +301,16 @@ def test_two_that_begin_the_same_run_share_one_plan(
     def learned_of_few(records: list[TopKLogits], header: CodecHeader, *_: int) -> Prior:
         return learn_prior(records[:few], header.vocab_size, budget=0)
 
-    def beaten(job: Job, teacher: Teacher) -> Job:
+    def beaten(job: Job, teacher: Teacher, **further: Callable[..., Any]) -> Job:
         """Meanwhile another process, with another prior, has written its plan."""
-        mine = try_teacher(job, teacher)
+        mine = try_teacher(job, teacher, **further)
         if not others:
             others.append(1)
             with monkeypatch.context() as patch:
                 patch.setattr("cachekd.capture.trial.best_prior", learned_of_few)
+                patch.setattr(capture, "run_units", lambda *_, **__: 0)  # stopped before a unit
                 with pytest.raises(Incomplete):
-                    cachekd.precompute(replace(settings, max_hours=1e-9))
+                    cachekd.precompute(settings)
         return mine
 
     monkeypatch.setattr(capture, "try_teacher", beaten)
@@ -320,3 +322,57 @@ def test_two_that_begin_the_same_run_share_one_plan(
     assert report["samples"] == 30 and report["keys"] == len(state.done_keys())
     again = cachekd.precompute(settings)
     assert again["documents_to_score"] == 0
+
+
+def test_a_stop_in_the_first_batches_leaves_nothing_behind(
+    family: Family, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score, calls, steps = HFTeacher.score, [], []
+
+    def interrupted(self: HFTeacher, *args: object) -> object:
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return score(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(HFTeacher, "score", interrupted)
+    with pytest.raises(Incomplete, match="by a signal: 0 of"):
+        cachekd.precompute(config(family, data, tmp_path / "cache"), progress=steps.append)
+    assert len(calls) == len(steps) == 1 and not (tmp_path / "cache").exists()
+
+
+def test_progress_counts_every_token_once(family: Family, data: Path, tmp_path: Path) -> None:
+    steps = []
+    report = cachekd.precompute(config(family, data, tmp_path / "cache"), progress=steps.append)
+    done = [step.tokens_done for step in steps]
+    assert done == sorted(set(done)) and done[-1] == steps[-1].tokens_total == report["tokens"]
+    assert all(step.seconds > 0 for step in steps)
+
+
+def test_a_lost_prior_is_learned_again(family: Family, data: Path, tmp_path: Path) -> None:
+    calm, cache = tmp_path / "calm", tmp_path / "cache"
+    for place in (calm, cache):
+        cachekd.precompute(config(family, data, place))
+    (lost,) = (cache / "priors").iterdir()
+    lost.unlink()
+    report = cachekd.precompute(config(family, data, cache))
+    assert report["samples"] == 30 and lost.exists(), "the same batches give the same prior"
+    assert shards(cache) == shards(calm) and not verify(str(cache)).problems
+
+
+def test_the_other_codec_can_continue_a_run(
+    family: Family, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cachekd import capture
+
+    settings = config(family, data, tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        run = capture.run_units
+        patch.setattr(capture, "run_units", lambda units, do, **how: run(units[:2], do, **how))
+        with pytest.raises(Incomplete):
+            cachekd.precompute(settings)
+    cachekd.precompute(replace(settings, codec="plain"))
+    state = read_state(Location(settings.cache))
+    priors = [facts.prior for facts in state.shards().values()]
+    assert None in priors and len(set(priors)) == 2, "plain shards name no prior"
+    assert not verify(settings.cache).problems
