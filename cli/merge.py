@@ -42,7 +42,7 @@ command = Dashed(
         click.Option(
             ["--recode", "again"],
             is_flag=True,
-            help="Pack all records anew, with a prior learned from all; --out must be new.",
+            help="Pack all records anew, with a prior learned from all; --out is a cache of its own.",
         ),
         JSON_OPTION,
     ],
