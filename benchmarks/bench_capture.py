@@ -6,14 +6,13 @@ logits, as a caller without a capture would run it; the capture of each kind of 
 `precompute`'s own scoring and a writer's process; and the straightforward way, `log_softmax` and
 `topk` on whole logits, encoded and written in between. Ratios are over the forward of the same
 round; medians of the rounds, of wall time and of the teacher's process's own processor time (which
-other work on the machine does not change). The teacher has one thread. Peaks are of fresh
-processes, one a way, less what the loaded teacher takes.
+other work on the machine does not change). The teacher has one thread. With --memory:
+peaks of fresh processes, one a way, less what the loaded teacher takes.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -197,8 +196,16 @@ def ways(bench: Bench) -> dict[str, Callable[[], Times]]:
     return found
 
 
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def resident(what: str) -> int:
+    """Bytes of this process: VmRSS now, or VmHWM, the peak since `forget_peak` (Linux)."""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+
+def forget_peak() -> None:
+    """Start the peak anew: loading a model takes more than it holds."""
+    with open("/proc/self/clear_refs", "w") as clear:
+        clear.write("5")
 
 
 def peaks(arguments: argparse.Namespace, vocab: int, names: list[str]) -> dict[str, float]:
@@ -253,6 +260,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", action="store_true", help="peaks, in place of times")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--vocab", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -265,9 +273,16 @@ def main() -> None:
             arguments.length,
             arguments.threads,
         )
-        loaded = peak_bytes()
+        forget_peak()
+        loaded = resident("VmRSS")
         ways(bench)[arguments.way]()
-        print(peak_bytes() - loaded)
+        print(resident("VmHWM") - loaded)
+        return
+    if arguments.memory:
+        names = ["forward", "top_p", "straightforward"]
+        found = {f"V={vocab}": peaks(arguments, vocab, names) for vocab in VOCABULARIES}
+        tokens = arguments.rows * arguments.length
+        save("capture_memory", {"peak_over_loaded_teacher_mb": found, "batch_tokens": tokens})
         return
     rows: dict[str, dict[str, Any]] = {}
     result = {
@@ -279,10 +294,6 @@ def main() -> None:
     }
     for vocab in VOCABULARIES:  # saved as they come
         rows[f"V={vocab}"] = measure(arguments, vocab)
-        save("capture", result)
-    for vocab in reversed(VOCABULARIES):
-        found = peaks(arguments, vocab, ["forward", "top_p", "straightforward"])
-        rows[f"V={vocab}"]["peak_over_loaded_teacher_mb"] = found
         save("capture", result)
 
 

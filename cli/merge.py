@@ -42,7 +42,7 @@ command = Dashed(
         click.Option(
             ["--recode", "again"],
             is_flag=True,
-            help="Pack all records anew, with a prior learned from all; --out is a cache of its own.",
+            help="Pack all records anew, with a prior learned from all; --out is a new cache.",
         ),
         JSON_OPTION,
     ],
