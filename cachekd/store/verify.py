@@ -96,7 +96,11 @@ def verify(
         files += len(manifest.files) + len(manifest.samples) + 1
         problems += _check_seal(location, manifest, keys)
     return VerifyReport(
-        problems=tuple(problems), files=files, records=done, sealed=manifest is not None
+        # One lost prior is the problem of every shard that it packs: said once.
+        problems=tuple(dict.fromkeys(problems)),
+        files=files,
+        records=done,
+        sealed=manifest is not None,
     )
 
 

@@ -276,3 +276,11 @@ def test_what_is_no_distribution_is_found(cache: Path) -> None:
     for word, damaged in cases.items():
         for targets in damaged:
             assert word in (impossible(targets) or ""), word
+
+
+def test_a_lost_prior_is_said_once_however_many_shards_need_it(cache: Path) -> None:
+    (prior,) = (cache / "priors").iterdir()
+    prior.unlink()
+    assert len(list((cache / "logits").glob("*.parquet"))) > 1
+    problems = [text for text in verify(str(cache)).problems if prior.name in text]
+    assert len(problems) == 1 and "missing" in problems[0]
