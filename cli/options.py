@@ -12,6 +12,7 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import click
@@ -105,6 +106,21 @@ class Numbers(click.ParamType[tuple[float, ...]]):
             self.fail(f"expected numbers with commas between them; found {value!r}", param, ctx)
 
 
+class Number(click.ParamType[float]):
+    """A number, or a fraction such as ``1/24``."""
+
+    name = "float"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number that a text stands for."""
+        number = _number(value) if isinstance(value, str) else value
+        if not isinstance(number, int | float):
+            self.fail(f"expected a number; found {value!r}", param, ctx)
+        return float(number)
+
+
 def options_of(config: type, *, skip: frozenset[str] = frozenset()) -> list[Setting]:
     """Options for the fields of a dataclass; none is required, so that YAML may give it."""
     hints = typing.get_type_hints(config)
@@ -139,6 +155,8 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Setting:
         number = typing.get_args(kind)[1] is float
         return Setting([flag], type=Pairs(number), multiple=True, **settings)
     choices = field.metadata.get("choices", ())
+    if kind is float:
+        return Setting([flag], type=Number(), **settings)
     return Setting([flag], type=click.Choice(choices) if choices else kind, **settings)
 
 
@@ -278,7 +296,8 @@ def _scalar(name: str, value: Any, kind: Any) -> Any:
 
 
 def _number(text: str) -> Any:
+    """A number or fraction; what is neither stays text."""
     try:
-        return float(text)
-    except ValueError:
+        return float(Fraction(text)) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError):
         return text

@@ -117,4 +117,6 @@ def _words(flag: str, value: Any) -> list[str]:
         return [word for item in value for word in (flag, item)]
     if isinstance(value, tuple):
         return [flag, ",".join(f"{item:g}" for item in value)]
+    if flag == "--logits-step" and 1 / round(1 / value) == value:
+        return [flag, f"1/{round(1 / value)}"]
     return [flag, str(value)]

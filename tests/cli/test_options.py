@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from tiny import Family, Ran
+
+from cachekd.config import SelectionConfig
 
 Run = Callable[..., Ran]
 
@@ -85,3 +89,15 @@ def test_json_is_exactly_one_object(
     ran = cachekd("precompute", *flags)
     assert ran.json["samples"] == 30
     assert "tokens/s" in ran.err and " s left" in ran.err
+
+
+@pytest.mark.parametrize(("text", "step"), [("1/24", 1 / 24), ("0.125", 0.125), ("5e-2", 0.05)])
+def test_a_fraction_is_a_number(text: str, step: float) -> None:
+    options = importlib.import_module("cachekd_cli.options")
+    (setting,) = (o for o in options.options_of(SelectionConfig) if o.name == "logits_step")
+    assert setting.type.convert(text, setting, None) == step
+    given = {"logits_values": "sqrt", "logits_step": text}
+    assert options.values_of(SelectionConfig, {}, given)["logits_step"] == step
+    for wrong in ("1/0", "a/b", "one"):
+        with pytest.raises(click.BadParameter, match="expected a number"):
+            setting.type.convert(wrong, setting, None)

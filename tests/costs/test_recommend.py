@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,8 @@ def test_flags_of_a_candidate_make_its_capture(tmp_path: Path) -> None:
                 values[name] = tuple(map(float, text.split(",")))
             elif name in ("logits_selection", "logits_values"):
                 values[name] = text
+            elif name == "logits_step":
+                values[name] = float(Fraction(text))
             else:
                 values[name] = float(text) if "." in text else int(text)
         again = PrecomputeConfig(teacher="t", data=("d",), cache="c", **values)  # type: ignore[arg-type]
