@@ -12,12 +12,13 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 import click
 
 from cachekd.errors import ConfigError
+
+from .kinds import Number, Numbers, Pairs, number_of
 
 
 class Setting(click.Option):
@@ -62,63 +63,6 @@ def dashed(args: Sequence[str]) -> list[str]:
         name, equals, value = arg.partition("=")
         result.append(name.replace("_", "-") + equals + value if arg.startswith("--") else arg)
     return result
-
-
-class Pairs(click.ParamType[dict[str, Any]]):
-    """``KEY=VALUE``, or several with commas between them."""
-
-    name = "key=value"
-
-    def __init__(self, number: bool) -> None:
-        self._number = number
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dict[str, Any]:
-        """The mapping that a text stands for."""
-        if isinstance(value, dict):
-            return value
-        pairs: dict[str, Any] = {}
-        for part in str(value).split(","):
-            key, equals, text = part.partition("=")
-            if not equals:
-                self.fail(f"expected KEY=VALUE; found {part!r}", param, ctx)
-            try:
-                pairs[key.strip()] = float(text) if self._number else text.strip()
-            except ValueError:
-                self.fail(f"{key}: expected a number; found {text!r}", param, ctx)
-        return pairs
-
-
-class Numbers(click.ParamType[tuple[float, ...]]):
-    """Numbers with commas between them."""
-
-    name = "numbers"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        """The tuple that a text stands for."""
-        try:
-            parts = value.split(",") if isinstance(value, str) else value
-            return tuple(float(part) for part in parts)
-        except (TypeError, ValueError):
-            self.fail(f"expected numbers with commas between them; found {value!r}", param, ctx)
-
-
-class Number(click.ParamType[float]):
-    """A number, or a fraction such as ``1/24``."""
-
-    name = "float"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """The number that a text stands for."""
-        number = _number(value) if isinstance(value, str) else value
-        if not isinstance(number, int | float):
-            self.fail(f"expected a number; found {value!r}", param, ctx)
-        return float(number)
 
 
 def options_of(config: type, *, skip: frozenset[str] = frozenset()) -> list[Setting]:
@@ -287,17 +231,9 @@ def _scalar(name: str, value: Any, kind: Any) -> Any:
     if kind is Any:
         return value
     if kind is float and isinstance(value, str):
-        value = _number(value)  # YAML reads 1e-4 as text
+        value = number_of(value)  # YAML reads 1e-4 as text
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ConfigError(f"{name}: expected {kind.__name__}; found {value!r}")
     return value
-
-
-def _number(text: str) -> Any:
-    """A number or fraction; what is neither stays text."""
-    try:
-        return float(Fraction(text)) if "/" in text else float(text)
-    except (ValueError, ZeroDivisionError):
-        return text

@@ -35,7 +35,6 @@ from cachekd.losses.divergences import (
 from cachekd.types import TargetTensors
 
 TAILS = ("bucket", "flat", "unigram", "log_rank")
-NEEDS_UNIGRAM = frozenset({"unigram", "log_rank"})
 _STEEPEST, _HALVINGS = 8.0, 40
 
 

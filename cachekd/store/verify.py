@@ -12,6 +12,7 @@ from cachekd.data.digests import bytes_digest
 from cachekd.data.packed import Keys
 from cachekd.errors import CorruptCache, StoreError, UnsealedCache
 from cachekd.store.attention_shards import AttentionFacts, AttentionShard
+from cachekd.store.identity import Identity
 from cachekd.store.index import build_index, load_index
 from cachekd.store.io import Location
 from cachekd.store.layout import index_name
@@ -60,7 +61,6 @@ def verify(
         UnsealedCache: it has no seal and ``partial`` is off.
     """
     location = Location(url)
-    problems: list[str] = []
     try:
         manifest = None if partial else read_manifest(location)
         identity = read_identity(location)
@@ -80,16 +80,7 @@ def verify(
         if progress:
             progress(done, whole)
 
-    priors = Priors(location)
-    keys = {}
-    for digest, facts in shards.items():
-        try:
-            shard = Shard(location, facts, identity.capture_id, priors=priors)
-            keys[digest] = _check_shard(shard, facts, step)
-            if identity.attention_id is not None:
-                _check_attention(location, shard, attention.get(digest), identity.attention_id)
-        except StoreError as error:
-            problems.append(str(error))
+    keys, problems = _check_shards(location, identity, shards, attention, step)
     files = len(shards) + len(attention)
     files += len({facts.prior for facts in shards.values() if facts.prior})
     if manifest:
@@ -102,6 +93,26 @@ def verify(
         records=done,
         sealed=manifest is not None,
     )
+
+
+def _check_shards(
+    location: Location,
+    identity: Identity,
+    shards: Mapping[str, ShardFacts],
+    attention: Mapping[str, AttentionFacts],
+    step: Callable[[], None],
+) -> tuple[dict[str, Keys], list[str]]:
+    """Keys of each shard that is whole, with its attention, and what is wrong with the others."""
+    priors, keys, problems = Priors(location), dict[str, Keys](), []
+    for digest, facts in shards.items():
+        try:
+            shard = Shard(location, facts, identity.capture_id, priors=priors)
+            keys[digest] = _check_shard(shard, facts, step)
+            if identity.attention_id is not None:
+                _check_attention(location, shard, attention.get(digest), identity.attention_id)
+        except StoreError as error:
+            problems.append(str(error))
+    return keys, problems
 
 
 def _named(
