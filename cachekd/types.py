@@ -157,7 +157,8 @@ class AttentionRows:
 class Record:
     """One sample as read from a cache: its tokens, who wrote them, and the teacher's targets.
 
-    ``attention`` is None where the cache holds none, or was opened without it.
+    ``attention`` is None where the cache holds none, or was opened without it; ``cache`` is the
+    place of its cache among those that a dataset reads.
     """
 
     key: bytes
@@ -169,6 +170,7 @@ class Record:
     weight: float
     logits: TopKLogits
     attention: AttentionRows | None = None
+    cache: int = 0
 
 
 class TargetTensors(TypedDict):
@@ -178,7 +180,10 @@ class TargetTensors(TypedDict):
     ``next_logprob``, ``entropy`` and ``weights`` float32 [N], ``next_ids`` int64 [N],
     ``lognorm`` {T: float32 [N]}. With sampled entries ``entry_weights`` float32 [n], 0 on the exact
     head (see `TopKLogits.weights`); for losses that ask for it ``unigram`` float32 [V], the
-    teacher's mean distribution.
+    teacher's mean distribution. ``cache`` int64 [N]: the place, among the caches of a dataset, of
+    the one that a row is from. ``span`` int64 [N]: number of the phrase that a row's token belongs
+    to, -1 outside phrases; rows of one phrase are neighbours. ``span_factor`` float32 [N]: what a
+    pair of neighbours that begins in this row counts.
     """
 
     offsets: Tensor
@@ -192,6 +197,9 @@ class TargetTensors(TypedDict):
     lognorm: dict[float, Tensor]
     entry_weights: NotRequired[Tensor]
     unigram: NotRequired[Tensor]
+    cache: NotRequired[Tensor]
+    span: NotRequired[Tensor]
+    span_factor: NotRequired[Tensor]
 
 
 class Batch(TypedDict):
@@ -218,8 +226,10 @@ class ObjectiveOutput:
         loss_sum: weighted sum over rows, differentiable scalar.
         weight_sum: sum of row weights, scalar; ``loss_sum / weight_sum`` is the mean loss.
         metrics: further weighted sums over the same rows, detached scalars.
+        counts: weight sums of the metrics that are means over other rows than all.
     """
 
     loss_sum: Tensor
     weight_sum: Tensor
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    counts: Mapping[str, Tensor] = field(default_factory=dict)

@@ -16,8 +16,9 @@ from cachekd.errors import ConfigError
 from cachekd.plugins import find
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import nn
 
+    from cachekd.losses.student import StudentRows
     from cachekd.types import ObjectiveOutput, TargetTensors
 
 
@@ -32,6 +33,16 @@ class Needs:
             mixes teachers says False.
         sampled: whether sampled entries serve it: only what is linear in the teacher's p.
         unigram: whether it takes the teacher's mean distribution, which priors hold.
+        full: whether heads must be the whole vocabulary.
+        dense: whether it reads whole logits of a chunk (`StudentRows.logits`).
+        next_row: whether a row looks at the row after it; the last row of a chunk then comes again
+            as the first of the next one, and counts once.
+        attention: weight of the attention loss, 0 for none.
+        routed: whether samples of a domain learn from the cache ``expert`` and others from
+            ``reference``.
+        start: name of the cache whose teacher must be the student as it starts.
+        generated: whether the teacher must have written the responses.
+        spans: chunker whose phrases it takes, or None.
     """
 
     temperatures: tuple[float, ...] = ()
@@ -39,6 +50,14 @@ class Needs:
     one_teacher: bool = True
     sampled: bool = False
     unigram: bool = False
+    full: bool = False
+    dense: bool = False
+    next_row: bool = False
+    attention: float = 0.0
+    routed: bool = False
+    start: str | None = None
+    generated: bool = False
+    spans: str | None = None
 
 
 class Objective(Protocol):
@@ -56,8 +75,22 @@ class Objective(Protocol):
         """What must have been captured."""
         ...
 
-    def __call__(self, logits_NV: Tensor, targets: TargetTensors) -> ObjectiveOutput:
-        """Weighted sums over N rows: student logits over the real vocabulary against targets."""
+    def learned(self) -> nn.Module | None:
+        """Parameters that are trained beside the student's, or None."""
+        ...
+
+    def prepare(self, targets: TargetTensors) -> TargetTensors:
+        """The targets of a whole batch, before it is taken apart in chunks of rows.
+
+        What comes back may carry a gradient to `learned`.
+        """
+        ...
+
+    def __call__(self, student: StudentRows, targets: TargetTensors) -> ObjectiveOutput:
+        """Weighted sums over the rows of a chunk: what the student says of them, and targets.
+
+        Gradients are taken of ``loss_sum`` by autograd; see `cachekd.losses.student.StudentRows`.
+        """
         ...
 
 
