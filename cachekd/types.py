@@ -183,7 +183,8 @@ class TargetTensors(TypedDict):
     teacher's mean distribution. ``cache`` int64 [N]: the place, among the caches of a dataset, of
     the one that a row is from. ``span`` int64 [N]: number of the phrase that a row's token belongs
     to, -1 outside phrases; rows of one phrase are neighbours. ``span_factor`` float32 [N]: what a
-    pair of neighbours that begins in this row counts.
+    pair of neighbours that begins in this row counts. ``shapes`` {name: float32 [V]}: how tail
+    models spread a tail.
     """
 
     offsets: Tensor
@@ -200,6 +201,7 @@ class TargetTensors(TypedDict):
     cache: NotRequired[Tensor]
     span: NotRequired[Tensor]
     span_factor: NotRequired[Tensor]
+    shapes: NotRequired[dict[str, Tensor]]
 
 
 class Batch(TypedDict):

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cachekd.errors import ConfigError
-from cachekd.training.forward import check_packing, row_logits
+from cachekd.training.forward import check_packing
+from cachekd.training.head import StudentHead
+from cachekd.training.loss import batch_loss
 from cachekd.training.order import EpochSampler
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
         self._evaluation: dict[str, Tensor] = {}
         self._evaluation_batches = 0
         self._packing_checked = False
+        self._head: StudentHead | None = None
         # For Trainers that do not know `loss_is_scaled_for_ga`: they ask this whether the loss is
         # already divided by the size of the accumulated batch.
         self.model_accepts_loss_kwargs = True
@@ -99,8 +102,9 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
         return (loss, None) if return_outputs else loss
 
     def _objective_output(self, model: Any, batch: Batch, dataset: Any) -> ObjectiveOutput:
-        logits_NV = row_logits(model, batch, self._vocab_size(dataset))
-        return self.objective(logits_NV, batch["targets"])
+        if self._head is None:
+            self._head = StudentHead(model, self.accelerator.unwrap_model(model))
+        return batch_loss(model, self._head, batch, self.objective, self._vocab_size(dataset))
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: Any) -> Tensor | None:
         """Row weights of the accumulated batch, over all processes."""
