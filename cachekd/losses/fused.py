@@ -143,10 +143,14 @@ class _Work:
         """Gradients of the sum by the inputs, the targets that carry one, and what is learned."""
         source, by = self._rows_of(wanted), [*self._leaves.values(), *self._reading.learned]
         of_others: list[Tensor | None] = [None] * len(by)
-        for rows, entries in self._chunks(source):
+        for rows, entries, counted in self._chunks(source):
             logits_RV = source.logits(rows)
             with torch.set_grad_enabled(any(wanted)):
-                output, student = self._chunk(logits_RV, rows, entries)
+                targets = take_rows(self._targets, rows, entries, counted)
+                student = LogitChunk(
+                    logits_RV, targets, self._reading.temperatures, dense=self._reading.dense
+                )
+                output = self._loss(student, targets)
             if output.loss_sum.requires_grad:
                 grad_RV, found = student.gradient(output.loss_sum, by)
                 source.accept(rows, grad_RV)
@@ -154,17 +158,8 @@ class _Work:
             self.output = _added(self.output, output)
         return [*source.gradients(), *of_others]
 
-    def _chunk(
-        self, logits_RV: Tensor, rows: slice, entries: slice
-    ) -> tuple[ObjectiveOutput, LogitChunk]:
-        reading, more = self._reading, rows.stop < len(self._targets["weights"])
-        counted = len(logits_RV) - 1 if reading.next_row and more else None
-        targets = take_rows(self._targets, rows, entries, counted)
-        student = LogitChunk(logits_RV, targets, reading.temperatures, dense=reading.dense)
-        return self._loss(student, targets), student
-
-    def _chunks(self, source: Source) -> Iterator[tuple[slice, slice]]:
-        """Slices of rows, all about as long, and of the entries that they own."""
+    def _chunks(self, source: Source) -> Iterator[tuple[slice, slice, int]]:
+        """Slices of rows, all about as long, of the entries that they own, and rows that count."""
         offsets, rows = self._targets["offsets"], source.rows
         most = self._reading.chunk or chunk_rows(source.device.type, source.width)
         step = math.ceil(rows / max(1, math.ceil(rows / most)))
@@ -172,7 +167,7 @@ class _Work:
         ends = [min(start + step + self._reading.next_row, rows) for start in starts]
         bounds = offsets[torch.tensor([starts, ends], device=offsets.device)].tolist()
         for start, end, first, last in zip(starts, ends, *bounds, strict=True):
-            yield slice(start, end), slice(first, last)
+            yield slice(start, end), slice(first, last), min(step, end - start)
 
 
 class _Fused(torch.autograd.Function):

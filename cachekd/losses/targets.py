@@ -62,16 +62,14 @@ def estimate(targets: TargetTensors) -> Tensor:
     return torch.where(weights_n == 0, targets["logprobs"].exp(), weights_n)
 
 
-def take_rows(
-    targets: TargetTensors, rows: slice, entries: slice, counted: int | None = None
-) -> TargetTensors:
+def take_rows(targets: TargetTensors, rows: slice, entries: slice, counted: int) -> TargetTensors:
     """Targets of some rows.
 
     Args:
         targets: targets of N rows.
         rows: which rows.
         entries: the entries that these rows own.
-        counted: rows from here on (of those taken) get weight 0.
+        counted: how many of them count; the weight of the others is set to 0.
     """
 
     def part(name: str, value: Any) -> Any:
@@ -82,10 +80,9 @@ def take_rows(
         return value if name in _OF_ALL else value[entries if name in _OF_ENTRIES else rows]
 
     taken = {name: part(name, value) for name, value in targets.items()}
-    if counted is not None:
-        taken["weights"] = torch.cat(
-            [taken["weights"][:counted], torch.zeros_like(taken["weights"][counted:])]
-        )
+    if counted < len(taken["weights"]):
+        again = torch.zeros_like(taken["weights"][counted:])
+        taken["weights"] = torch.cat([taken["weights"][:counted], again])
     return cast(TargetTensors, taken)
 
 
