@@ -134,6 +134,13 @@ def _check_selection(needs: Needs, caches: Sequence[Cache]) -> None:
             f"cache {sampled[0].name!r} holds sampled entries, others do not; their losses are "
             "not estimated alike. Train on captures of one selection"
         )
+    cut = [c for c in caches if c.identity.capture["selection"]["kind"] != "full"]
+    if needs.full and cut:
+        raise ConfigError(
+            f"the objective reads the teacher's whole distribution; cache {cut[0].name!r} holds "
+            f"{cut[0].identity.capture['selection']['kind']}. Capture again with "
+            "--logits-selection full"
+        )
     if needs.unigram and all(cache.unigram() is None for cache in caches):
         raise ConfigError(
             f"the objective needs the teacher's unigram, which cache {caches[0].name!r} does not "
