@@ -43,6 +43,44 @@ def dense_forward_kl(teacher_NV: Tensor, student_NV: Tensor, temperature: float 
     return torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p)).sum(-1)
 
 
+def dense_divergence(name: str, p_NV: Tensor, q_NV: Tensor, weight: float = 0.5) -> Tensor:
+    """A divergence of `cachekd.losses.divergences` of two dense distributions, row by row, [N].
+
+    Written from the formulas, with probabilities; what is 0 on its left counts nothing.
+
+    Args:
+        name: which.
+        p_NV: teacher.
+        q_NV: student, differentiable.
+        weight: w of the formulas.
+    """
+    m = weight * p_NV + (1 - weight) * q_NV
+    if name == "forward_kl":
+        return _kl(p_NV, q_NV)
+    if name == "reverse_kl":
+        return _kl(torch.where(p_NV > 0, q_NV, torch.zeros_like(q_NV)), p_NV)
+    if name == "jeffreys":
+        of = [dense_divergence(one, p_NV, q_NV) for one in ("forward_kl", "reverse_kl")]
+        return (1 - weight) * of[0] + weight * of[1]
+    if name == "jsd":
+        return weight * _kl(p_NV, m) + (1 - weight) * _kl(q_NV, m)
+    if name == "skew_kl":
+        return _kl(p_NV, m)
+    if name == "skew_reverse_kl":
+        return _kl(q_NV, (1 - weight) * p_NV + weight * q_NV)
+    assert name == "tvd", name
+    return (p_NV - q_NV).abs().sum(-1) / 2
+
+
+def _kl(left: Tensor, right: Tensor) -> Tensor:
+    """Sum of left log(left / right), which need not be distributions, [N]."""
+    some = left > 0
+    ratio = torch.where(some, left, torch.ones_like(left)) / torch.where(
+        some, right, torch.ones_like(right)
+    )
+    return (left * ratio.log()).sum(-1)
+
+
 def densify(targets: TargetTensors, vocab_size: int, temperature: float = 1.0) -> DenseTargets:
     """Targets decoded row by row into dense arrays [N, V]."""
     offsets, rows = targets["offsets"].tolist(), len(targets["offsets"]) - 1
