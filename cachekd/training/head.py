@@ -45,6 +45,9 @@ class StudentHead:
         base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
         self._module: Any = base.get_output_embeddings() if _has_head(base) else None
         self.facts: HeadFacts | None = None
+        self._function: Callable[[Tensor, Head], None] | None = None
+        # One object for all steps, which a compiled model breaks its graph at and knows again.
+        self._forward = torch.compiler.disable(self._call)
         why = self._prove(model, base)
         if why:
             _log.warning(
@@ -59,28 +62,26 @@ class StudentHead:
 
         The model goes on with empty logits [B, T, 1].
         """
-        module, facts = self._module, self.facts
-        assert facts is not None, "only a proven head may be replaced"
-
-        def forward(hidden_BTD: Tensor) -> Tensor:
-            head = Head(
-                weight_VD=module.weight,
-                bias_V=module.bias,
-                scale=facts.scale,
-                softcap=facts.softcap,
-            )
-            function(hidden_BTD, head)
-            return hidden_BTD.new_zeros((*hidden_BTD.shape[:-1], 1))
-
-        before = vars(module).get("forward")
-        module.forward = forward
+        assert self.facts is not None, "only a proven head may be replaced"
+        before, self._function = vars(self._module).get("forward"), function
+        self._module.forward = self._forward
         try:
             yield
         finally:
+            self._function = None
             if before is None:
-                del module.forward
+                del self._module.forward
             else:
-                module.forward = before
+                self._module.forward = before
+
+    def _call(self, hidden_BTD: Tensor) -> Tensor:
+        facts, module = self.facts, self._module
+        assert facts is not None and self._function is not None, "set by `replaced`"
+        head = Head(
+            weight_VD=module.weight, bias_V=module.bias, scale=facts.scale, softcap=facts.softcap
+        )
+        self._function(hidden_BTD, head)
+        return hidden_BTD.new_zeros((*hidden_BTD.shape[:-1], 1))
 
     def _prove(self, model: Any, base: Any) -> str | None:
         """Find the facts; why they cannot be found, or None."""

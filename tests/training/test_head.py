@@ -169,3 +169,22 @@ def test_products_run_in_the_dtype_of_autocast() -> None:
     assert loss != exact
     assert loss == pytest.approx(exact, rel=0.05)
     assert all(gradient.dtype == torch.float32 for gradient in gradients.values())
+
+
+@pytest.mark.slow
+def test_a_compiled_student_is_compiled_once() -> None:
+    model, graphs = _model("Llama"), []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    expected, wanted = _gradients(model, StudentHead(model, model))
+    compiled = torch.compile(model, backend=backend)
+    head = StudentHead(compiled, model)
+    for _ in range(3):
+        loss, found = _gradients(compiled, head)
+        assert loss == pytest.approx(expected, rel=1e-12)
+    assert len(graphs) == 2, "one of the proof, one of training"
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[f"_orig_mod.{name}"], gradient)
