@@ -47,7 +47,7 @@ class StudentHead:
         self.facts: HeadFacts | None = None
         self._function: Callable[[Tensor, Head], None] | None = None
         # One object for all steps, which a compiled model breaks its graph at and knows again.
-        self._forward = torch.compiler.disable(self._call)
+        self._forward = torch.compiler.disable(self._call)  # type: ignore[no-untyped-call]
         why = self._prove(model, base)
         if why:
             _log.warning(
