@@ -202,12 +202,34 @@ class TargetTensors(TypedDict):
     span_factor: NotRequired[Tensor]
 
 
+class AttentionDocument(TypedDict):
+    """The teacher's attention over one document of a batch, for the rows that are trained.
+
+    ``batch_row`` and ``start`` say where the document begins in a [B, T] batch, ``length`` how many
+    keys it has, L - 1. ``positions`` int64 [R]: query positions in the document, ascending, that
+    were captured and are trained; ``weights`` float32 [R]: sample weight times inverse probability
+    of a row to be captured. ``offsets``, ``keys``, ``probs`` and ``rest`` are those of
+    `AttentionRows` for these rows, int64, int32, float32 and float32.
+    """
+
+    batch_row: int
+    start: int
+    length: int
+    positions: Tensor
+    weights: Tensor
+    offsets: Tensor
+    keys: Tensor
+    probs: Tensor
+    rest: Tensor
+
+
 class Batch(TypedDict):
     """What a collator gives and a trainer takes: the same from a cache or from a live teacher.
 
     ``input_ids``, ``position_ids`` and ``labels`` (-100 where not trained, not shifted) int64
     [B, T]; ``attention_mask`` int64 [B, T], or None when documents are packed; ``rows`` int64 [N]:
-    indices into the flattened [B*T] student rows whose next token is trained.
+    indices into the flattened [B*T] student rows whose next token is trained. ``attention``, where
+    it was asked for: documents of which some row is in the attention loss.
     """
 
     input_ids: Tensor
@@ -216,6 +238,7 @@ class Batch(TypedDict):
     labels: Tensor
     rows: Tensor
     targets: TargetTensors
+    attention: NotRequired[list[AttentionDocument]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
