@@ -66,7 +66,9 @@ def _assert_equal(found: Tensor, expected: Tensor, leaves: tuple[Tensor, ...]) -
     """Values and gradients; the rows that come in are whole, so gradients reach all queries."""
     assert found.item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12)
     for mine, theirs in zip(
-        torch.autograd.grad(3 * found, leaves), torch.autograd.grad(3 * expected, leaves)
+        torch.autograd.grad(3 * found, leaves),
+        torch.autograd.grad(3 * expected, leaves),
+        strict=True,
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 
