@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from cachekd.losses.attention import HeadGroups
 
@@ -127,7 +128,12 @@ class _Chunked(torch.autograd.Function):
         key = key_GLD.detach().to(dtype).requires_grad_(wanted)
         total = torch.zeros((), dtype=dtype, device=key.device)
         grad_query, grad_key = torch.zeros_like(query_HRD, dtype=dtype), torch.zeros_like(key)
-        with torch.autocast(key.device.type, enabled=False), torch.set_grad_enabled(wanted):
+        with (
+            torch.autocast(key.device.type, enabled=False),
+            torch.set_grad_enabled(wanted),
+            # What a chunk saves is used at once: it is not for gradient checkpointing to drop.
+            saved_tensors_hooks(_same, _same),
+        ):
             for rows in _chunks(query_HRD, key_GLD, chunk):
                 query = query_HRD.detach()[:, rows].to(dtype).requires_grad_(wanted)
                 loss = _loss(query, key, teacher, rows, rule, groups)
@@ -146,6 +152,10 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_query, of_key = ((grad * saved).to(ctx.dtype) for saved in ctx.saved_tensors)
         return of_query, of_key, *(None,) * 4
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _chunks(query_HRD: Tensor, key_GLD: Tensor, chunk: int) -> Iterator[slice]:

@@ -10,7 +10,8 @@ model's own attention then runs as always.
 
 Gradient checkpointing runs a layer again in the backward pass, and must then save what it saved at
 first: a pass stays the current one until the next begins, and what is computed again is not added.
-So the backward pass of one forward pass comes before the next forward pass.
+So the backward pass of one forward pass comes before the next forward pass; the other order is
+refused where a layer is run again.
 """
 
 from __future__ import annotations
@@ -38,13 +39,24 @@ _MAP_ERROR_HALF = 0.2
 
 @dataclass(slots=True, eq=False)
 class _Pass:
-    """One forward pass: its documents, and what was summed so far."""
+    """One forward pass: its documents, and what was summed so far.
+
+    ``grad``: whether gradients are recorded; ``alone``: no earlier pass waits for its backward
+    pass; ``open``: it runs; ``waits``: its loss was given out and has no gradient yet.
+    """
 
     documents: list[AttentionDocument]
     grad: bool
+    alone: bool
     open: bool = True
+    waits: bool = False
     total: Tensor | None = None
+    loss: Tensor | None = None
     seen: set[int] = field(default_factory=set)
+
+    def went_back(self, gradient: Tensor) -> None:
+        """Called with the gradient of its loss."""
+        self.waits = False
 
 
 class StudentAttention:
@@ -87,11 +99,15 @@ class StudentAttention:
             raise MismatchError(
                 "the batch holds no attention. Make the collator with attention=True"
             )
-        self._pass = _Pass(documents=batch["attention"], grad=torch.is_grad_enabled())
+        now = self._pass = _Pass(
+            documents=batch["attention"],
+            grad=torch.is_grad_enabled(),
+            alone=self._pass is None or not self._pass.waits,
+        )
         try:
             yield
         finally:
-            self._pass.open = False
+            now.open = False
 
     def output(self) -> Tensor:
         """The loss of the last pass: a sum over rows, float32; divide it by all rows' weights.
@@ -99,10 +115,16 @@ class StudentAttention:
         Raises:
             MismatchError: a mapped layer was silent.
         """
-        assert self._pass is not None, "output() comes after watching()"
-        if self._pass.total is None or self._pass.seen != set(self._places):
+        now = self._pass
+        assert now is not None, "output() comes after watching()"
+        if now.total is None or now.seen != set(self._places):
             raise silent(self._name)
-        return self._pass.total / len(self._places)
+        if now.loss is None:
+            now.loss = now.total / len(self._places)
+            if now.loss.requires_grad:
+                now.waits = True
+                now.loss.register_hook(now.went_back)  # type: ignore[no-untyped-call]
+        return now.loss
 
     def take(self, module: Any, query: Tensor, key: Tensor, settings: dict[str, Any]) -> None:
         """One call of a layer's attention: [B, H, T, D], [B, G, T, D] and its keyword arguments."""
@@ -111,11 +133,7 @@ class StudentAttention:
             return
         if not now.open and not _in_backward():
             return  # a pass that nobody watches
-        if now.open and now.grad and not torch.is_grad_enabled():
-            raise MismatchError(
-                "the attention loss needs gradient checkpointing without re-entrance: pass "
-                "gradient_checkpointing_kwargs={'use_reentrant': False}"
-            )
+        _check_checkpointing(now)
         self._check_shapes(layer, query, key)
         loss = self._loss(layer, query, key, _rule(query, settings))
         if now.open:
@@ -189,6 +207,20 @@ class StudentAttention:
                 "queries: the attention loss takes passes without cached or added keys. Pass "
                 "use_cache=False, and no prefix"
             )
+
+
+def _check_checkpointing(now: _Pass) -> None:
+    """Refuse what gradient checkpointing would make wrong without a sign of it."""
+    if now.open and now.grad and not torch.is_grad_enabled():
+        raise MismatchError(
+            "the attention loss needs gradient checkpointing without re-entrance: pass "
+            "gradient_checkpointing_kwargs={'use_reentrant': False}"
+        )
+    if not now.open and not now.alone:
+        raise MismatchError(
+            "gradient checkpointing runs layers again for the last forward pass alone, and an "
+            "earlier one still waits for its backward pass. Call backward() after each forward pass"
+        )
 
 
 def _teacher_rows(document: AttentionDocument, place: int) -> TeacherRows:

@@ -205,3 +205,17 @@ def test_scores_far_apart_stay_finite() -> None:
     loss = attention_kl(query.requires_grad_(), key, taught, RULE, ONE_TO_ONE)
     assert loss.isfinite() and loss > 1000
     assert torch.autograd.grad(loss, query)[0].isfinite().all()
+
+
+def test_nothing_of_the_size_of_a_map_waits_for_the_backward_pass() -> None:
+    query, key = _student()
+    taught = _ragged(_teacher(), _every(_teacher()), list(range(LENGTH)), _weights())
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        attention_kl(query, key, taught, RULE, ONE_TO_ONE)
+    assert [tensor.shape for tensor in saved] == [query.shape, key.shape]
