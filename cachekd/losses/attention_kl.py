@@ -23,12 +23,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from cachekd.losses.attention import HeadGroups
 
-# Scores of a chunk of rows, over all heads.
-CHUNK = 1 << 22
+# Scores of a chunk of rows, over all heads: few for the caches of a CPU, many for other devices.
+_CHUNK_CPU, _CHUNK = 1 << 20, 1 << 24
 _HIDDEN = -1e30  # finite, so that a gradient is 0 where a probability is
 
 
@@ -76,7 +75,7 @@ def attention_kl(
     rule: ScoreRule,
     groups: HeadGroups,
     *,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> Tensor:
     """Sum over rows of weight times the mean over groups of heads of KL(teacher || student).
 
@@ -86,8 +85,10 @@ def attention_kl(
         teacher: what is learned from.
         rule: what the student's layer does with products of the two.
         groups: which heads are compared with which places of the teacher.
-        chunk: scores that may exist at a time.
+        chunk: scores that may exist at a time; default: what suits the device.
     """
+    if chunk is None:
+        chunk = _CHUNK_CPU if query_HRD.device.type == "cpu" else _CHUNK
     loss: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
         query_HRD, key_GLD, teacher, rule, groups, chunk
     )
@@ -100,12 +101,7 @@ def log_maps(query_HRD: Tensor, key_GLD: Tensor, positions_R: Tensor, rule: Scor
     float32 (of float64 inputs float64), from scores, so that none is the log of a rounded 0.
     """
     dtype = torch.promote_types(query_HRD.dtype, torch.float32)
-    heads, rows, _ = query_HRD.shape
-    query_GMD = query_HRD.to(dtype).reshape(len(key_GLD), -1, query_HRD.shape[-1])
-    scores_HRL = query_GMD @ key_GLD.to(dtype).transpose(1, 2) * rule.scaling
-    scores_HRL = scores_HRL.reshape(heads, rows, -1)
-    if rule.softcap is not None:
-        scores_HRL = rule.softcap * torch.tanh(scores_HRL / rule.softcap)
+    scores_HRL = _scores(query_HRD.to(dtype), key_GLD.to(dtype), rule)
     seen_RL = _seen(positions_R, key_GLD.shape[1], rule)
     return scores_HRL.masked_fill(~seen_RL, _HIDDEN).log_softmax(-1)
 
@@ -123,25 +119,21 @@ class _Chunked(torch.autograd.Function):
         groups: HeadGroups,
         chunk: int,
     ) -> Tensor:
-        wanted = any(ctx.needs_input_grad[:2])
         dtype = torch.promote_types(query_HRD.dtype, torch.float32)
-        key = key_GLD.detach().to(dtype).requires_grad_(wanted)
+        key = key_GLD.to(dtype)
         total = torch.zeros((), dtype=dtype, device=key.device)
         grad_query, grad_key = torch.zeros_like(query_HRD, dtype=dtype), torch.zeros_like(key)
-        with (
-            torch.autocast(key.device.type, enabled=False),
-            torch.set_grad_enabled(wanted),
-            # What a chunk saves is used at once: it is not for gradient checkpointing to drop.
-            saved_tensors_hooks(_same, _same),
-        ):
-            for rows in _chunks(query_HRD, key_GLD, chunk):
-                query = query_HRD.detach()[:, rows].to(dtype).requires_grad_(wanted)
-                loss = _loss(query, key, teacher, rows, rule, groups)
-                total += loss.detach()
-                if wanted:
-                    of_query, of_key = torch.autograd.grad(loss, (query, key))
+        with torch.autocast(key.device.type, enabled=False):
+            for rows in _chunks(query_HRD, key, chunk):
+                # Rows ascend: the last one sees all that any of the chunk sees.
+                length = int(teacher.positions[rows.stop - 1]) + 1
+                query, seen = query_HRD[:, rows].to(dtype), key[:, :length]
+                loss, grad_HRL = _loss(query, seen, teacher, rows, rule, groups)
+                total += loss
+                if any(ctx.needs_input_grad):
+                    of_query, of_key = _product_gradient(grad_HRL * rule.scaling, query, seen)
                     grad_query[:, rows] = of_query
-                    grad_key += of_key
+                    grad_key[:, :length] += of_key
         # In the precision of the scores: a gradient of half precision may only then be scaled up.
         ctx.save_for_backward(grad_query, grad_key)
         ctx.dtype = query_HRD.dtype
@@ -152,10 +144,6 @@ class _Chunked(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_query, of_key = ((grad * saved).to(ctx.dtype) for saved in ctx.saved_tensors)
         return of_query, of_key, *(None,) * 4
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _chunks(query_HRD: Tensor, key_GLD: Tensor, chunk: int) -> Iterator[slice]:
@@ -171,18 +159,65 @@ def _loss(
     rows: slice,
     rule: ScoreRule,
     groups: HeadGroups,
-) -> Tensor:
-    """The sum over a chunk of rows; P is the number of groups that are compared."""
-    positions_R = teacher.positions[rows]
-    log_q_PRL = _mean_of_heads(log_maps(query_HRD, key_GLD, positions_R, rule), groups)
-    seen_RL = _seen(positions_R, key_GLD.shape[1], rule)
-    p_PRL, kept_PRL, rest_PR = _targets(teacher, rows, seen_RL, groups)
-    p_PRL, rest_PR = p_PRL.to(log_q_PRL.dtype), rest_PR.to(log_q_PRL.dtype)
-    heads_PR = (torch.special.xlogy(p_PRL, p_PRL) - p_PRL * log_q_PRL).sum(-1)
+) -> tuple[Tensor, Tensor]:
+    """The sum over a chunk of rows, and its gradient with respect to products of queries and keys.
+
+    P is the number of groups. With q the mean of the heads of a group, p the teacher's kept keys
+    and r its rest, of which the student gives q_r, dKL/d log q is -p on kept keys and -r q / q_r on
+    the others.
+    """
+    scores_HRL = _scores(query_HRD, key_GLD, rule)
+    seen_RL = _seen(teacher.positions[rows], key_GLD.shape[1], rule)
+    log_a_HRL = scores_HRL.masked_fill(~seen_RL, _HIDDEN).log_softmax(-1)
+    log_q_PRL = _mean_of_heads(log_a_HRL, groups)
+    p_PRL, kept_PRL, rest_PR = _targets(teacher, rows, seen_RL, groups, log_q_PRL.dtype)
     log_rest_PR = log_q_PRL.masked_fill(kept_PRL | ~seen_RL, _HIDDEN).logsumexp(-1)
+    heads_PR = (torch.special.xlogy(p_PRL, p_PRL) - p_PRL * log_q_PRL).sum(-1)
     rests_PR = torch.special.xlogy(rest_PR, rest_PR) - rest_PR * log_rest_PR
-    loss_R: Tensor = (heads_PR + rests_PR).mean(0) * teacher.weights[rows].to(heads_PR.dtype)
-    return loss_R.sum()
+    weights_R = teacher.weights[rows].to(p_PRL.dtype) / len(p_PRL)
+    loss = ((heads_PR + rests_PR).sum(0) * weights_R).sum()
+    others_PRL = (log_q_PRL + (rest_PR.log() - log_rest_PR)[..., None]).exp()
+    grad_PRL = torch.where(kept_PRL, p_PRL, others_PRL).mul_(-weights_R[:, None])
+    grad_HRL = _head_gradient(grad_PRL, log_q_PRL, log_a_HRL, groups)
+    grad_HRL = grad_HRL - log_a_HRL.exp() * grad_HRL.sum(-1, keepdim=True)
+    if rule.softcap is not None:
+        grad_HRL = grad_HRL * (1 - (scores_HRL / rule.softcap).square())
+    return loss, grad_HRL
+
+
+def _head_gradient(
+    grad_PRL: Tensor, log_q_PRL: Tensor, log_a_HRL: Tensor, groups: HeadGroups
+) -> Tensor:
+    """From log-probabilities of means of heads to those of the heads: each has its share in it."""
+    if _is_identity(groups.student, len(log_a_HRL)):
+        return grad_PRL
+    size = len(groups.student[0])
+    grad_HRL = torch.zeros_like(log_a_HRL)
+    for group, heads in enumerate(groups.student):
+        for head in heads:
+            share_RL = (log_a_HRL[head] - log_q_PRL[group]).exp() / size
+            grad_HRL[head] = grad_PRL[group] * share_RL
+    return grad_HRL
+
+
+def _product_gradient(
+    grad_HRL: Tensor, query_HRD: Tensor, key_GLD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """From products to queries [H, R, D] and keys [G, L, D]; heads of a key head add up."""
+    grad_GML = grad_HRL.reshape(len(key_GLD), -1, grad_HRL.shape[-1])
+    query_GMD = query_HRD.reshape(len(key_GLD), -1, query_HRD.shape[-1])
+    of_query_HRD = (grad_GML @ key_GLD).reshape(query_HRD.shape)
+    return of_query_HRD, grad_GML.transpose(1, 2) @ query_GMD
+
+
+def _scores(query_HRD: Tensor, key_GLD: Tensor, rule: ScoreRule) -> Tensor:
+    """What the softmax takes, [H, R, L], of keys that a row does not see as well."""
+    heads, rows, width = query_HRD.shape
+    query_GMD = query_HRD.reshape(len(key_GLD), -1, width) * rule.scaling
+    scores_HRL = (query_GMD @ key_GLD.transpose(1, 2)).reshape(heads, rows, -1)
+    if rule.softcap is None:
+        return scores_HRL
+    return rule.softcap * torch.tanh(scores_HRL / rule.softcap)
 
 
 def _seen(positions_R: Tensor, length: int, rule: ScoreRule) -> Tensor:
@@ -192,23 +227,29 @@ def _seen(positions_R: Tensor, length: int, rule: ScoreRule) -> Tensor:
     return seen_RL if rule.window is None else seen_RL & (before_RL < rule.window)
 
 
-def _mean_of_heads(log_q_HRL: Tensor, groups: HeadGroups) -> Tensor:
+def _is_identity(side: tuple[tuple[int, ...], ...], heads: int) -> bool:
+    """Whether the groups are all heads, each by itself."""
+    return side == tuple((head,) for head in range(heads))
+
+
+def _mean_of_heads(log_a_HRL: Tensor, groups: HeadGroups) -> Tensor:
     """Log of the mean probability of each group of heads, [P, R, L]."""
-    index = torch.tensor(groups.student, device=log_q_HRL.device)
-    chosen_PMRL = log_q_HRL[index]
-    size = chosen_PMRL.shape[1]
-    return chosen_PMRL[:, 0] if size == 1 else chosen_PMRL.logsumexp(1) - math.log(size)
+    if _is_identity(groups.student, len(log_a_HRL)):
+        return log_a_HRL
+    chosen_PMRL = log_a_HRL[torch.tensor(groups.student, device=log_a_HRL.device)]
+    return chosen_PMRL.logsumexp(1) - math.log(chosen_PMRL.shape[1])
 
 
 def _targets(
-    teacher: TeacherRows, rows: slice, seen_RL: Tensor, groups: HeadGroups
+    teacher: TeacherRows, rows: slice, seen_RL: Tensor, groups: HeadGroups, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Probability of kept keys and whether a key is one, [P, R, L]; mass of the rest, [P, R]."""
-    p_HRL, kept_HRL = _dense(teacher, rows, seen_RL.shape[1])
-    index = torch.tensor(groups.teacher, device=p_HRL.device)
-    p_PRL, kept_PRL = p_HRL[index].mean(1), kept_HRL[index].all(1)
-    rest_PR = teacher.rest[:, rows][index].mean(1)
-    rest_PR = rest_PR + p_PRL.masked_fill(kept_PRL, 0).sum(-1)
+    p_PRL, kept_PRL = _dense(teacher, rows, seen_RL.shape[1], dtype)
+    rest_PR = teacher.rest[:, rows].to(dtype)
+    if not _is_identity(groups.teacher, len(rest_PR)):
+        index = torch.tensor(groups.teacher, device=p_PRL.device)
+        p_PRL, kept_PRL = p_PRL[index].mean(1), kept_PRL[index].all(1)
+        rest_PR = rest_PR[index].mean(1) + p_PRL.masked_fill(kept_PRL, 0).sum(-1)
     # A rest without a key that the student sees in it has nowhere to be.
     rest_PR = rest_PR * (seen_RL & ~kept_PRL).any(-1)
     p_PRL = p_PRL * (kept_PRL & seen_RL)
@@ -216,7 +257,9 @@ def _targets(
     return p_PRL / sum_PR[..., None], kept_PRL, rest_PR / sum_PR
 
 
-def _dense(teacher: TeacherRows, rows: slice, length: int) -> tuple[Tensor, Tensor]:
+def _dense(
+    teacher: TeacherRows, rows: slice, length: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Kept probabilities and whether a key was kept, of the rows of a chunk, [H, R, L]."""
     heads, every = teacher.rest.shape
     device = teacher.rest.device
@@ -228,8 +271,8 @@ def _dense(teacher: TeacherRows, rows: slice, length: int) -> tuple[Tensor, Tens
     first_N = counts_N.cumsum(0) - counts_N
     entry_n = torch.arange(len(place_n), device=device) + (starts_N - first_N)[place_n]
     at_n = place_n * length + teacher.keys[entry_n].long()
-    p_N = torch.zeros(len(own_N) * length, dtype=teacher.probs.dtype, device=device)
+    p_N = torch.zeros(len(own_N) * length, dtype=dtype, device=device)
     kept_N = torch.zeros_like(p_N, dtype=torch.bool)
-    p_N[at_n], kept_N[at_n] = teacher.probs[entry_n], True
+    p_N[at_n], kept_N[at_n] = teacher.probs[entry_n].to(dtype), True
     shape = (heads, rows.stop - rows.start, length)
     return p_N.reshape(shape), kept_N.reshape(shape)

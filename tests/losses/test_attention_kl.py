@@ -67,7 +67,7 @@ def _assert_equal(found: Tensor, expected: Tensor, leaves: tuple[Tensor, ...]) -
     assert found.item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12)
     for mine, theirs in zip(
         torch.autograd.grad(3 * found, leaves),
-        torch.autograd.grad(3 * expected, leaves),
+        torch.autograd.grad(3 * expected, leaves, retain_graph=True),
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
@@ -111,6 +111,21 @@ def test_heads_of_unequal_number_are_averaged_as_probabilities(own: int, theirs:
     ]
     expected = dense_attention_kl(*means, weights)
     _assert_equal(attention_kl(query, key, taught, RULE, groups), expected, (query, key))
+
+
+def test_some_heads_and_heads_in_another_order() -> None:
+    query, key = _student()
+    teacher, weights = _teacher(), _weights()
+    student = dense_attention_maps(query, key, 0.7)
+    for heads, places in (((3, 1), (0, 2)), ((1, 0, 3, 2), (0, 1, 3, 2))):
+        groups = HeadGroups(
+            student=tuple((head,) for head in heads), teacher=tuple((place,) for place in places)
+        )
+        taught = _ragged(teacher, _best(teacher, 4), list(range(LENGTH)), weights)
+        found = attention_kl(query, key, taught, RULE, groups)
+        kept = _best(teacher, 4)[list(places)]
+        sides = teacher[list(places)], student[list(heads)]
+        _assert_equal(found, dense_attention_kl(*sides, weights, kept), (query, key))
 
 
 def test_averaged_places_tell_apart_the_keys_that_all_of_them_kept() -> None:
