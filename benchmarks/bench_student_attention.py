@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cachekd.data.attention import AttentionShape
 from cachekd.losses.attention import AttentionMapping, map_heads, map_layers
 from cachekd.training.attention import StudentAttention
-from cachekd.types import AttentionDocument
+from cachekd.types import AttentionTargets
 
 LAYERS, HEADS, WIDTH, VOCAB, K = 4, 4, 256, 2048, 16
 Step = Callable[[], None]
@@ -54,7 +54,7 @@ def teacher_maps(length: int) -> Tensor:
     return scores.masked_fill(hidden, -torch.inf).softmax(-1)
 
 
-def targets(maps_AHRL: Tensor, keys: int, every: int) -> AttentionDocument:
+def targets(maps_AHRL: Tensor, keys: int, every: int) -> AttentionTargets:
     """Each ``every``-th row with its best keys (0: all of them), as a batch holds them."""
     rows = torch.arange(0, maps_AHRL.shape[-1], every)
     some = maps_AHRL[:, :, rows]
@@ -64,9 +64,9 @@ def targets(maps_AHRL: Tensor, keys: int, every: int) -> AttentionDocument:
         kept = kept & (some >= some.topk(keys, -1).values[..., -1:])
     counts = kept.sum(-1).flatten()
     return {
-        "batch_row": 0,
-        "start": 0,
-        "length": some.shape[-1],
+        "documents": [
+            {"batch_row": 0, "start": 0, "length": some.shape[-1], "rows": len(rows)},
+        ],
         "positions": rows,
         "weights": torch.full((len(rows),), float(every)),
         "offsets": torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
@@ -89,9 +89,9 @@ def kd_step(model: Any, ids: Tensor) -> None:
     model.zero_grad()
 
 
-def rows_step(model: Any, ids: Tensor, tap: StudentAttention, document: AttentionDocument) -> None:
+def rows_step(model: Any, ids: Tensor, tap: StudentAttention, taught: AttentionTargets) -> None:
     """The loss of the project."""
-    with tap.watching({"attention": [document]}):  # type: ignore[typeddict-item]
+    with tap.watching({"attention": taught}):  # type: ignore[typeddict-item]
         logits = model(ids, use_cache=False).logits
     (kd_loss(logits[0, :-1]) + tap.output()).backward()
     model.zero_grad()

@@ -30,7 +30,7 @@ from cachekd.losses.attention_kl import ScoreRule, TeacherRows, attention_kl, lo
 from cachekd.training.attention_interface import listen, plain, run_eager, silent
 
 if TYPE_CHECKING:
-    from cachekd.types import AttentionDocument, Batch
+    from cachekd.types import AttentionTargets, Batch
 
 # Total variation of a row of the probe; eager attention in half precision rounds scores themselves.
 _MAP_ERROR = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -39,13 +39,13 @@ _MAP_ERROR_HALF = 0.2
 
 @dataclass(slots=True, eq=False)
 class _Pass:
-    """One forward pass: its documents, and what was summed so far.
+    """One forward pass: what it learns from, and what was summed so far.
 
     ``grad``: whether gradients are recorded; ``alone``: no earlier pass waits for its backward
     pass; ``open``: it runs; ``waits``: its loss was given out and has no gradient yet.
     """
 
-    documents: list[AttentionDocument]
+    targets: AttentionTargets
     grad: bool
     alone: bool
     open: bool = True
@@ -100,7 +100,7 @@ class StudentAttention:
                 "the batch holds no attention. Make the collator with attention=True"
             )
         now = self._pass = _Pass(
-            documents=batch["attention"],
+            targets=batch["attention"],
             grad=torch.is_grad_enabled(),
             alone=self._pass is None or not self._pass.waits,
         )
@@ -159,9 +159,11 @@ class StudentAttention:
     def _loss(self, layer: int, query: Tensor, key: Tensor, rule: ScoreRule) -> Tensor:
         assert self._pass is not None
         total = query.new_zeros((), dtype=torch.promote_types(query.dtype, torch.float32))
-        for document in self._pass.documents:
+        targets, first = self._pass.targets, 0
+        for document in targets["documents"]:
             row, start = document["batch_row"], document["start"]
-            teacher = _teacher_rows(document, self._places[layer])
+            rows = slice(first, first + document["rows"])
+            teacher, first = _teacher_rows(targets, rows, self._places[layer]), rows.stop
             query_HRD = query[row][:, start + teacher.positions]
             key_GLD = key[row][:, start : start + document["length"]]
             total = total + attention_kl(query_HRD, key_GLD, teacher, rule, self.mapping.heads)
@@ -223,16 +225,18 @@ def _check_checkpointing(now: _Pass) -> None:
         )
 
 
-def _teacher_rows(document: AttentionDocument, place: int) -> TeacherRows:
-    _, heads, rows = document["rest"].shape
-    first = place * heads * rows
+def _teacher_rows(targets: AttentionTargets, rows: slice, place: int) -> TeacherRows:
+    """A captured layer of the document that has these rows."""
+    layers, heads, _ = targets["rest"].shape
+    size = heads * (rows.stop - rows.start)
+    first = layers * heads * rows.start + place * size
     return TeacherRows(
-        positions=document["positions"],
-        weights=document["weights"],
-        offsets=document["offsets"][first : first + heads * rows + 1],
-        keys=document["keys"],
-        probs=document["probs"],
-        rest=document["rest"][place],
+        positions=targets["positions"][rows],
+        weights=targets["weights"][rows],
+        offsets=targets["offsets"][first : first + size + 1],
+        keys=targets["keys"],
+        probs=targets["probs"],
+        rest=targets["rest"][place][:, rows],
     )
 
 

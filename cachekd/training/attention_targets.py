@@ -1,26 +1,34 @@
 """Attention of records to what a batch holds of it: rows that are trained, where documents begin.
 
-In: `Record`s in their batch rows, with the rows of each that are trained. Out: an
-`AttentionDocument` for each that has such a row among its captured ones.
+In: `Record`s in their batch rows, with the rows of each that are trained. Out: `AttentionTargets`,
+of the documents that have such a row among their captured ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cachekd.errors import MismatchError
-from cachekd.types import AttentionDocument, AttentionRows, Int64, Record
+from cachekd.types import (
+    AttentionDocument,
+    AttentionRows,
+    AttentionTargets,
+    Float32,
+    Int64,
+    Record,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
 
-def attention_documents(
+def collate_attention(
     documents: Sequence[Sequence[Record]], trained: Iterable[Int64]
-) -> list[AttentionDocument]:
+) -> AttentionTargets:
     """What a batch holds of the attention of its records.
 
     Args:
@@ -29,17 +37,27 @@ def attention_documents(
 
     Raises:
         MismatchError: a record has no attention, or lacks it for a row that is trained though no
-            rows were drawn.
+            rows were drawn; or records hold different layers or heads.
     """
-    found, rows = [], iter(trained)
+    places: list[AttentionDocument] = []
+    parts, weights, rows = [], [], iter(trained)
     for batch_row, row in enumerate(documents):
         start = 0
         for record in row:
-            attention = _trained_part(record, next(rows))
-            if len(attention.rows):
-                found.append(_document(attention, record.weight, batch_row, start))
+            part = _trained_part(record, next(rows))
+            parts.append(part)
+            weights.append(part.weights * np.float32(record.weight))
+            if len(part.rows):
+                places.append(
+                    {
+                        "batch_row": batch_row,
+                        "start": start,
+                        "length": part.length,
+                        "rows": len(part.rows),
+                    }
+                )
             start += len(record.input_ids)
-    return found
+    return _joined(places, parts, weights)
 
 
 def cut_attention(attention: AttentionRows, length: int) -> AttentionRows:
@@ -87,22 +105,27 @@ def _some_rows(attention: AttentionRows, places: NDArray[np.int64], length: int)
     )
 
 
-def _document(
-    attention: AttentionRows, weight: float, batch_row: int, start: int
-) -> AttentionDocument:
+def _joined(
+    places: list[AttentionDocument], parts: Sequence[AttentionRows], weights: Sequence[Float32]
+) -> AttentionTargets:
     import torch
 
-    def tensor(array: NDArray[np.generic], dtype: type[np.generic]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype))
+    def tensor(arrays: Iterable[NDArray[Any]], dtype: type[np.generic], axis: int = 0) -> Tensor:
+        joined = np.concatenate(list(arrays), axis=axis)
+        return torch.from_numpy(np.ascontiguousarray(joined, dtype))
 
+    if len({part.rest.shape[:2] for part in parts}) > 1:
+        raise MismatchError(
+            "records of a batch hold attention of different layers or heads. Train on captures "
+            "with the same --attention-layers and --attention-heads"
+        )
+    counts_N = np.concatenate([np.diff(part.offsets) for part in parts])
     return {
-        "batch_row": batch_row,
-        "start": start,
-        "length": attention.length,
-        "positions": tensor(attention.rows, np.int64),
-        "weights": tensor(attention.weights * np.float32(weight), np.float32),
-        "offsets": tensor(attention.offsets, np.int64),
-        "keys": tensor(attention.keys, np.int32),
-        "probs": tensor(attention.probs, np.float32),
-        "rest": tensor(attention.rest, np.float32),
+        "documents": places,
+        "positions": tensor((part.rows for part in parts), np.int64),
+        "weights": tensor(weights, np.float32),
+        "rest": tensor((part.rest for part in parts), np.float32, axis=-1),
+        "offsets": tensor([np.zeros(1, np.int64), np.cumsum(counts_N)], np.int64),
+        "keys": tensor((part.keys for part in parts), np.int32),
+        "probs": tensor((part.probs for part in parts), np.float32),
     }

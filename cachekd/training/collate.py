@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.errors import ConfigError, MismatchError
-from cachekd.training.attention_targets import attention_documents
+from cachekd.training.attention_targets import collate_attention
 from cachekd.types import Batch, Float32, Int64, Record, TargetTensors
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Collator:
             "targets": self._targets(chosen),
         }
         if self.attention:
-            batch["attention"] = attention_documents(documents, [rows for _, rows in chosen])
+            batch["attention"] = collate_attention(documents, [rows for _, rows in chosen])
         return batch
 
     def _targets(self, chosen: Sequence[tuple[Record, Int64]]) -> TargetTensors:
