@@ -204,12 +204,44 @@ class TargetTensors(TypedDict):
     shapes: NotRequired[dict[str, Tensor]]
 
 
+class AttentionDocument(TypedDict):
+    """Where a document with attention is: its batch row and its first place there.
+
+    ``length``: its keys, L - 1; ``rows``: its query rows that are captured and trained.
+    """
+
+    batch_row: int
+    start: int
+    length: int
+    rows: int
+
+
+class AttentionTargets(TypedDict):
+    """The teacher's attention over the documents of a batch, for rows that are trained, as tensors.
+
+    Few tensors, as they pass from worker to trainer: R query rows of all ``documents``, in their
+    order. ``positions`` int64 [R]: query positions, each in its document, ascending there;
+    ``weights`` float32 [R]: sample weight times inverse probability of a row to be captured;
+    ``rest`` float32 [A, H, R]. ``keys`` int32 [n] and ``probs`` float32 [n] are ragged rows as in
+    `AttentionRows`, document after document: ``offsets`` int64 [A * H * R + 1].
+    """
+
+    documents: list[AttentionDocument]
+    positions: Tensor
+    weights: Tensor
+    rest: Tensor
+    offsets: Tensor
+    keys: Tensor
+    probs: Tensor
+
+
 class Batch(TypedDict):
     """What a collator gives and a trainer takes: the same from a cache or from a live teacher.
 
     ``input_ids``, ``position_ids`` and ``labels`` (-100 where not trained, not shifted) int64
     [B, T]; ``attention_mask`` int64 [B, T], or None when documents are packed; ``rows`` int64 [N]:
-    indices into the flattened [B*T] student rows whose next token is trained.
+    indices into the flattened [B*T] student rows whose next token is trained. ``attention``, where
+    it was asked for: what rows of the student's attention learn from.
     """
 
     input_ids: Tensor
@@ -218,6 +250,7 @@ class Batch(TypedDict):
     labels: Tensor
     rows: Tensor
     targets: TargetTensors
+    attention: NotRequired[AttentionTargets]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
