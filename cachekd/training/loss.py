@@ -6,6 +6,7 @@ objectives meet models; the same for training, evaluation, cached and live targe
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from cachekd.types import Batch, ObjectiveOutput
 
 if TYPE_CHECKING:
     from cachekd.objectives import Objective
+    from cachekd.training.attention import StudentAttention
     from cachekd.training.head import StudentHead
 
 
@@ -33,7 +35,12 @@ def reading_of(objective: Objective) -> Reading:
 
 
 def batch_loss(
-    model: Any, head: StudentHead, batch: Batch, objective: Objective, vocab_size: int
+    model: Any,
+    head: StudentHead,
+    batch: Batch,
+    objective: Objective,
+    vocab_size: int,
+    attention: StudentAttention | None = None,
 ) -> ObjectiveOutput:
     """Sums over the trained rows of a batch.
 
@@ -43,7 +50,24 @@ def batch_loss(
         batch: from a collator.
         objective: what is minimised.
         vocab_size: real vocabulary.
+        attention: of the same student, where the objective gives attention a weight.
     """
+    if attention is None:
+        return _prediction_loss(model, head, batch, objective, vocab_size)
+    with attention.watching(batch):
+        output = _prediction_loss(model, head, batch, objective, vocab_size)
+    attention_sum = attention.output()
+    weighted = objective.needs().attention * attention_sum
+    return replace(
+        output,
+        loss_sum=output.loss_sum + weighted.to(output.loss_sum.dtype),
+        metrics={**output.metrics, "attention": attention_sum.detach()},
+    )
+
+
+def _prediction_loss(
+    model: Any, head: StudentHead, batch: Batch, objective: Objective, vocab_size: int
+) -> ObjectiveOutput:
     targets = objective.prepare(batch["targets"], vocab_size)
     reading, rows_N = reading_of(objective), batch["rows"]
     if head.facts is None:
