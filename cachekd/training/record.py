@@ -80,6 +80,15 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     Location(str(folder)).replace(RECORD, text.encode())
 
 
+def without_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without secrets: a value named ``..._token`` is not written down."""
+    training = {
+        key: f"<{key.upper()}>" if key.endswith("_token") and value else value
+        for key, value in config["training"].items()
+    }
+    return {**config, "training": training}
+
+
 def cache_facts(cache: Cache) -> dict[str, Any]:
     """Which cache it was: name, ids and root digest."""
     return {

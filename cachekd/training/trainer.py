@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cachekd.errors import ConfigError
+from cachekd.training.base import RunTrainer
+from cachekd.training.eval_text import TextDataset, text_loss
 from cachekd.training.forward import check_packing, row_logits
 from cachekd.training.order import EpochSampler
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 _TINY = 1e-12
 
 
-class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
+class DistillTrainer(RunTrainer):
     """Trains on cached targets; everything else is as in `transformers.Trainer`.
 
     Logged beside ``loss``: the metrics of the objective (``kl``, ``ce``, ``tail_mass``), as means
@@ -39,7 +41,7 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
         objective: what is minimised.
         data_collator: a `cachekd.training.collate.Collator`.
         packing_capacity: tokens of a packed row; None trains padded rows. Evaluation is padded.
-        **kwargs: arguments of `transformers.Trainer`.
+        **kwargs: arguments of `cachekd.training.base.RunTrainer` and `transformers.Trainer`.
 
     Raises:
         ConfigError: one process drives several devices.
@@ -55,13 +57,12 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
         packing_capacity: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(data_collator=data_collator, **kwargs)
+        super().__init__(objective=objective, data_collator=data_collator, **kwargs)
         if self.args.n_gpu > 1:
             raise ConfigError(
                 f"one process sees {self.args.n_gpu} devices; start one process for each with "
                 "accelerate launch or torchrun, or set CUDA_VISIBLE_DEVICES"
             )
-        self.objective = objective
         self.packing_capacity = packing_capacity
         self.empty_batches = 0
         self._window: dict[str, Tensor] = {}
@@ -129,7 +130,7 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
         if isinstance(dataset, str):
             dataset = self.eval_dataset[dataset]
         if dataset is None:
-            raise ConfigError("evaluation: expected an eval_cache; found none")
+            raise ConfigError("evaluation: expected an eval_cache or eval_data; found none")
         size, world = self.args.eval_batch_size, self.args.world_size
         starts = range(0, len(dataset), size)
         batches = [list(range(at, min(at + size, len(dataset)))) for at in starts]
@@ -138,9 +139,8 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
         # Sharded models run in step: a process without a batch left repeats one, uncounted.
         own += batches[:1] * (math.ceil(len(batches) / world) - len(own))
         workers = self.args.dataloader_num_workers
-        return DataLoader(
-            dataset, batch_sampler=own, collate_fn=self.data_collator, num_workers=workers
-        )
+        collate = dataset.collate if isinstance(dataset, TextDataset) else self.data_collator
+        return DataLoader(dataset, batch_sampler=own, collate_fn=collate, num_workers=workers)
 
     # Evaluation and logs
 
@@ -164,7 +164,10 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
         batch = self._prepare_inputs(inputs)
         dataset = self.callback_handler.eval_dataloader.dataset
         with torch.no_grad(), self.compute_loss_context_manager():
-            output = self._objective_output(model, batch, dataset)
+            if isinstance(dataset, TextDataset):
+                output = text_loss(model, batch, dataset.vocab_size)
+            else:
+                output = self._objective_output(model, batch, dataset)
         if self._evaluation_batches > 0:
             _add(self._evaluation, output)
             self._evaluation_batches -= 1

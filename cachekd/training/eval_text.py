@@ -1,0 +1,187 @@
+"""Held-out text that no teacher has scored: the cross entropy of the student on it.
+
+In: data files and the caches of a run. Out: a dataset of records without targets, tokenised as the
+first cache's samples were, and the collator and loss that go with it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from cachekd.config import DataConfig
+from cachekd.data.alignment import LossMask, trained_rows
+from cachekd.data.samples import prepare
+from cachekd.data.sources import read_rows
+from cachekd.errors import ConfigError
+from cachekd.losses.divergences import cross_entropy
+from cachekd.training.collate import Collator
+from cachekd.training.forward import row_logits
+from cachekd.types import Int64, ObjectiveOutput, Record, Sample, TargetTensors, TopKLogits
+
+if TYPE_CHECKING:
+    from cachekd.store.identity import Identity
+    from cachekd.types import Batch
+
+_LONGEST = int(np.iinfo(np.int32).max)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextCounts:
+    """What a held-out text came to.
+
+    Attributes:
+        samples: samples that are evaluated.
+        trained_rows: rows of them that count.
+        dropped: samples left out, by reason.
+        changed: samples changed, by how: "truncated".
+    """
+
+    samples: int
+    trained_rows: int
+    dropped: dict[str, int]
+    changed: dict[str, int]
+
+
+class TextDataset(Dataset[Record]):
+    """Samples of data files as records without targets.
+
+    Args:
+        data: files or names, as ``--data`` of precompute.
+        identity: of the cache whose wording is used: prompt and chat template, EOS, clock.
+        tokenizer: the student's, which is the cache's.
+        loss_mask: which rows count.
+        max_length: longer samples are cut to it.
+        pad_token_id: id that fills rows up.
+
+    Attributes:
+        collate: makes batches of the records.
+        counts: what is evaluated and what was left out.
+        vocab_size: real vocabulary.
+
+    Raises:
+        DataError: a row cannot be used.
+        ConfigError: no row is left to evaluate.
+    """
+
+    def __init__(
+        self,
+        data: tuple[str, ...],
+        identity: Identity,
+        tokenizer: Any,
+        *,
+        loss_mask: LossMask = LossMask.AUTO,
+        max_length: int | None = None,
+        pad_token_id: int = 0,
+    ) -> None:
+        self.vocab_size = int(identity.source["vocab_size"])
+        self.collate = TextCollator(loss_mask, pad_token_id=pad_token_id)
+        config = _as_captured(data, identity, max_length)
+        prepared = prepare(
+            read_rows(config),
+            config,
+            _worded(tokenizer, identity),
+            context_length=max_length or _LONGEST,
+            vocab_size=self.vocab_size,
+            clock=datetime.fromisoformat(identity.provenance["clock"]),
+        )
+        rows = [
+            int(trained_rows(sample.roles, sample.prompt_length, loss_mask).sum())
+            for sample in prepared.samples
+        ]
+        self._samples = prepared.samples
+        self._places = np.flatnonzero(rows)
+        dropped = Counter(prepared.skipped)
+        dropped["no trained row"] += rows.count(0)
+        self.counts = TextCounts(
+            samples=len(self._places),
+            trained_rows=sum(rows),
+            dropped=dict(+dropped),
+            changed=dict(prepared.changed),
+        )
+        if not self.counts.samples:
+            raise ConfigError(
+                f"eval_data: nothing to evaluate: of {len(rows)} samples none has a trained row. "
+                f"Check max_length and the loss mask ({loss_mask})"
+            )
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Record:
+        return _record(self._samples[int(self._places[index])], self.vocab_size)
+
+
+class TextCollator(Collator):
+    """Batches whose targets are the next tokens and their weights alone."""
+
+    def _trained(self, record: Record) -> Int64:
+        rows = trained_rows(record.roles, record.prompt_length, self.loss_mask)
+        return np.flatnonzero(rows).astype(np.int64)
+
+    def _targets(self, chosen: Sequence[tuple[Record, Int64]]) -> TargetTensors:
+        targets = super()._targets(chosen)
+        return {"next_ids": targets["next_ids"], "weights": targets["weights"]}  # type: ignore[typeddict-item]
+
+
+def text_loss(model: Any, batch: Batch, vocab_size: int) -> ObjectiveOutput:
+    """Cross entropy over the rows of a batch, as an objective would give it."""
+    targets = batch["targets"]
+    ce_N = cross_entropy(row_logits(model, batch, vocab_size), targets["next_ids"])
+    weights_N = targets["weights"].to(ce_N.dtype)
+    ce_sum = (weights_N * ce_N).sum()
+    return ObjectiveOutput(loss_sum=ce_sum, weight_sum=weights_N.sum(), metrics={"ce": ce_sum})
+
+
+def _as_captured(data: tuple[str, ...], identity: Identity, max_length: int | None) -> DataConfig:
+    """Settings of the data under which the cache's samples were made."""
+    made = identity.provenance
+    return DataConfig(
+        data=data,
+        prompt_template=made["prompt_template"],
+        add_eos=made["add_eos"],
+        max_length=max_length,
+        on_long="truncate",
+    )
+
+
+def _worded(tokenizer: Any, identity: Identity) -> Any:
+    """A copy of the tokenizer with the chat template of the capture."""
+    import copy
+
+    worded = copy.copy(tokenizer)
+    if identity.provenance.get("chat_template") is not None:
+        worded.chat_template = identity.provenance["chat_template"]
+    return worded
+
+
+def _record(sample: Sample, vocab_size: int) -> Record:
+    rows = len(sample.input_ids) - 1
+    nothing, zeros = np.empty(0, np.float32), np.zeros(rows, np.float32)
+    logits = TopKLogits(
+        offsets=np.zeros(rows + 1, np.int64),
+        ids=np.empty(0, np.int32),
+        logprobs=nothing,
+        weights=None,
+        tail=zeros,
+        next_logprob=zeros,
+        lognorm={},
+        entropy=zeros,
+        vocab_size=vocab_size,
+    )
+    return Record(
+        key=b"",
+        sample_id=b"",
+        input_ids=sample.input_ids,
+        roles=sample.roles,
+        prompt_length=sample.prompt_length,
+        domain=sample.domain,
+        weight=sample.weight,
+        logits=logits,
+    )
