@@ -61,9 +61,12 @@ def _bare(name: str) -> str:
 def _plot(history: Sequence[Mapping[str, Any]], name: str) -> Plot:
     series: list[Series] = []
     for title, prefix in _CURVES:
-        points = [(row["step"], row[prefix + name]) for row in history if prefix + name in row]
+        points: dict[float, float] = {}
+        for row in history:
+            if prefix + name in row:  # the best student, evaluated at the end, is no further point
+                points.setdefault(row["step"], row[prefix + name])
         if points:
-            series.append((title, [x for x, _ in points], [y for _, y in points]))
+            series.append((title, list(points), list(points.values())))
     unit = _UNITS.get(name, "")
     return Plot(title=name.replace("_", " "), x_label="steps", y_label=unit, series=tuple(series))
 

@@ -147,7 +147,7 @@ def _checkpoint(inputs: Inputs) -> str | None:
 def _trainer(
     inputs: Inputs, dataset: CacheDataset, stop: StopFlag, progress: Progress | None
 ) -> DistillTrainer:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PrinterCallback
 
     from cachekd.training.collate import Collator
     from cachekd.training.trainer import DistillTrainer
@@ -158,7 +158,7 @@ def _trainer(
         inputs.student, trust_remote_code=config.trust_remote_code
     )
     held_out, text = _evaluation(inputs, tokenizer)
-    return DistillTrainer(
+    trainer = DistillTrainer(
         model=student.load_student(config, inputs.student, arguments),
         args=arguments,
         objective=inputs.objective,
@@ -175,6 +175,9 @@ def _trainer(
         processing_class=tokenizer,
         callbacks=_callbacks(config, stop, progress),
     )
+    if progress is not None:
+        trainer.remove_callback(PrinterCallback)  # its lines would stand between those of progress
+    return trainer
 
 
 def _evaluation(inputs: Inputs, tokenizer: Any) -> tuple[CacheDataset | None, TextDataset | None]:
