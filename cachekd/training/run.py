@@ -7,8 +7,8 @@ and saved as a plain ``from_pretrained`` folder, with the record of the run besi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
     dataset = CacheDataset(inputs.caches, loss_mask=inputs.loss_mask, max_length=inputs.max_length)
     if inputs.resume:
         record.check_resumed(inputs.output, dataset.digest(), inputs.caches, resolved(config))
-    with redirect_stdout(sys.stderr), stop_on_signals() as stop:
+    with redirect_stdout(sys.stderr), _bars(own=progress is not None), stop_on_signals() as stop:
         trainer = _trainer(inputs, dataset, stop, progress)
         facts = outcome.facts_of(inputs, dataset, trainer)
         if trainer.is_world_process_zero():
@@ -82,6 +82,21 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
         if stop.asked and state.global_step < state.max_steps:
             raise outcome.interrupted(inputs, trainer, facts)
         return outcome.finish(inputs, trainer, facts)
+
+
+@contextmanager
+def _bars(*, own: bool) -> Iterator[None]:
+    """Within, transformers shows no bars for loading and saving if the caller has its own."""
+    from transformers.utils import logging
+
+    if not own or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def loss_mask_of(config: TrainConfig) -> LossMask:
