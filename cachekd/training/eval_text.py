@@ -95,12 +95,12 @@ class TextDataset(Dataset[Record]):
             int(trained_rows(sample.roles, sample.prompt_length, loss_mask).sum())
             for sample in prepared.samples
         ]
-        self._samples = prepared.samples
-        self._places = np.flatnonzero(rows)
+        # Held in memory, so that workers of a loader can be given them however they are started.
+        self._samples = [prepared.samples[int(place)] for place in np.flatnonzero(rows)]
         dropped = Counter(prepared.skipped)
         dropped["no trained row"] += rows.count(0)
         self.counts = TextCounts(
-            samples=len(self._places),
+            samples=len(self._samples),
             trained_rows=sum(rows),
             dropped=dict(+dropped),
             changed=dict(prepared.changed),
@@ -112,10 +112,10 @@ class TextDataset(Dataset[Record]):
             )
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._samples)
 
     def __getitem__(self, index: int) -> Record:
-        return _record(self._samples[int(self._places[index])], self.vocab_size)
+        return _record(self._samples[index], self.vocab_size)
 
 
 class TextCollator(Collator):
@@ -140,8 +140,19 @@ def text_loss(model: Any, batch: Batch, vocab_size: int) -> ObjectiveOutput:
 
 
 def _as_captured(data: tuple[str, ...], identity: Identity, max_length: int | None) -> DataConfig:
-    """Settings of the data under which the cache's samples were made."""
+    """Settings of the data under which the cache's samples were made.
+
+    Raises:
+        ConfigError: the cache does not say.
+    """
     made = identity.provenance
+    missing = [name for name in ("prompt_template", "add_eos", "clock") if name not in made]
+    if missing:
+        raise ConfigError(
+            f"eval_data: the cache does not say how its samples were worded ({', '.join(missing)} "
+            "missing in its cache.json), so other text cannot be worded alike. Evaluate on a cache "
+            "with --eval-cache"
+        )
     return DataConfig(
         data=data,
         prompt_template=made["prompt_template"],

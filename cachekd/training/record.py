@@ -42,7 +42,17 @@ def check_output(folder: Path, student: Path, *, resume: bool) -> None:
         )
 
 
-_SAME_WHEN_RESUMED = ("objective", "objective_options", "packing")
+_SAME_WHEN_RESUMED = (
+    "objective",
+    "objective_options",
+    "objective_learning_rate",
+    "packing",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "lora_modules_to_save",
+)
 
 
 def check_resumed(

@@ -18,6 +18,7 @@ from cachekd.evaluation.heldout import heldout_kl
 from cachekd.training.base import RunTrainer
 
 Make = Callable[..., TrainConfig]
+WORKERS = {"dataloader_num_workers": 2}
 EVERY = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no"}
 
 
@@ -56,7 +57,7 @@ def test_text_is_tokenised_as_the_cache_was_and_its_loss_is_exact(
 
 def test_cache_and_text_together_keep_their_names(config: Make, made: Any) -> None:
     both = {"eval_cache": str(made.heldout_cache), "eval_data": (str(made.heldout_data),)}
-    final = cachekd.train(config(**both, training=EVERY))["final_eval"]
+    final = cachekd.train(config(**both, training=EVERY | WORKERS))["final_eval"]
     assert final["eval_text_ce"] == pytest.approx(final["eval_ce"], rel=1e-6)
     assert final["eval_text_loss"] == final["eval_text_ce"]
     assert final["eval_loss"] == pytest.approx(0.9 * final["eval_kl"] + 0.1 * final["eval_ce"])
@@ -100,6 +101,15 @@ def test_unusable_text_is_refused_before_training(config: Make, tmp_path: Path) 
     with pytest.raises(ConfigError, match="nothing to evaluate"):
         cachekd.train(config(eval_data=(str(plain),), assistant_only_loss=True))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_cache_that_does_not_say_its_wording_is_named() -> None:
+    from fakes import FakeCache, record
+
+    from cachekd.training.eval_text import TextDataset
+
+    with pytest.raises(ConfigError, match=r"prompt_template, add_eos, clock.*--eval-cache"):
+        TextDataset(("any.jsonl",), FakeCache([record([1, 2])]).identity, None)
 
 
 @pytest.fixture

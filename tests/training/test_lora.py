@@ -14,7 +14,7 @@ from tiny import Family
 
 import cachekd
 from cachekd.config import TrainConfig
-from cachekd.errors import ConfigError, Incomplete
+from cachekd.errors import ConfigError, Incomplete, MismatchError
 
 Make = Callable[..., TrainConfig]
 
@@ -122,3 +122,13 @@ def test_an_adapter_alone_is_no_student(config: Make, tmp_path: Path) -> None:
     cachekd.train(config(lora_r=2, training={"max_steps": 1, "save_strategy": "no"}))
     with pytest.raises(ConfigError, match=r"is a peft adapter.*merge_and_unload"):
         cachekd.train(config("again", student=str(tmp_path / "out")))
+
+
+def test_resuming_with_another_rank_is_refused(config: Make) -> None:
+    once = {"max_steps": 1}
+    cachekd.train(config(lora_r=2, training=once))
+    resume = {"max_steps": 2, "resume_from_checkpoint": True}
+    with pytest.raises(MismatchError, match="lora_r: 2 / 3"):
+        cachekd.train(config(lora_r=3, training=resume))
+    with pytest.raises(MismatchError, match="lora_r"):
+        cachekd.train(config(training=resume))
