@@ -18,7 +18,8 @@ from .options import (
     refuse_unknown,
     values_of,
 )
-from .output import TokenProgress, emit
+from .output import emit
+from .progress import TokenProgress
 
 if TYPE_CHECKING:
     from cachekd.report.curves import Table

@@ -16,7 +16,8 @@ from .options import (
     refuse_unknown,
     values_of,
 )
-from .output import TokenProgress, emit
+from .output import emit
+from .progress import TokenProgress
 
 
 def run(config: str | None, as_json: bool, **given: Any) -> None:

@@ -30,6 +30,7 @@ from .options import (
     values_of,
 )
 from .output import emit
+from .progress import TrainProgress
 
 _NOT_FLAGS = frozenset({"training", "objective_options"})
 
@@ -74,7 +75,11 @@ def run(config: str | None, as_json: bool, **given: Any) -> None:
     settings = _settings(given, from_yaml, objective.Options, ctx.args, config or "")
     from cachekd.training.run import train
 
-    report = train(settings)
+    bar = TrainProgress("train")
+    try:
+        report = train(settings, progress=bar)
+    finally:
+        bar.close()
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
         emit(_summary(report, as_json), as_json=as_json)
 

@@ -42,7 +42,17 @@ def check_output(folder: Path, student: Path, *, resume: bool) -> None:
         )
 
 
-_SAME_WHEN_RESUMED = ("objective", "objective_options", "packing")
+_SAME_WHEN_RESUMED = (
+    "objective",
+    "objective_options",
+    "objective_learning_rate",
+    "packing",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "lora_modules_to_save",
+)
 
 
 def check_resumed(
@@ -78,6 +88,15 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write ``run.json``, in whole or not at all."""
     text = json.dumps(record, indent=1, sort_keys=True, default=str)
     Location(str(folder)).replace(RECORD, text.encode())
+
+
+def without_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without secrets: a value named ``..._token`` is not written down."""
+    training = {
+        key: f"<{key.upper()}>" if key.endswith("_token") and value else value
+        for key, value in config["training"].items()
+    }
+    return {**config, "training": training}
 
 
 def cache_facts(cache: Cache) -> dict[str, Any]:

@@ -6,11 +6,9 @@ and saved as a plain ``from_pretrained`` folder, with the record of the run besi
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,21 +16,21 @@ from typing import TYPE_CHECKING, Any
 from cachekd.config import TrainConfig, resolved
 from cachekd.data.alignment import LossMask
 from cachekd.data.models import resolve_model
-from cachekd.errors import ConfigError, Incomplete
-from cachekd.objectives import Objective, build, unknown
+from cachekd.errors import ConfigError
+from cachekd.objectives import Objective, build
 from cachekd.signals import StopFlag, stop_on_signals
 from cachekd.store.reader import Cache, open_cache
-from cachekd.training import checks, record
+from cachekd.training import checkpoints, checks, outcome, record, student
+from cachekd.training.arguments import resume_of, training_arguments
 
 if TYPE_CHECKING:
+    from cachekd.training.eval_text import TextDataset
     from cachekd.training.loader import CacheDataset
     from cachekd.training.trainer import DistillTrainer
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Inputs:
+class Inputs:
     """What a run is made of, checked."""
 
     config: TrainConfig
@@ -54,11 +52,13 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
 
     Args:
         config: see `TrainConfig`.
-        progress: called with the step, the last step and each log row of the trainer.
+        progress: called with the step, the last step and a log row of the trainer, which is empty
+            where a step is merely done.
 
     Returns:
-        The record of the run, as in ``run.json``; see `_facts`, plus ``status``, ``steps``,
-        ``train_loss``, ``history`` (log rows) and ``final_eval`` (None without an eval cache).
+        The record of the run, as in ``run.json``: see `cachekd.training.outcome.facts_of`, plus
+        ``status``, ``steps``, ``train_loss``, ``history`` (log rows), ``throughput`` and
+        ``final_eval`` (None where nothing is evaluated on).
 
     Raises:
         ConfigError: a setting is wrong, or the output folder holds another run.
@@ -71,17 +71,32 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
     dataset = CacheDataset(inputs.caches, loss_mask=inputs.loss_mask, max_length=inputs.max_length)
     if inputs.resume:
         record.check_resumed(inputs.output, dataset.digest(), inputs.caches, resolved(config))
-    with redirect_stdout(sys.stderr), stop_on_signals() as stop:
+    with redirect_stdout(sys.stderr), _bars(own=progress is not None), stop_on_signals() as stop:
         trainer = _trainer(inputs, dataset, stop, progress)
-        facts = _facts(inputs, dataset, trainer)
+        facts = outcome.facts_of(inputs, dataset, trainer)
         if trainer.is_world_process_zero():
             record.write_record(inputs.output, {**facts, "status": "running"})
-        outcome = trainer.train(resume_from_checkpoint=_checkpoint(inputs))
+        ended = trainer.train(resume_from_checkpoint=_checkpoint(inputs))
         state = trainer.state
-        facts |= {"steps": state.global_step, "train_loss": outcome.training_loss}
+        facts |= {"steps": state.global_step, "train_loss": ended.training_loss}
         if stop.asked and state.global_step < state.max_steps:
-            raise _interrupted(inputs, trainer, facts)
-        return _finish(inputs, trainer, facts)
+            raise outcome.interrupted(inputs, trainer, facts)
+        return outcome.finish(inputs, trainer, facts)
+
+
+@contextmanager
+def _bars(*, own: bool) -> Iterator[None]:
+    """Within, transformers shows no bars for loading and saving if the caller has its own."""
+    from transformers.utils import logging
+
+    if not own or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def loss_mask_of(config: TrainConfig) -> LossMask:
@@ -93,7 +108,7 @@ def loss_mask_of(config: TrainConfig) -> LossMask:
     return LossMask.COMPLETION if config.completion_only_loss else LossMask.ALL
 
 
-def _checked(config: TrainConfig) -> _Inputs:
+def _checked(config: TrainConfig) -> Inputs:
     objective = build(config.objective, config.objective_options)
     caches = []
     for text in config.cache:
@@ -107,17 +122,18 @@ def _checked(config: TrainConfig) -> _Inputs:
     everything = caches + ([eval_cache] if eval_cache else [])
     checks.check_one_tokenizer(everything)
     checks.check_needs(objective.needs(), everything)
-    student = resolve_model(config.student, config.revision)
-    checks.check_student(student, everything)
-    max_length = checks.resolve_max_length(config.max_length, student)
+    folder = resolve_model(config.student, config.revision)
+    student.refuse_adapter(folder)
+    checks.check_student(folder, everything)
+    max_length = checks.resolve_max_length(config.max_length, folder)
     if config.packing and max_length is None:
         raise ConfigError("packing: the student does not say its context; set max_length")
-    resume, output = _resume(config.training), Path(config.output_dir)
-    record.check_output(output, student, resume=bool(resume))
-    return _Inputs(
+    resume, output = resume_of(config.training), Path(config.output_dir)
+    record.check_output(output, folder, resume=bool(resume))
+    return Inputs(
         config=config,
         objective=objective,
-        student=student,
+        student=folder,
         output=output,
         caches=caches,
         eval_cache=eval_cache,
@@ -127,76 +143,44 @@ def _checked(config: TrainConfig) -> _Inputs:
     )
 
 
-def _resume(training: Mapping[str, Any]) -> str | bool:
-    value = training.get("resume_from_checkpoint")
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    if str(value).lower() in ("true", "false"):
-        return str(value).lower() == "true"
-    if not Path(value).is_dir():
-        raise ConfigError(f"resume_from_checkpoint: there is no folder {value}")
-    return str(value)
-
-
-def _checkpoint(inputs: _Inputs) -> str | None:
+def _checkpoint(inputs: Inputs) -> str | None:
     """Checkpoint to continue from; None where the run has none yet."""
-    from transformers.trainer_utils import get_last_checkpoint
-
     if not inputs.resume:
         return None
+    if inputs.config.training.get("save_only_model"):
+        raise ConfigError(
+            "resume_from_checkpoint: checkpoints of save_only_model hold no optimizer and cannot "
+            "be continued from; train without it"
+        )
     if isinstance(inputs.resume, str):
+        checkpoints.check_whole(Path(inputs.resume))
         return inputs.resume
-    found: str | None = get_last_checkpoint(str(inputs.output))
-    if found is None:
-        logger.warning("%s holds no checkpoint yet: starting at step 0", inputs.output)
-    return found
-
-
-def _arguments(config: TrainConfig) -> Any:
-    from transformers import TrainingArguments
-
-    given = {k: v for k, v in config.training.items() if k != "resume_from_checkpoint"}
-    known = [item.name for item in dataclasses.fields(TrainingArguments)]
-    for key in given:
-        if key not in known:
-            raise ConfigError(unknown(key, known, "a field of TrainingArguments"))
-    if given.get("output_dir", config.output_dir) != config.output_dir:
-        raise ConfigError("training: output_dir is set outside training; leave it out there")
-    if given.get("eval_strategy", "no") != "no" and config.eval_cache is None:
-        raise ConfigError("training: eval_strategy needs an eval_cache; give one")
-    defaults = {"output_dir": config.output_dir, "report_to": "none", "disable_tqdm": False}
-    try:
-        return TrainingArguments(**(defaults | given))
-    except (TypeError, ValueError, ImportError) as error:
-        raise ConfigError(f"training: {error}") from error
+    found = checkpoints.last_whole(inputs.output)
+    return None if found is None else str(found)
 
 
 def _trainer(
-    inputs: _Inputs, dataset: CacheDataset, stop: StopFlag, progress: Progress | None
+    inputs: Inputs, dataset: CacheDataset, stop: StopFlag, progress: Progress | None
 ) -> DistillTrainer:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PrinterCallback
 
-    from cachekd.training.callbacks import ProgressCallback, StopCallback
     from cachekd.training.collate import Collator
-    from cachekd.training.loader import CacheDataset
     from cachekd.training.trainer import DistillTrainer
 
-    arguments, config = _arguments(inputs.config), inputs.config
-    model = _load_student(inputs)
+    config = inputs.config
+    arguments = training_arguments(config, own_progress=progress is not None)
     tokenizer = AutoTokenizer.from_pretrained(
         inputs.student, trust_remote_code=config.trust_remote_code
     )
-    held_out = None
-    if inputs.eval_cache is not None:
-        held_out = CacheDataset(
-            inputs.eval_cache, loss_mask=inputs.loss_mask, max_length=inputs.max_length
-        )
-    return DistillTrainer(
-        model=model,
+    held_out, text = _evaluation(inputs, tokenizer)
+    trainer = DistillTrainer(
+        model=student.load_student(config, inputs.student, arguments),
         args=arguments,
         objective=inputs.objective,
+        objective_learning_rate=config.objective_learning_rate,
         train_dataset=dataset,
-        eval_dataset=held_out,
+        eval_dataset=text if held_out is None else held_out,
+        eval_text=None if held_out is None else text,
         data_collator=Collator(
             inputs.loss_mask,
             pad_token_id=tokenizer.pad_token_id or 0,
@@ -204,82 +188,43 @@ def _trainer(
         ),
         packing_capacity=inputs.max_length if config.packing else None,
         processing_class=tokenizer,
-        callbacks=[StopCallback(stop), *([ProgressCallback(progress)] if progress else [])],
+        callbacks=_callbacks(config, stop, progress),
     )
+    if progress is not None:
+        trainer.remove_callback(PrinterCallback)  # its lines would stand between those of progress
+    return trainer
 
 
-def _load_student(inputs: _Inputs) -> Any:
-    from transformers import AutoModelForCausalLM
+def _evaluation(inputs: Inputs, tokenizer: Any) -> tuple[CacheDataset | None, TextDataset | None]:
+    """What is evaluated on: a cache, a text, both or nothing."""
+    from cachekd.training.eval_text import TextDataset
+    from cachekd.training.loader import CacheDataset
 
-    config = inputs.config
-    options = {"dtype": config.dtype, "trust_remote_code": config.trust_remote_code}
-    if config.attn_implementation is not None:
-        options["attn_implementation"] = config.attn_implementation
-    try:
-        return AutoModelForCausalLM.from_pretrained(inputs.student, **options)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ConfigError(
-            f"student: {inputs.student} cannot be loaded as a causal language model: {error}"
-        ) from error
-
-
-def _facts(inputs: _Inputs, dataset: CacheDataset, trainer: DistillTrainer) -> dict[str, Any]:
-    from transformers import TrainingArguments
-
-    from cachekd.training.loader import summary
-
-    # From the fields: a second TrainingArguments would reset the state of accelerate.
-    default = {item.name: item.default for item in dataclasses.fields(TrainingArguments)}
-    used = trainer.args.to_dict()
-    return {
-        "output_dir": str(inputs.output),
-        "student": str(inputs.student),
-        "caches": [record.cache_facts(cache) for cache in inputs.caches],
-        "eval_cache": record.cache_facts(inputs.eval_cache) if inputs.eval_cache else None,
-        "config": resolved(inputs.config),
-        "objective_needs": resolved(inputs.objective.needs()),
-        "loss_mask": str(inputs.loss_mask),
-        "max_length": inputs.max_length,
-        "training_arguments": {k: v for k, v in used.items() if v != default.get(k)},
-        "versions": record.versions(),
-        "counts": dict(summary(dataset)),
-    }
+    held_out = text = None
+    if inputs.eval_cache is not None:
+        held_out = CacheDataset(
+            inputs.eval_cache, loss_mask=inputs.loss_mask, max_length=inputs.max_length
+        )
+    if inputs.config.eval_data:
+        text = TextDataset(
+            inputs.config.eval_data,
+            inputs.caches[0].identity,
+            tokenizer,
+            loss_mask=inputs.loss_mask,
+            max_length=inputs.max_length,
+            pad_token_id=tokenizer.pad_token_id or 0,
+        )
+    return held_out, text
 
 
-def _interrupted(inputs: _Inputs, trainer: DistillTrainer, facts: dict[str, Any]) -> Incomplete:
-    facts |= {"status": "interrupted", "history": trainer.state.log_history}
-    if trainer.is_world_process_zero():
-        record.write_record(inputs.output, facts)
-    trainer.leave_group()
-    step = trainer.state.global_step
-    return Incomplete(
-        f"stopped at step {step} of {trainer.state.max_steps}; saved as "
-        f"{inputs.output / f'checkpoint-{step}'}. The same command with "
-        "--resume-from-checkpoint true continues"
-    )
+def _callbacks(config: TrainConfig, stop: StopFlag, progress: Progress | None) -> list[Any]:
+    from cachekd.training.callbacks import EarlyStopping, ProgressCallback, StopCallback
 
-
-def _last_evaluation(trainer: DistillTrainer) -> dict[str, Any]:
-    """Held-out figures of the student as it is now; taken from the log if they are there."""
-    step, logged = trainer.state.global_step, trainer.state.log_history
-    if not trainer.args.load_best_model_at_end:
-        for row in reversed(logged):
-            if row.get("step") == step and "eval_loss" in row:
-                return dict(row)
-    figures: dict[str, Any] = trainer.evaluate()
-    return figures
-
-
-def _finish(inputs: _Inputs, trainer: DistillTrainer, facts: dict[str, Any]) -> dict[str, Any]:
-    final = _last_evaluation(trainer) if inputs.eval_cache is not None else None
-    trainer.save_model(str(inputs.output))
-    facts |= {
-        "status": "done",
-        "history": trainer.state.log_history,
-        "final_eval": final,
-        "empty_batches": trainer.empty_batches,
-    }
-    if trainer.is_world_process_zero():
-        record.write_record(inputs.output, facts)
-    trainer.leave_group()
-    return facts
+    callbacks: list[Any] = [StopCallback(stop)]
+    if config.early_stopping_patience is not None:
+        callbacks.append(
+            EarlyStopping(config.early_stopping_patience, config.early_stopping_threshold)
+        )
+    if progress is not None:
+        callbacks.append(ProgressCallback(progress))
+    return callbacks

@@ -17,20 +17,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cachekd.errors import ConfigError
+from cachekd.objectives import build
+from cachekd.training.attention import StudentAttention
+from cachekd.training.base import RunTrainer
+from cachekd.training.eval_text import TextDataset
 from cachekd.training.forward import check_packing
 from cachekd.training.head import StudentHead
 from cachekd.training.loss import batch_loss
 from cachekd.training.order import EpochSampler
 
 if TYPE_CHECKING:
+    from cachekd.losses.attention import AttentionMapping
     from cachekd.objectives import Objective
-    from cachekd.training.loader import CacheDataset
     from cachekd.types import Batch, ObjectiveOutput
 
 _TINY = 1e-12
+_COUNT = "count of "
 
 
-class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
+class DistillTrainer(RunTrainer):
     """Trains on cached targets; everything else is as in `transformers.Trainer`.
 
     Logged beside ``loss``: the metrics of the objective (``kl``, ``ce``, ``tail_mass``), as means
@@ -41,7 +46,9 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
         objective: what is minimised.
         data_collator: a `cachekd.training.collate.Collator`.
         packing_capacity: tokens of a packed row; None trains padded rows. Evaluation is padded.
-        **kwargs: arguments of `transformers.Trainer`.
+        attention_mapping: what of the student's attention learns from what, for an objective that
+            gives attention a weight (see `cachekd.training.checks.check_attention`).
+        **kwargs: arguments of `cachekd.training.base.RunTrainer` and `transformers.Trainer`.
 
     Raises:
         ConfigError: one process drives several devices.
@@ -55,15 +62,15 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
         objective: Objective,
         data_collator: Callable[[Any], Batch],
         packing_capacity: int | None = None,
+        attention_mapping: AttentionMapping | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(data_collator=data_collator, **kwargs)
+        super().__init__(objective=objective, data_collator=data_collator, **kwargs)
         if self.args.n_gpu > 1:
             raise ConfigError(
                 f"one process sees {self.args.n_gpu} devices; start one process for each with "
                 "accelerate launch or torchrun, or set CUDA_VISIBLE_DEVICES"
             )
-        self.objective = objective
         self.packing_capacity = packing_capacity
         self.empty_batches = 0
         self._window: dict[str, Tensor] = {}
@@ -71,6 +78,9 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
         self._evaluation_batches = 0
         self._packing_checked = False
         self._head: StudentHead | None = None
+        self._attention: StudentAttention | None = None
+        if attention_mapping is not None:
+            self._attention = StudentAttention(self.model, attention_mapping)
         # For Trainers that do not know `loss_is_scaled_for_ga`: they ask this whether the loss is
         # already divided by the size of the accumulated batch.
         self.model_accepts_loss_kwargs = True
@@ -87,7 +97,7 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
     ) -> Any:
         """Share of this batch in the mean over the accumulated global batch."""
         if inputs["attention_mask"] is None and not self._packing_checked:
-            vocab_size = self._vocab_size(self.train_dataset)
+            vocab_size = self.train_dataset.vocab_size
             rows = min(2, len(inputs["input_ids"]))
             check_packing(model, vocab_size, inputs["input_ids"].device, rows)
             self._packing_checked = True
@@ -104,7 +114,11 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
     def _objective_output(self, model: Any, batch: Batch, dataset: Any) -> ObjectiveOutput:
         if self._head is None:
             self._head = StudentHead(model, self.accelerator.unwrap_model(model))
-        return batch_loss(model, self._head, batch, self.objective, self._vocab_size(dataset))
+        if isinstance(dataset, TextDataset):
+            return batch_loss(model, self._head, batch, build("sft", {}), dataset.vocab_size)
+        return batch_loss(
+            model, self._head, batch, self.objective, dataset.vocab_size, self._attention
+        )
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: Any) -> Tensor | None:
         """Row weights of the accumulated batch, over all processes."""
@@ -133,7 +147,7 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
         if isinstance(dataset, str):
             dataset = self.eval_dataset[dataset]
         if dataset is None:
-            raise ConfigError("evaluation: expected an eval_cache; found none")
+            raise ConfigError("evaluation: expected an eval_cache or eval_data; found none")
         size, world = self.args.eval_batch_size, self.args.world_size
         starts = range(0, len(dataset), size)
         batches = [list(range(at, min(at + size, len(dataset)))) for at in starts]
@@ -142,9 +156,8 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
         # Sharded models run in step: a process without a batch left repeats one, uncounted.
         own += batches[:1] * (math.ceil(len(batches) / world) - len(own))
         workers = self.args.dataloader_num_workers
-        return DataLoader(
-            dataset, batch_sampler=own, collate_fn=self.data_collator, num_workers=workers
-        )
+        collate = dataset.collate if isinstance(dataset, TextDataset) else self.data_collator
+        return DataLoader(dataset, batch_sampler=own, collate_fn=collate, num_workers=workers)
 
     # Evaluation and logs
 
@@ -197,10 +210,9 @@ class DistillTrainer(transformers.Trainer):  # type: ignore[misc]
             totals = self.accelerator.reduce(totals, "sum")
         values = dict(zip(sums, totals.tolist(), strict=True))
         weight = values.pop("weight")
-        return {name: value / weight for name, value in values.items()} if weight > 0 else {}
-
-    def _vocab_size(self, dataset: CacheDataset) -> int:
-        return dataset.vocab_size
+        counts = {name: values.pop(name) for name in list(values) if name.startswith(_COUNT)}
+        weights = {name: counts.get(_COUNT + name, weight) for name in values}
+        return {name: values[name] / weights[name] for name in values if weights[name] > 0}
 
 
 class _FollowEpoch(transformers.TrainerCallback):  # type: ignore[misc]
@@ -215,7 +227,8 @@ class _FollowEpoch(transformers.TrainerCallback):  # type: ignore[misc]
 
 def _add(sums: dict[str, Tensor], output: ObjectiveOutput) -> None:
     """Add the sums of a batch, detached and on their device, so that nothing waits for them."""
-    parts = {"loss": output.loss_sum, "weight": output.weight_sum, **output.metrics}
+    counts = {_COUNT + name: value for name, value in output.counts.items()}
+    parts = {"loss": output.loss_sum, "weight": output.weight_sum, **output.metrics, **counts}
     for name, value in parts.items():
         value = value.detach().double()
         sums[name] = sums[name] + value if name in sums else value

@@ -45,10 +45,10 @@ def refused(
     """Runs train, expects a refusal with this exit code, nothing loaded, nothing written."""
 
     def run(*further: object, code: int, loads: bool = False, **replaced: object) -> str:
-        from cachekd.training import run as training
+        from cachekd.training import student as training
 
         if not loads:
-            monkeypatch.setattr(training, "_load_student", lambda *a: pytest.fail("loaded"))
+            monkeypatch.setattr(training, "load_student", lambda *a: pytest.fail("loaded"))
         options = {"cache": cache, "student": family.student, "output-dir": tmp_path / "out"}
         options |= replaced
         flags = [part for name, value in options.items() for part in (f"--{name}", value)]
