@@ -25,7 +25,7 @@ from cachekd.store.samples import SampleTable
 from cachekd.store.seal import Manifest, captured, load_samples, read_manifest, totals
 from cachekd.store.shards import Groups, Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
-from cachekd.types import AttentionRows, Float32, Int32, Record, Role, TopKLogits, UInt8
+from cachekd.types import AttentionRows, Float32, Int32, Int64, Record, Role, TopKLogits, UInt8
 
 
 class Cache:
@@ -80,6 +80,11 @@ class Cache:
     def sealed(self) -> bool:
         """Whether this is a sealed cache."""
         return self.root is not None
+
+    @property
+    def samples(self) -> SampleTable:
+        """All samples, without their tokens and targets."""
+        return self._samples
 
     def __len__(self) -> int:
         return len(self._samples.ids)
@@ -150,6 +155,10 @@ class Cache:
         """Role of each token of sample i, uint8 [L], and its prompt length; reads no shard."""
         prompt = int(self._samples.prompt_lengths[i])
         return self._samples.roles(i), None if prompt < 0 else prompt
+
+    def shards_of(self, numbers: Int32) -> tuple[list[str], Int64]:
+        """Digests of all shards, and which of them holds the targets of each of these samples."""
+        return self._index.shards, self._index.shards_of(self._samples.keys.take(numbers))
 
     def _place(self, key: bytes, i: int | None) -> tuple[int, int]:
         place = self._index.find(key)

@@ -42,7 +42,17 @@ def check_output(folder: Path, student: Path, *, resume: bool) -> None:
         )
 
 
-_SAME_WHEN_RESUMED = ("objective", "objective_options", "packing")
+_SAME_WHEN_RESUMED = (
+    "objective",
+    "objective_options",
+    "packing",
+    "reduction",
+    "expert_domains",
+    "mix",
+    "mixture",
+    "mixture_tail",
+    "shuffle_shards",
+)
 
 
 def check_resumed(

@@ -23,6 +23,7 @@ from cachekd.objectives import Objective, build, unknown
 from cachekd.signals import StopFlag, stop_on_signals
 from cachekd.store.reader import Cache, open_cache
 from cachekd.training import checks, record
+from cachekd.training.options import dataset_options
 
 if TYPE_CHECKING:
     from cachekd.training.loader import CacheDataset
@@ -68,7 +69,12 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
     inputs = _checked(config)
     from cachekd.training.loader import CacheDataset
 
-    dataset = CacheDataset(inputs.caches, loss_mask=inputs.loss_mask, max_length=inputs.max_length)
+    dataset = CacheDataset(
+        inputs.caches,
+        loss_mask=inputs.loss_mask,
+        max_length=inputs.max_length,
+        **dataset_options(config, inputs.objective.needs(), inputs.caches, inputs.student),
+    )
     if inputs.resume:
         record.check_resumed(inputs.output, dataset.digest(), inputs.caches, resolved(config))
     with redirect_stdout(sys.stderr), stop_on_signals() as stop:
@@ -106,9 +112,10 @@ def _checked(config: TrainConfig) -> _Inputs:
         eval_cache = open_cache(location, partial=config.partial, name=name, attention=False)
     everything = caches + ([eval_cache] if eval_cache else [])
     checks.check_one_tokenizer(everything)
-    checks.check_needs(objective.needs(), everything)
+    checks.check_needs(objective.needs(), everything, mixture=bool(config.mixture))
     student = resolve_model(config.student, config.revision)
     checks.check_student(student, everything)
+    checks.check_start(objective.needs(), caches, student)
     max_length = checks.resolve_max_length(config.max_length, student)
     if config.packing and max_length is None:
         raise ConfigError("packing: the student does not say its context; set max_length")
@@ -201,6 +208,7 @@ def _trainer(
             inputs.loss_mask,
             pad_token_id=tokenizer.pad_token_id or 0,
             unigram=dataset.unigram() if inputs.objective.needs().unigram else None,
+            reduction=config.reduction,
         ),
         packing_capacity=inputs.max_length if config.packing else None,
         processing_class=tokenizer,
