@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any
@@ -153,7 +154,7 @@ class FakeCache:
             provenance=provenance,
         )
 
-    @property
+    @cached_property
     def samples(self) -> SampleTable:
         samples = [
             Sample(

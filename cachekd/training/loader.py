@@ -90,6 +90,7 @@ class CacheDataset(Dataset[Record | list[Record]]):
         self.vocab_size = int(self.caches[0].identity.source["vocab_size"])
         self._data = None if data is None else data.table
         self._choose(self._chosen(route, data, on_missing))
+        self.dropped.update({} if data is None else data.left_out)
 
     def _chosen(
         self, route: Sequence[str] | None, data: DataSamples | None, on_missing: str

@@ -121,7 +121,7 @@ def _lacking(
     here: Cache, there: Cache, missing: np.ndarray[tuple[int], np.dtype[np.int64]], wanted: int
 ) -> DataError:
     place = int(missing[0])
-    label = here.domains[place]
+    label = here.samples.domains[place]
     return DataError(
         f"routing by domain: {len(missing)} of {wanted} samples of cache {here.name!r} learn from "
         f"the cache {there.name!r}, which lacks them, such as sample "

@@ -171,7 +171,13 @@ def _arguments(config: TrainConfig) -> Any:
         raise ConfigError("training: output_dir is set outside training; leave it out there")
     if given.get("eval_strategy", "no") != "no" and config.eval_cache is None:
         raise ConfigError("training: eval_strategy needs an eval_cache; give one")
-    defaults = {"output_dir": config.output_dir, "report_to": "none", "disable_tqdm": False}
+    defaults = {
+        "output_dir": config.output_dir,
+        "report_to": "none",
+        "disable_tqdm": False,
+        # A new process checks every shard in whole again: once a run, not once an epoch.
+        "dataloader_persistent_workers": bool(given.get("dataloader_num_workers")),
+    }
     try:
         return TrainingArguments(**(defaults | given))
     except (TypeError, ValueError, ImportError) as error:
