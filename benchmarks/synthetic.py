@@ -29,7 +29,6 @@ from cachekd.store.state import UnitRecord, write_identity
 from cachekd.store.tables import LOGITS, footer_bytes, write_table
 from cachekd.types import Role, Sample, TopKLogits
 
-
 _BLOCK = 8
 
 
