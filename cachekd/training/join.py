@@ -9,16 +9,16 @@ weight and domain are those of the file, each row as often as it stands there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cachekd.config import DataConfig, TrainConfig
+from cachekd.config import DataConfig, RowsConfig, TrainConfig
 from cachekd.data.samples import prepare
 from cachekd.data.sources import read_rows
 from cachekd.data.spool import SpooledSamples
-from cachekd.errors import MismatchError, TeacherError
+from cachekd.errors import DataError, MismatchError, TeacherError
 from cachekd.store.identity import differences
 from cachekd.store.samples import (
     SampleTable,
@@ -68,17 +68,12 @@ def read_samples_of(config: TrainConfig, caches: Sequence[Cache], student: Path)
 
     Raises:
         MismatchError: the caches recorded different templates, or the student has another one.
-        DataError: a row cannot be used.
+        DataError: a row cannot be used, or a cache does not say how it made tokens of rows.
     """
     recorded = _recorded(caches)
     longest = max(int(cache.lengths.max(initial=2)) for cache in caches)
     settings = DataConfig(
-        data=config.data,
-        split=config.split,
-        dataset_config=config.dataset_config,
-        columns=config.columns,
-        domain_column=config.domain_column,
-        max_samples=config.max_samples,
+        **{item.name: getattr(config, item.name) for item in fields(RowsConfig)},
         prompt_template=recorded["prompt_template"],
         add_eos=recorded["add_eos"],
         on_long=config.on_long,
@@ -105,7 +100,15 @@ def _recorded(caches: Sequence[Cache]) -> dict[str, Any]:
     """How the caches made tokens of rows; the clock counts only where a template may ask for it."""
     facts = []
     for cache in caches:
-        own = {name: cache.identity.provenance.get(name) for name in _REPLAYED}
+        provenance = cache.identity.provenance
+        missing = [name for name in _REPLAYED if name not in provenance]
+        if missing:
+            raise DataError(
+                f"data: cache {cache.name!r} does not say how rows became tokens (its provenance "
+                f"lacks {', '.join(missing)}), so that rows cannot be met with it. Train without "
+                "--data, or capture again with cachekd precompute"
+            )
+        own = {name: provenance[name] for name in _REPLAYED}
         facts.append(own if _asks_for_time(own) else {**own, "clock": None})
     for cache, other in zip(caches[1:], facts[1:], strict=True):
         lines = differences(facts[0], other)
@@ -139,7 +142,5 @@ def _tokenizer(student: Path, recorded: dict[str, Any], *, trust: bool) -> Any:
             "the student's chat_template.jinja, or leave --data out"
         )
     tokenizer.chat_template = recorded["chat_template"]
-    for name in ("bos_token", "eos_token"):
-        if recorded[name] is not None:
-            setattr(tokenizer, name, recorded[name])
+    tokenizer.bos_token, tokenizer.eos_token = recorded["bos_token"], recorded["eos_token"]
     return tokenizer

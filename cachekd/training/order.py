@@ -112,7 +112,7 @@ class EpochSampler(Sampler[Index]):
     def __iter__(self) -> Iterator[Index]:
         order = self._order(self.epoch)
         if not self._packed:
-            return iter(self._members[order].tolist())
+            return map(int, self._members[order])
         starts = np.concatenate([[0], self._ends])
         return (tuple(self._members[starts[i] : self._ends[i]].tolist()) for i in order)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import FakeCache, record
 from runs import TRAINING, capture
 from tiny import TEMPLATE, Family, chat_rows, write_rows
 
@@ -119,6 +120,21 @@ def test_template_clock_and_eos_are_those_of_the_capture(
     assert sorted(samples.table.ids) == sorted(cache.sample_ids)
     with pytest.raises(MismatchError, match=r"chat template of the student"):
         _samples(family, cache, data)
+
+
+def test_caches_that_do_not_say_how_they_made_tokens_are_refused(
+    family: Family, made: Path, tmp_path: Path
+) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", chat_rows(2))
+    known = cachekd.open_cache(str(made), name="a")
+    facts = dict(known.identity.provenance)
+    other = FakeCache([record([1, 2])], name="b", provenance={**facts, "add_eos": False})
+    config = TrainConfig(cache=("c",), student="s", output_dir="o", data=(str(data),))
+    with pytest.raises(MismatchError, match=r"'a' and 'b'[\s\S]*add_eos: True / False"):
+        read_samples_of(config, [known, other], family.student)
+    facts.pop("clock")
+    with pytest.raises(DataError, match="lacks clock"):
+        _samples(family, FakeCache([record([1, 2])], provenance=facts), data)
 
 
 def test_labels_of_the_file_route(family: Family, made: Path, tmp_path: Path) -> None:

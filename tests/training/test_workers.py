@@ -1,4 +1,4 @@
-"""A worker process of the data loader that dies is an error of the trainer that names it."""
+"""Workers of the data loader: they change nothing, and one that dies ends the run by its name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from fakes import FakeCache, documents, record, student
+from transformers import TrainingArguments
+
+from cachekd.objectives import build
+from cachekd.training.collate import Collator
+from cachekd.training.loader import CacheDataset
+from cachekd.training.trainer import DistillTrainer
 
 SCRIPT = """
 import os, signal, sys
@@ -63,3 +71,30 @@ def test_a_worker_that_dies_ends_the_run_and_is_named(tmp_path: Path, end: str, 
     named = [line for line in done.stderr.splitlines() if line.startswith("RuntimeError")]
     assert "DataLoader worker" in named[-1] and pid in named[-1]
     assert text in done.stderr
+
+
+def test_workers_that_stay_see_the_order_of_every_epoch(tmp_path: Path) -> None:
+    def weights(workers: int) -> torch.Tensor:
+        trainer = DistillTrainer(
+            model=student(double=False),
+            args=TrainingArguments(
+                output_dir=str(tmp_path),
+                num_train_epochs=3,
+                per_device_train_batch_size=4,
+                use_cpu=True,
+                dataloader_num_workers=workers,
+                dataloader_persistent_workers=bool(workers),
+                dataloader_pin_memory=False,
+                learning_rate=1e-2,
+                report_to="none",
+                disable_tqdm=True,
+                save_strategy="no",
+            ),
+            objective=build("kd", {}),
+            train_dataset=CacheDataset(FakeCache([record(ids) for ids in documents(10)])),
+            data_collator=Collator(),
+        )
+        trainer.train()
+        return torch.cat([value.detach().flatten() for value in trainer.model.parameters()])
+
+    assert torch.equal(weights(0), weights(2))
