@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ import torch
 from torch import Tensor
 
 from cachekd.store.identity import Identity
-from cachekd.types import AttentionRows, Record, Role, TargetTensors, TopKLogits
+from cachekd.store.samples import SampleTable, collect, read_samples, write_samples
+from cachekd.types import AttentionRows, Record, Role, Sample, TargetTensors, TopKLogits
 
 VOCAB = 48
 CONTEXT = 64
@@ -77,8 +80,10 @@ def record(
     weight: float = 1.0,
     top_p: float = 1.0,
     vocab: int = VOCAB,
+    domain: str = "",
+    shift: int = 0,
 ) -> Record:
-    """A record of plain text, or of a prompt and its completion."""
+    """A record of plain text, or of a prompt and its completion; `shift` is another teacher."""
     tokens = np.array(ids, np.int32)
     roles = np.full(len(tokens), Role.TEXT, np.uint8)
     if prompt_length is not None:
@@ -86,13 +91,15 @@ def record(
     key = blake2b(tokens.tobytes(), digest_size=16).digest()
     return Record(
         key=key,
-        sample_id=blake2b(key + str((prompt_length, weight)).encode(), digest_size=16).digest(),
+        sample_id=blake2b(
+            key + str((prompt_length, weight, domain)).encode(), digest_size=16
+        ).digest(),
         input_ids=tokens,
         roles=roles,
         prompt_length=prompt_length,
-        domain="",
+        domain=domain,
         weight=weight,
-        logits=topk_logits(sparse(teacher_of(ids, vocab), top_p=top_p), vocab),
+        logits=topk_logits(sparse(teacher_of(ids, vocab).roll(shift, 1), top_p=top_p), vocab),
     )
 
 
@@ -130,6 +137,8 @@ class FakeCache:
         vocab: int = VOCAB,
         kind: str = "top_p",
         unigram: Any = None,
+        provenance: Mapping[str, Any] = MappingProxyType({}),
+        **source: Any,
     ) -> None:
         self.name, self.url = name, f"memory://{name}"
         self.sealed, self.root = True, "root"
@@ -139,11 +148,33 @@ class FakeCache:
         self.lengths = np.array([len(item.input_ids) for item in records], np.int32)
         self.identity = Identity(
             source_id="source",
-            source={"tokenizer": tokenizer, "vocab_size": vocab},
+            source={"tokenizer": tokenizer, "vocab_size": vocab, **source},
             capture_id=capture_id,
             capture={"temperatures": [1.0, 2.0], "rows": rows, "selection": {"kind": kind}},
-            provenance={},
+            provenance=provenance,
         )
+
+    @cached_property
+    def samples(self) -> SampleTable:
+        samples = [
+            Sample(
+                input_ids=item.input_ids,
+                roles=item.roles,
+                prompt_length=item.prompt_length,
+                domain=item.domain,
+                weight=item.weight,
+            )
+            for item in self.records
+        ]
+        keys = [item.key for item in self.records]
+        return collect(
+            [read_samples("fake", write_samples(samples, keys, self.sample_ids, range(len(keys))))]
+        )
+
+    def shards_of(self, numbers: Any) -> Any:
+        """Five samples a shard, in the order of the cache."""
+        count = -(-len(self.records) // 5)
+        return [f"{self.name}-{i}" for i in range(count)], np.asarray(numbers, np.int64) // 5
 
     def __len__(self) -> int:
         return len(self.records)

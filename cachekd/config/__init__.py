@@ -7,7 +7,7 @@ Flags, environment variables and YAML keys are generated from these fields (see 
 from __future__ import annotations
 
 from cachekd.config._fields import canonical_json, check_choices, option, required, resolved
-from cachekd.config._inputs import DataConfig, ModelConfig
+from cachekd.config._inputs import DataConfig, ModelConfig, RowsConfig
 from cachekd.config._looks import PlanConfig, RecheckConfig, precompute_config
 from cachekd.config._precompute import PrecomputeConfig, RunConfig
 from cachekd.config._targets import ATTENTION_STEPS, LEVEL_STEPS, AttentionConfig, SelectionConfig
@@ -22,6 +22,7 @@ __all__ = [
     "PlanConfig",
     "PrecomputeConfig",
     "RecheckConfig",
+    "RowsConfig",
     "RunConfig",
     "SelectionConfig",
     "TrainConfig",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, field, fields
+from dataclasses import MISSING, Field, asdict, field, fields
 from typing import Any
 
 from cachekd.errors import ConfigError
@@ -20,6 +20,11 @@ def option(default: Any, help: str, *, choices: tuple[str, ...] = (), group: str
 def required(help: str, *, group: str = "") -> Any:
     """A dataclass field without default."""
     return field(metadata={"help": help, "choices": (), "group": group})
+
+
+def default_of(item: Field[Any]) -> Any:
+    """Default of a field that has one."""
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def check_choices(config: Any) -> None:

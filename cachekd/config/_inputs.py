@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from cachekd.config._fields import option, required
 
+_DATA = "JSONL, JSON, CSV or Parquet file, or a datasets name; may be repeated."
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -58,12 +60,10 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which rows are read, and how they become token ids."""
+class RowsConfig:
+    """Which rows are read, and which of their columns."""
 
-    data: tuple[str, ...] = required(
-        "JSONL, JSON, CSV or Parquet file, or a datasets name; may be repeated.", group="Data"
-    )
+    data: tuple[str, ...] = option((), _DATA, group="Data")
     split: str = option("train", "Split, for a datasets name.", group="Data")
     dataset_config: str | None = option(None, "Configuration, for a datasets name.", group="Data")
     columns: Mapping[str, str] = option(
@@ -77,6 +77,13 @@ class DataConfig:
         None, "Column with the domain label of a row (same as --columns domain=NAME).", group="Data"
     )
     max_samples: int | None = option(None, "Read only the first rows.", group="Data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(RowsConfig):
+    """Which rows are read, and how they become token ids."""
+
+    data: tuple[str, ...] = required(_DATA, group="Data")
     prompt_template: str = option(
         "auto",
         "How instructions become text: the tokenizer's chat template, the Alpaca prompt, or plain "

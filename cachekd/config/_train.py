@@ -6,16 +6,77 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from cachekd.config._fields import check_choices, option, required
+from cachekd.config._fields import check_choices, default_of, option, required
+from cachekd.config._inputs import RowsConfig
 from cachekd.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(RowsConfig):
     """Settings of ``cachekd train`` beside `transformers.TrainingArguments` and the objective's."""
 
     cache: tuple[str, ...] = required(
         "Cache to train from, PATH or NAME=PATH; may be repeated.", group="Data"
+    )
+    data: tuple[str, ...] = option(
+        (),
+        "Train only the samples of these files (or datasets names), met with the caches by their "
+        "tokens: as often as they stand there, with their roles, weights and domains. May be "
+        "repeated.",
+        group="Data",
+    )
+    on_missing: str = option(
+        "fail",
+        "What to do with samples that are not in the cache that should hold them.",
+        choices=("fail", "skip"),
+        group="Data",
+    )
+    on_long: str = option(
+        "fail",
+        "As at the capture: what was done with rows of --data that were too long.",
+        choices=("fail", "truncate", "split", "skip"),
+        group="Data",
+    )
+    on_bad: str = option(
+        "fail",
+        "What to do with rows of --data that cannot be used.",
+        choices=("fail", "skip"),
+        group="Data",
+    )
+    expert_domains: tuple[str, ...] = option(
+        (),
+        "Domain labels that learn from the cache called expert, for objectives that route; may be "
+        "repeated. Default: every sample that has a label.",
+        group="Data",
+    )
+    mix: Mapping[str, float] = option(
+        {},
+        "Times that the samples of a cache are seen in an epoch, as a=1,b=0.5. Default: 1.",
+        group="Data",
+    )
+    mixture: Mapping[str, float] = option(
+        {},
+        "Learn at every position from a mixture of the caches' teachers, weighed as a=0.7,b=0.3.",
+        group="Data",
+    )
+    mixture_tail: str = option(
+        "flat",
+        "How a teacher of a mixture spreads its tail over the tokens that it did not store.",
+        choices=("flat", "unigram"),
+        group="Data",
+    )
+    shuffle_shards: int = option(
+        0,
+        "0: the order is over all samples at once; n: shards come in a new order every epoch, and "
+        "samples are shuffled within n of them at a time, so that a pass reads each shard once.",
+        group="Data",
+    )
+    reduction: str = option(
+        "token_mean",
+        "Loss of a step: token_mean over all trained rows, or seq_mean, where each sample counts "
+        "alike however many rows it has.",
+        choices=("token_mean", "seq_mean"),
+        group="Data",
     )
     student: str = required("Student: a local folder or a hub id.", group="Student")
     output_dir: str = required("Where the trained student is saved.", group="Student")
@@ -93,6 +154,10 @@ class TrainConfig:
             raise ConfigError("cache: expected at least one cache; found none")
         if self.assistant_only_loss and self.completion_only_loss is not None:
             raise ConfigError("assistant_only_loss and completion_only_loss exclude each other")
+        if self.mixture and self.mix:
+            raise ConfigError("mixture and mix exclude each other: one set of samples, or several")
+        if not self.data:
+            self._refuse_without_data()
         if self.max_length is not None and self.max_length < 2:
             raise ConfigError(f"max_length: expected at least 2; found {self.max_length}")
         self._check_lora()
@@ -135,3 +200,10 @@ class TrainConfig:
                 "early_stopping_patience: expected something to evaluate on; found none. Give "
                 "--eval-cache or --eval-data"
             )
+
+    def _refuse_without_data(self) -> None:
+        """Settings of a data file say nothing without one."""
+        names = {item.name for item in fields(RowsConfig)} | {"on_long", "on_bad"}
+        for item in fields(self):
+            if item.name in names and getattr(self, item.name) != default_of(item):
+                raise ConfigError(f"{item.name}: it is about --data, which is not given")

@@ -9,11 +9,12 @@ all come here; nothing else shifts by one.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachekd.types import Role, UInt8
+from cachekd.types import Int32, Int64, Role, UInt8
 
 
 class LossMask(StrEnum):
@@ -54,6 +55,61 @@ def trained_rows(roles: UInt8, prompt_length: int | None, mode: LossMask) -> NDA
     if mode is LossMask.AUTO and not assistant.any():
         return written
     return assistant
+
+
+class Spans(Protocol):
+    """Runs of tokens of one role: S spans of P samples."""
+
+    @property
+    def span_offsets(self) -> Int64:
+        """Sample i has the spans from ``span_offsets[i]`` to ``span_offsets[i + 1]``, [P+1]."""
+        ...
+
+    @property
+    def span_roles(self) -> UInt8:
+        """A `Role` for each span, [S]."""
+        ...
+
+    @property
+    def span_ends(self) -> Int32:
+        """The token after the last of each span, [S]."""
+        ...
+
+    @property
+    def prompt_lengths(self) -> Int32:
+        """Tokens before the completion, [P]; -1 without such a border."""
+        ...
+
+
+def trained_spans(samples: Spans, mode: LossMask) -> tuple[Int64, Int64]:
+    """`trained_rows` of many samples at once: the trained tokens of each span, [S] and [S].
+
+    Args:
+        samples: each with at least one span; -1 is the prompt length of one without prompt.
+        mode: what is trained.
+
+    Returns:
+        The first trained token of each span and the one after its last; equal where none is.
+    """
+    owner_S = np.repeat(np.arange(len(samples.prompt_lengths)), np.diff(samples.span_offsets))
+    ends_S = samples.span_ends.astype(np.int64)
+    starts_S = np.concatenate([[0], ends_S[:-1]])
+    starts_S[samples.span_offsets[:-1]] = 0
+    starts_S = np.maximum(starts_S, 1)  # the first token of a document has no row
+    assistant_S = (samples.span_roles == Role.ASSISTANT) & (ends_S > starts_S)
+    if mode is LossMask.ALL:
+        kept_S = np.ones_like(assistant_S)
+    elif mode is LossMask.ASSISTANT:
+        kept_S = assistant_S
+    else:
+        prompts_S = samples.prompt_lengths[owner_S]
+        written_S = samples.span_roles != Role.TEMPLATE
+        starts_S = np.maximum(starts_S, prompts_S)
+        kept_S = np.where(prompts_S >= 0, written_S, assistant_S)
+        if mode is LossMask.AUTO:
+            silent_P = np.bincount(owner_S, assistant_S, len(samples.prompt_lengths)) == 0
+            kept_S |= written_S & silent_P[owner_S] & (prompts_S < 0)
+    return starts_S, np.where(kept_S, np.maximum(ends_S, starts_S), starts_S)
 
 
 def response_rows(prompt_length: int, response_length: int) -> range:

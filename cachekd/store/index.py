@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cachekd.data.packed import Keys
 from cachekd.errors import CorruptCache
+from cachekd.types import Int64
 
 _MAGIC = b"CKDINDEX"
 _HEAD = struct.Struct("<8sIIQ")
@@ -45,6 +46,11 @@ class KeyIndex:
             return np.zeros(len(keys), dtype=np.bool_)
         at = np.searchsorted(self._keys, keys.array)
         return np.asarray(self._keys[np.minimum(at, len(self._keys) - 1)] == keys.array)
+
+    def shards_of(self, keys: Keys) -> Int64:
+        """Shard number of each of these keys, [P]; all of them have a place."""
+        shards: Int64 = self._places[0, np.searchsorted(self._keys, keys.array)].astype(np.int64)
+        return shards
 
     def dump(self) -> bytes:
         """Bytes of the index file."""

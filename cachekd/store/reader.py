@@ -6,7 +6,7 @@ request, as far as it is committed. Every shard is checked in whole when it is f
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +25,9 @@ from cachekd.store.samples import SampleTable
 from cachekd.store.seal import Manifest, captured, load_samples, read_manifest, totals
 from cachekd.store.shards import Groups, Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
-from cachekd.types import AttentionRows, Float32, Int32, Record, Role, TopKLogits, UInt8
+from cachekd.types import AttentionRows, Float32, Int32, Int64, Record, Role, TopKLogits, UInt8
+
+_REMOTE_BYTES_HELD = 1 << 30
 
 
 class Cache:
@@ -68,7 +70,7 @@ class Cache:
         self._samples = samples
         self._index = index
         self._facts = dict(shards)
-        self._open: dict[int, Shard] = {}
+        self._open: OrderedDict[int, Shard] = OrderedDict()
         self.decodes_attention = bool(attention)
         self._attention = dict(attention)
         self._attention_open: dict[str, AttentionShard] = {}
@@ -80,6 +82,11 @@ class Cache:
     def sealed(self) -> bool:
         """Whether this is a sealed cache."""
         return self.root is not None
+
+    @property
+    def samples(self) -> SampleTable:
+        """All samples, without their tokens and targets."""
+        return self._samples
 
     def __len__(self) -> int:
         return len(self._samples.ids)
@@ -151,6 +158,10 @@ class Cache:
         prompt = int(self._samples.prompt_lengths[i])
         return self._samples.roles(i), None if prompt < 0 else prompt
 
+    def shards_of(self, numbers: Int32) -> tuple[list[str], Int64]:
+        """Digests of all shards, and which of them holds the targets of each of these samples."""
+        return self._index.shards, self._index.shards_of(self._samples.keys.take(numbers))
+
     def _place(self, key: bytes, i: int | None) -> tuple[int, int]:
         place = self._index.find(key)
         if place is None:
@@ -200,11 +211,22 @@ class Cache:
             self._open[number] = Shard(
                 self._location, facts, self.identity.capture_id, self._groups, self._priors
             )
+            self._make_room()
+        self._open.move_to_end(number)
         return self._open[number]
+
+    def _make_room(self) -> None:
+        """Close the shards used longest ago: those of a remote cache lie in memory in whole."""
+        if self._location.local:
+            return
+        held = sum(self._facts[self._index.shards[number]].bytes for number in self._open)
+        while held > _REMOTE_BYTES_HELD and len(self._open) > 1:
+            number, _ = self._open.popitem(last=False)
+            held -= self._facts[self._index.shards[number]].bytes
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process opens shards of its own.
-        own = {"_open": {}, "_attention_open": {}, "_groups": Groups()}
+        own = {"_open": OrderedDict(), "_attention_open": {}, "_groups": Groups()}
         return {**self.__dict__, **own, "_priors": Priors(self._location)}
 
 

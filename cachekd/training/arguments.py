@@ -43,6 +43,8 @@ def training_arguments(config: TrainConfig, *, own_progress: bool = False) -> An
         "output_dir": config.output_dir,
         "report_to": "none",
         "disable_tqdm": own_progress,
+        # A new process checks every shard in whole again: once a run, not once an epoch.
+        "dataloader_persistent_workers": bool(given.get("dataloader_num_workers")),
         **_best_model(config, given),
     }
     if config.lora_r is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cachekd.data.alignment import LossMask
 from cachekd.data.attention import AttentionSpec, attention_shape
-from cachekd.data.models import context_length, model_config, weight_files
+from cachekd.data.models import context_length, model_config, weight_files, weights_digest
 from cachekd.errors import ConfigError, MismatchError, TeacherError
 from cachekd.losses.attention import AttentionMapping, map_attention
 from cachekd.store.identity import refuse_difference, tokenizer_facts
@@ -91,14 +91,67 @@ def check_student(folder: Path, caches: Sequence[Cache]) -> None:
         )
 
 
-def check_needs(needs: Needs, caches: Sequence[Cache]) -> None:
+def check_start(needs: Needs, caches: Sequence[Cache], student: Path) -> None:
+    """Refuse a cache whose teacher is not the student as it starts, where the objective wants that.
+
+    Weights must be the same bytes; the dtype that the teacher ran in may be another.
+
+    Raises:
+        ConfigError: there is no cache of the name.
+        MismatchError: names both weights.
+    """
+    if needs.start is None:
+        return
+    cache = next((cache for cache in caches if cache.name == needs.start), None)
+    if cache is None:
+        raise ConfigError(
+            f"the objective needs a cache called {needs.start}, captured with the student as it "
+            f"starts; give one as --cache {needs.start}=PATH"
+        )
+    weights, adapter = cache.identity.source["weights"], cache.identity.source.get("adapter")
+    own = weights_digest(student)
+    if weights != own or adapter is not None:
+        found = f"weights {weights}" + (" with an adapter" if adapter is not None else "")
+        raise MismatchError(
+            f"train: cache {cache.name!r} must be of the student as it starts. It was captured "
+            f"with {found}; the student {student} has weights {own}. Capture it again: cachekd "
+            f"precompute --teacher {student} --cache NEW"
+        )
+
+
+def check_mixture(needs: Needs) -> None:
+    """Refuse an objective that a mixture of teachers cannot serve.
+
+    Raises:
+        ConfigError: says what the mixture does not have.
+    """
+    further = sorted(set(needs.temperatures) - {1.0})
+    if further:
+        raise ConfigError(
+            f"mixture: the objective trains at temperature {further[0]:g}; the normaliser of a "
+            "mixture at another temperature than 1 does not follow from those of its members. "
+            "Train at temperature 1"
+        )
+    if needs.routed or needs.attention:
+        what = "routes samples by domain" if needs.routed else "takes attention"
+        raise ConfigError(f"mixture: the objective {what}, which a mixture does not have")
+
+
+def check_needs(needs: Needs, caches: Sequence[Cache], *, mixture: bool = False) -> None:
     """Refuse caches that lack what the objective takes.
+
+    Args:
+        needs: of the objective.
+        caches: those of training and evaluation.
+        mixture: whether their targets are mixed: then their teachers may differ.
 
     Raises:
         ConfigError: names the cache, what is missing, and the flag that would have captured it.
         MismatchError: the caches are of several teachers, and the objective wants one.
     """
-    if needs.one_teacher:
+    if mixture:
+        check_mixture(needs)
+    elif needs.one_teacher:
         for other in caches[1:]:
             refuse_difference(
                 "train",

@@ -21,6 +21,7 @@ from cachekd.types import Batch, Float32, Int64, Record, TargetTensors
 if TYPE_CHECKING:
     from torch import Tensor
 
+REDUCTIONS = ("token_mean", "seq_mean")
 _IGNORED = -100
 
 
@@ -36,6 +37,12 @@ class Collator:
         pad_to_multiple_of: rows are filled up to a multiple of this many tokens.
         unigram: the teacher's mean distribution [V], for losses that take it.
         attention: whether batches hold the teacher's attention; see `Batch`.
+        reduction: token_mean, where a row counts its sample's weight; or seq_mean, where the
+            trained rows of a sample share it: a sum of row weights is then one of sample weights,
+            and the loss sum_b w_b mean_t l_bt / sum_b w_b, over any batch or accumulated batches.
+
+    Raises:
+        ConfigError: there is no such reduction.
     """
 
     def __init__(
@@ -46,12 +53,18 @@ class Collator:
         pad_to_multiple_of: int | None = None,
         unigram: Float32 | None = None,
         attention: bool = False,
+        reduction: str = "token_mean",
     ) -> None:
+        if reduction not in REDUCTIONS:
+            raise ConfigError(
+                f"reduction: expected one of {', '.join(REDUCTIONS)}; found {reduction!r}"
+            )
         self.loss_mask = loss_mask
         self.pad_token_id = pad_token_id
         self.multiple = pad_to_multiple_of or 1
         self.unigram = unigram
         self.attention = attention
+        self.reduction = reduction
 
     def __call__(self, items: Sequence[Record] | Sequence[list[Record]]) -> Batch:
         """Collate records, or lists of records that share a row each.
@@ -90,6 +103,9 @@ class Collator:
 
     def _targets(self, chosen: Sequence[tuple[Record, Int64]]) -> TargetTensors:
         targets = collate_targets(chosen)
+        if self.reduction == "seq_mean":
+            counts = np.concatenate([np.full(len(rows), len(rows)) for _, rows in chosen])
+            targets["weights"] /= _tensor([counts])
         if self.unigram is not None:
             targets["unigram"] = _tensor([self.unigram])
         return targets
@@ -164,6 +180,7 @@ def collate_targets(chosen: Sequence[tuple[Record, Int64]]) -> TargetTensors:
             t: _tensor([logits.lognorm[t][rows] for _, logits, rows, _, _ in picked])
             for t in shared
         },
+        "cache": _tensor([np.full(len(rows), r.cache) for r, _, rows, _, _ in picked], np.int64),
     }
     weights = [logits.weights[at] for _, logits, _, _, at in picked if logits.weights is not None]
     if weights and len(weights) < len(picked):

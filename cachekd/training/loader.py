@@ -2,12 +2,13 @@
 
 In: opened caches (or their locations). Out: `Record`s cut to a length, one at a time or several for
 a packed row. What stays in memory of a sample is packed, about a hundred bytes with its cache's.
+Which samples there are is decided in `cachekd.training.choose`, their order in
+`cachekd.training.order`.
 """
 
 from __future__ import annotations
 
 import os
-from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,21 +16,26 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from cachekd.data.alignment import LossMask, trained_rows
-from cachekd.data.packed import Keys, Places
-from cachekd.errors import ConfigError, MismatchError
+from cachekd.data.alignment import LossMask
+from cachekd.data.packed import Keys
+from cachekd.errors import ConfigError
 from cachekd.training.attention_targets import cut_attention
 from cachekd.training.checks import check_one_tokenizer
-from cachekd.types import Float32, Int32, Record, TopKLogits
+from cachekd.training.choose import Chosen, everything, mixed, of_data
+from cachekd.training.mixture import Mixture, mixed_logits, mixing
+from cachekd.training.order import Index, Order
+from cachekd.training.ranks import Words, digest_words, words_of
+from cachekd.training.route import routed
+from cachekd.training.trained import trained_counts
+from cachekd.types import Float32, Int32, Int64, Record, TopKLogits
 
 if TYPE_CHECKING:
     from cachekd.store.reader import Cache
+    from cachekd.training.join import DataSamples
 
 Location = str | os.PathLike[str]
-Index = int | tuple[int, ...]
 
 
 class CacheDataset(Dataset[Record | list[Record]]):
@@ -41,17 +47,25 @@ class CacheDataset(Dataset[Record | list[Record]]):
         caches: an open cache or its location, or several. They must share one tokenizer.
         loss_mask: which rows are trained.
         max_length: records are cut to this many tokens.
+        route: labels whose samples are read from the cache ``expert``, all others from
+            ``reference``; without any label, the samples that have one. None: no routing.
+        mixture: targets are a mixture of those of several caches.
+        data: samples of a data file, which alone are given, as the file has them.
+        on_missing: fail, or skip samples that are not in the caches that should hold them.
+        order: what an `EpochSampler` makes of it.
 
     Attributes:
         lengths: tokens of each sample after cutting, int32.
         sample_ids: content id of each sample, packed.
+        cache_numbers: place of the cache that each sample is read from, int32.
         truncated: samples that were cut.
         trained: rows that are trained, over all samples.
         dropped: samples left out, by reason.
         vocab_size: real vocabulary of the caches.
 
     Raises:
-        ConfigError: there is nothing to train on.
+        ConfigError: there is nothing to train on, or a name or weight is wrong.
+        DataError: samples are not in the caches that should hold them.
         MismatchError: the caches have different tokenizers, or lack rows that would be trained.
     """
 
@@ -61,32 +75,66 @@ class CacheDataset(Dataset[Record | list[Record]]):
         *,
         loss_mask: LossMask = LossMask.AUTO,
         max_length: int | None = None,
+        route: Sequence[str] | None = None,
+        mixture: Mixture | None = None,
+        data: DataSamples | None = None,
+        on_missing: str = "fail",
+        order: Order | None = None,
     ) -> None:
         self.caches = _opened(caches)
         self.loss_mask = loss_mask
         self.max_length = max_length
+        self.order = order or Order()
         check_one_tokenizer(self.caches)
-        _check_rows(self.caches, loss_mask)
+        self._mixing = None if mixture is None else mixing(mixture, self.caches)
+        self.order.check([cache.name for cache in self.caches], mixture=mixture is not None)
         self.vocab_size = int(self.caches[0].identity.source["vocab_size"])
-        self.dropped: Counter[str] = Counter()
-        self.truncated = self.trained = 0
-        taken = [self._taken(number, skip) for number, skip in enumerate(_repeated(self.caches))]
-        self._cache = np.repeat(np.arange(len(taken), dtype=np.int32), list(map(len, taken)))
-        self._row: Int32 = np.concatenate(taken)
-        held = list(zip(self.caches, taken, strict=True))
-        self.sample_ids = Keys.joined(
-            [Keys.of(cache.sample_ids).take(rows) for cache, rows in held]
-        )
-        lengths = np.concatenate([cache.lengths[rows] for cache, rows in held])
+        self._data = None if data is None else data.table
+        self._choose(self._chosen(route, data, on_missing))
+        self.dropped.update({} if data is None else data.left_out)
+
+    def _chosen(
+        self, route: Sequence[str] | None, data: DataSamples | None, on_missing: str
+    ) -> Chosen:
+        if self._mixing is not None:
+            if route is not None:
+                raise ConfigError("mixture: samples are routed by domain; leave the mixture out")
+            return mixed(self.caches, self._mixing.members, data, on_missing)
+        if route is not None:
+            return routed(self.caches, route, data, on_missing)
+        if data is not None:
+            return of_data(self.caches, data, [None] * len(self.caches), on_missing)
+        return everything(self.caches)
+
+    def _choose(self, chosen: Chosen) -> None:
+        """Keep what has a trained row, and count."""
+        found = chosen.caches.size
+        counts = trained_counts(self.caches, chosen, self._data, self.loss_mask, self._limit)
+        kept = chosen.take(np.flatnonzero(counts))
+        self.dropped: Counter[str] = chosen.left_out
+        if len(kept.caches) < found:
+            self.dropped["no trained row"] += found - len(kept.caches)
+        self.trained = int(counts.sum())
+        self.cache_numbers, self._rows, self._of_data = kept.caches, kept.rows, kept.of_data
+        lengths = np.zeros(len(self), np.int32)
+        ids = np.empty(len(self), Keys.of([]).array.dtype)
+        for number, cache in enumerate(self.caches):
+            own = np.flatnonzero(self.cache_numbers == number)
+            lengths[own] = cache.lengths[self._rows[0, own]]
+            ids[own] = Keys.of(cache.sample_ids).array[self._rows[0, own]]
+        if self._data is not None:
+            ids = self._data.ids.array[self._of_data]
+        self.sample_ids = Keys(ids)
+        self.truncated = int((lengths > self._limit).sum())
         self.lengths: Int32 = np.minimum(lengths, self._limit).astype(np.int32)
         if not len(self):
             raise ConfigError(
-                f"nothing to train on: of {sum(map(len, self.caches))} samples none is left; "
-                f"left out: {dict(self.dropped)}. Check max_length and the loss mask ({loss_mask})"
+                f"nothing to train on: of {sum(map(len, self.caches))} samples none is left; left "
+                f"out: {dict(self.dropped)}. Check max_length and the loss mask ({self.loss_mask})"
             )
 
     def __len__(self) -> int:
-        return len(self._row)
+        return len(self.cache_numbers)
 
     def __getitem__(self, index: Index) -> Record | list[Record]:
         if isinstance(index, tuple):
@@ -110,19 +158,65 @@ class CacheDataset(Dataset[Record | list[Record]]):
         """Samples, each cut to ``max_length`` tokens."""
         found: dict[int, Record] = {}
         for number, cache in enumerate(self.caches):
-            own = [at for at, i in enumerate(indices) if self._cache[i] == number]
-            whole = cache.read([int(self._row[indices[at]]) for at in own])
-            found |= {
-                at: truncate(record, self._limit) for at, record in zip(own, whole, strict=True)
-            }
-        return [found[at] for at in range(len(indices))]
+            own = [at for at, i in enumerate(indices) if self.cache_numbers[i] == number]
+            whole = cache.read([int(self._rows[0, indices[at]]) for at in own])
+            for at, record in zip(own, whole, strict=True):
+                found[at] = truncate(self._named(record, number, indices[at]), self._limit)
+        whole = [found[at] for at in range(len(indices))]
+        return whole if self._mixing is None else self._mixed(whole, indices)
 
-    def capture_id(self, index: int) -> str:
-        """Capture id of the cache that a sample is read from."""
-        return self.caches[int(self._cache[index])].identity.capture_id
+    def _mixed(self, firsts: list[Record], indices: Sequence[int]) -> list[Record]:
+        """Records with their targets mixed with those of the other members."""
+        assert self._mixing is not None
+        parts = [[truncate(record, self._limit).logits for record in firsts]]
+        for member, number in enumerate(self._mixing.members[1:], 1):
+            rows = [int(self._rows[member, i]) for i in indices]
+            own = self.caches[number].read(rows)
+            parts.append([truncate(record, self._limit).logits for record in own])
+        return [
+            replace(record, attention=None, logits=mixed_logits(logits, self._mixing))
+            for record, *logits in zip(firsts, *parts, strict=True)
+        ]
+
+    def _named(self, record: Record, number: int, index: int) -> Record:
+        """A record with its cache, and as the data file has it."""
+        if self._data is None or self._of_data is None:
+            return replace(record, cache=number)
+        table, at = self._data, int(self._of_data[index])
+        prompt = int(table.prompt_lengths[at])
+        return replace(
+            record,
+            cache=number,
+            sample_id=table.ids[at],
+            roles=table.roles(at),
+            prompt_length=None if prompt < 0 else prompt,
+            domain=table.domains[at],
+            weight=float(table.weights[at]),
+        )
+
+    def identities(self) -> Words:
+        """What tells samples apart, [P, 2]: ids, and captures, which equal ids may differ in."""
+        captures = [digest_words(cache.identity.capture_id) for cache in self.caches]
+        return words_of(self.sample_ids) ^ np.stack(captures)[self.cache_numbers]
+
+    def shards(self) -> tuple[list[str], Int64]:
+        """Digests of all shards, and which of them each sample is in (of a mixture its first)."""
+        names: dict[str, int] = {}
+        numbers = np.empty(len(self), np.int64)
+        for number, cache in enumerate(self.caches):
+            own = np.flatnonzero(self.cache_numbers == number)
+            digests, shard_P = cache.shards_of(self._rows[0, own])
+            places = [names.setdefault(digest, len(names)) for digest in digests]
+            numbers[own] = np.array(places, np.int64)[shard_P]
+        return list(names), numbers
 
     def unigram(self) -> Float32 | None:
-        """The teacher's mean distribution [V]: of all caches that hold one, weighed alike."""
+        """The teacher's mean distribution [V]: of all caches that hold one, weighed alike.
+
+        That of a mixture is weighed as the mixture is.
+        """
+        if self._mixing is not None:
+            return self._mixing.unigram
         held = [u for u in (cache.unigram() for cache in self.caches) if u is not None]
         return np.mean(held, axis=0, dtype=np.float32) if held else None
 
@@ -134,43 +228,6 @@ class CacheDataset(Dataset[Record | list[Record]]):
     @property
     def _limit(self) -> int:
         return self.max_length or int(np.iinfo(np.int32).max)
-
-    def _taken(self, number: int, repeated: NDArray[np.bool_]) -> Int32:
-        """Rows of a cache that are trained, the others counted.
-
-        Args:
-            number: which cache.
-            repeated: samples of it that were met before, [P].
-        """
-        cache, rows = self.caches[number], array("i")
-        if repeated.any():
-            self.dropped["held more than once"] += int(repeated.sum())
-        for row in map(int, np.flatnonzero(~repeated)):
-            roles, prompt_length = cache.roles(row)
-            trained = trained_rows(roles, prompt_length, self.loss_mask)[: self._limit - 1]
-            if cache.identity.capture.get("rows") == "response":
-                there = trained_rows(roles, prompt_length, LossMask.AUTO)[: len(trained)]
-                if (trained & ~there).any():
-                    raise _not_captured(cache, self.loss_mask)
-            if not trained.any():
-                self.dropped["no trained row"] += 1
-                continue
-            self.trained += int(trained.sum())
-            self.truncated += int(cache.lengths[row]) > self._limit
-            rows.append(row)
-        return np.array(rows, dtype=np.int32)
-
-
-def _repeated(caches: Sequence[Cache]) -> list[NDArray[np.bool_]]:
-    """Of each cache the samples that an earlier place has too, under the same capture."""
-    repeated = [np.zeros(len(cache.sample_ids), dtype=np.bool_) for cache in caches]
-    for capture in {cache.identity.capture_id for cache in caches}:
-        own = [i for i, cache in enumerate(caches) if cache.identity.capture_id == capture]
-        copies = Places(Keys.joined([Keys.of(caches[i].sample_ids) for i in own])).copies()
-        ends = np.cumsum([len(repeated[i]) for i in own])
-        for i, part in zip(own, np.split(copies > 0, ends[:-1]), strict=True):
-            repeated[i] = part
-    return repeated
 
 
 def truncate(record: Record, length: int) -> Record:
@@ -203,8 +260,11 @@ def truncate(record: Record, length: int) -> Record:
 
 def summary(dataset: CacheDataset) -> Mapping[str, object]:
     """Counts of a dataset for reports, as JSON types."""
+    numbers = np.bincount(dataset.cache_numbers, minlength=len(dataset.caches)).tolist()
+    names = [cache.name for cache in dataset.caches]
     return {
         "samples": len(dataset),
+        "samples_by_cache": dict(zip(names, numbers, strict=True)),
         "tokens": int(dataset.lengths.sum()),
         "trained_rows": dataset.trained,
         "truncated": dataset.truncated,
@@ -227,17 +287,3 @@ def _open(cache: Cache | Location) -> Cache:
     from cachekd.store.reader import open_cache
 
     return open_cache(os.fspath(cache), attention=False)
-
-
-def _check_rows(caches: Sequence[Cache], loss_mask: LossMask) -> None:
-    for cache in caches:
-        if loss_mask is LossMask.ALL and cache.identity.capture.get("rows") == "response":
-            raise _not_captured(cache, loss_mask)
-
-
-def _not_captured(cache: Cache, loss_mask: LossMask) -> MismatchError:
-    wanted = "all tokens" if loss_mask is LossMask.ALL else f"{loss_mask} tokens"
-    return MismatchError(
-        f"cache {cache.name!r} was captured with --rows response, but {wanted} are to be "
-        "trained. Train on completions, or capture again with --rows all"
-    )

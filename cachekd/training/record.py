@@ -52,6 +52,12 @@ _SAME_WHEN_RESUMED = (
     "lora_dropout",
     "lora_target_modules",
     "lora_modules_to_save",
+    "reduction",
+    "expert_domains",
+    "mix",
+    "mixture",
+    "mixture_tail",
+    "shuffle_shards",
 )
 
 

@@ -17,13 +17,15 @@ from cachekd.config import TrainConfig, resolved
 from cachekd.data.alignment import LossMask
 from cachekd.data.models import resolve_model
 from cachekd.errors import ConfigError
-from cachekd.objectives import Objective, build
+from cachekd.objectives import Needs, Objective, build
 from cachekd.signals import StopFlag, stop_on_signals
 from cachekd.store.reader import Cache, open_cache
 from cachekd.training import checkpoints, checks, outcome, record, student
 from cachekd.training.arguments import resume_of, training_arguments
+from cachekd.training.options import dataset_options
 
 if TYPE_CHECKING:
+    from cachekd.losses.attention import AttentionMapping
     from cachekd.training.eval_text import TextDataset
     from cachekd.training.loader import CacheDataset
     from cachekd.training.trainer import DistillTrainer
@@ -40,6 +42,7 @@ class Inputs:
     caches: list[Cache]
     eval_cache: Cache | None
     loss_mask: LossMask
+    attention_mapping: AttentionMapping | None
     max_length: int | None
     resume: str | bool
 
@@ -68,7 +71,12 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
     inputs = _checked(config)
     from cachekd.training.loader import CacheDataset
 
-    dataset = CacheDataset(inputs.caches, loss_mask=inputs.loss_mask, max_length=inputs.max_length)
+    dataset = CacheDataset(
+        inputs.caches,
+        loss_mask=inputs.loss_mask,
+        max_length=inputs.max_length,
+        **dataset_options(config, inputs.objective.needs(), inputs.caches, inputs.student),
+    )
     if inputs.resume:
         record.check_resumed(inputs.output, dataset.digest(), inputs.caches, resolved(config))
     with redirect_stdout(sys.stderr), _bars(own=progress is not None), stop_on_signals() as stop:
@@ -110,21 +118,18 @@ def loss_mask_of(config: TrainConfig) -> LossMask:
 
 def _checked(config: TrainConfig) -> Inputs:
     objective = build(config.objective, config.objective_options)
-    caches = []
-    for text in config.cache:
-        name, location = checks.parse_cache(text)
-        caches.append(open_cache(location, partial=config.partial, name=name, attention=False))
+    needs, loss_mask = objective.needs(), loss_mask_of(config)
+    caches = [_open(text, config, needs) for text in config.cache]
     checks.check_names(caches)
-    eval_cache = None
-    if config.eval_cache is not None:
-        name, location = checks.parse_cache(config.eval_cache)
-        eval_cache = open_cache(location, partial=config.partial, name=name, attention=False)
+    eval_cache = _open(config.eval_cache, config, needs) if config.eval_cache else None
     everything = caches + ([eval_cache] if eval_cache else [])
     checks.check_one_tokenizer(everything)
-    checks.check_needs(objective.needs(), everything)
+    checks.check_needs(needs, everything, mixture=bool(config.mixture))
     folder = resolve_model(config.student, config.revision)
     student.refuse_adapter(folder)
     checks.check_student(folder, everything)
+    checks.check_start(needs, caches, folder)
+    mapping = checks.check_attention(needs, everything, folder, loss_mask)
     max_length = checks.resolve_max_length(config.max_length, folder)
     if config.packing and max_length is None:
         raise ConfigError("packing: the student does not say its context; set max_length")
@@ -137,10 +142,17 @@ def _checked(config: TrainConfig) -> Inputs:
         output=output,
         caches=caches,
         eval_cache=eval_cache,
-        loss_mask=loss_mask_of(config),
+        loss_mask=loss_mask,
+        attention_mapping=mapping,
         max_length=max_length,
         resume=resume,
     )
+
+
+def _open(text: str, config: TrainConfig, needs: Needs) -> Cache:
+    """The cache of ``NAME=PATH``; attention is decoded only for an objective that takes it."""
+    name, location = checks.parse_cache(text)
+    return open_cache(location, partial=config.partial, name=name, attention=needs.attention > 0)
 
 
 def _checkpoint(inputs: Inputs) -> str | None:
@@ -185,7 +197,10 @@ def _trainer(
             inputs.loss_mask,
             pad_token_id=tokenizer.pad_token_id or 0,
             unigram=dataset.unigram() if inputs.objective.needs().unigram else None,
+            reduction=config.reduction,
+            attention=inputs.attention_mapping is not None,
         ),
+        attention_mapping=inputs.attention_mapping,
         packing_capacity=inputs.max_length if config.packing else None,
         processing_class=tokenizer,
         callbacks=_callbacks(config, stop, progress),

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachekd.data.alignment import LossMask, response_rows, trained_rows
-from cachekd.types import Role
+from cachekd.data.alignment import LossMask, response_rows, trained_rows, trained_spans
+from cachekd.store.samples import collect, keys_of, read_samples, write_samples
+from cachekd.types import Role, Sample
 
 ROLES = st.lists(st.sampled_from(list(Role)), min_size=1, max_size=12)
 
@@ -64,6 +65,38 @@ def test_every_mask_against_the_rule_token_by_token(roles, prompt, mode):
 
     expected = [is_trained(index) for index in range(1, len(roles))]
     assert mask(roles, prompt, mode) == expected
+
+
+@given(
+    samples=st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(list(Role)), min_size=2, max_size=9),
+            st.none() | st.integers(0, 9),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    mode=st.sampled_from(list(LossMask)),
+)
+def test_spans_of_a_table_are_the_rows_of_each_sample(samples, mode):
+    made = [
+        Sample(
+            input_ids=np.full(len(roles), number, np.int32),
+            roles=np.array(roles, np.uint8),
+            prompt_length=prompt,
+        )
+        for number, (roles, prompt) in enumerate(samples)
+    ]
+    keys = keys_of(made)
+    ids = [bytes([i + 1]) * 16 for i in range(len(made))]
+    table = collect([read_samples("t", write_samples(made, keys, ids, range(len(made))))])
+    starts, stops = trained_spans(table, mode)
+    for i, sample in enumerate(made):
+        trained = np.zeros(len(sample.roles), bool)
+        for span in range(table.span_offsets[i], table.span_offsets[i + 1]):
+            trained[starts[span] : stops[span]] = True
+        expected = trained_rows(sample.roles, sample.prompt_length, mode)
+        assert trained[1:].tolist() == expected.tolist() and not trained[0]
 
 
 def test_completion_without_prompt_or_assistant_trains_nothing():

@@ -156,3 +156,28 @@ def test_only_shared_temperatures_are_kept() -> None:
     item = record([5, 6, 7])
     fewer = replace(item, logits=replace(item.logits, lognorm={1.0: item.logits.lognorm[1.0]}))
     assert set(Collator()([item, fewer])["targets"]["lognorm"]) == {1.0}
+
+
+def test_rows_say_which_cache_they_are_from() -> None:
+    items = [replace(record([5, 6, 7]), cache=1), record([8, 9])]
+    assert Collator()(items)["targets"]["cache"].tolist() == [1, 1, 0]
+    assert Collator()([items])["targets"]["cache"].dtype == torch.int64
+
+
+def test_seq_mean_is_the_mean_over_samples_of_their_means() -> None:
+    """METHODS: sum_b w_b (sum_t m l / sum_t m) / sum_b w_b, whatever batches the samples are in."""
+    items = [
+        record(list(range(12)), prompt_length=4, weight=2.0),
+        record([5, 6, 7]),
+        record(list(range(3, 30)), prompt_length=20, weight=0.5),
+    ]
+    alone = [_loss(Collator()([item])) for item in items]  # each w * sum l, and w * rows
+    weights = [item.weight for item in items]
+    means = [w * loss / total for w, (loss, total) in zip(weights, alone, strict=True)]
+    for batches in ([items], [[item] for item in items], [[items]], [items[:1], [items[1:]]]):
+        parts = [_loss(Collator(reduction="seq_mean")(batch)) for batch in batches]
+        assert sum(loss for loss, _ in parts) == pytest.approx(sum(means), rel=1e-6)
+        assert sum(total for _, total in parts) == pytest.approx(sum(weights), rel=1e-6)
+    assert sum(means) != pytest.approx(sum(loss for loss, _ in alone), rel=0.1)
+    with pytest.raises(ConfigError, match="token_mean, seq_mean"):
+        Collator(reduction="mean")

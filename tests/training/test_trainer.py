@@ -36,6 +36,7 @@ def _trainer(folder: Path, model: Any, records: list[Any], **changes: Any) -> Di
     options = changes.pop("options", {"loss": {"kd": 1.0}})
     capacity = changes.pop("capacity", None)
     callbacks = changes.pop("callbacks", None)
+    reduction = changes.pop("reduction", "token_mean")
     settings = {
         "output_dir": str(folder),
         "max_steps": 6,
@@ -56,7 +57,7 @@ def _trainer(folder: Path, model: Any, records: list[Any], **changes: Any) -> Di
         objective=build("kd", options),
         train_dataset=CacheDataset(FakeCache(records)),
         eval_dataset=CacheDataset(FakeCache(records[:7])),
-        data_collator=Collator(),
+        data_collator=Collator(reduction=reduction),
         packing_capacity=capacity,
         callbacks=callbacks,
     )
@@ -119,6 +120,14 @@ def test_accumulation_is_one_large_batch(tmp_path: Path) -> None:
         parts = _one_step(tmp_path, size, accumulate)
         assert (parts - whole).abs().max() < 1e-6
     assert (whole - _weights(student())).abs().max() > 1e-3
+
+
+def test_accumulation_is_one_large_batch_also_of_means_over_samples(tmp_path: Path) -> None:
+    whole = _one_step(tmp_path, 8, 1, reduction="seq_mean")
+    for size, accumulate in ((2, 4), (1, 8)):
+        parts = _one_step(tmp_path, size, accumulate, reduction="seq_mean")
+        assert (parts - whole).abs().max() < 1e-6
+    assert (whole - _one_step(tmp_path, 8, 1)).abs().max() > 1e-4
 
 
 def test_packed_epoch_equals_padded_epoch(tmp_path: Path) -> None:
