@@ -38,6 +38,7 @@ class Cache:
         root: root digest of the seal, or None for an unsealed cache.
         totals: counts (samples, keys, tokens, targets, entries, bytes).
         lengths: tokens of each sample, int32.
+        written: whether the teacher wrote the response of each sample, bool.
         sample_ids: content id of each sample.
         decodes_attention: whether records come with their attention.
     """
@@ -64,6 +65,7 @@ class Cache:
         self.lengths = samples.lengths
         self.sample_ids = samples.ids
         self.domains = samples.domains
+        self.written = samples.written
         self._location = location
         self._samples = samples
         self._index = index
@@ -245,7 +247,7 @@ def _open_sealed(location: Location, name: str) -> Cache:
     if bytes_digest(data) != manifest.index:
         raise CorruptCache(f"{location.path(index_name(manifest.index))}: the file was altered")
     index = load_index(index_name(manifest.index), data)
-    samples = captured(load_samples(location, manifest.samples), index)
+    samples = captured(load_samples(location, manifest.samples, manifest.written()), index)
     if len(samples.ids) != manifest.totals.get("samples"):
         raise CorruptCache(
             f"{url}: the seal counts {manifest.totals.get('samples')} samples with targets; "
@@ -258,7 +260,7 @@ def _open_sealed(location: Location, name: str) -> Cache:
 def _open_partial(location: Location, name: str) -> Cache:
     state = read_state(location)
     index = state.index()
-    samples = captured(load_samples(location, state.samples()), index)
+    samples = captured(load_samples(location, state.samples(), state.written()), index)
     return Cache(
         location, name, state.identity, samples, index, state.shards(), None, state.attention()
     )

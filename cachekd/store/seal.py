@@ -43,6 +43,7 @@ from cachekd.store.layout import (
     shard_name,
     unit_name,
 )
+from cachekd.store.plan import Plan
 from cachekd.store.priors import Priors
 from cachekd.store.samples import SampleTable, collect, read_samples
 from cachekd.store.shards import Groups, Shard, ShardFacts
@@ -68,6 +69,10 @@ class Manifest:
     runs: tuple[Mapping[str, Any], ...]
     attention_id: str | None
     attention: Mapping[str, AttentionFacts]
+
+    def written(self) -> frozenset[str]:
+        """Digests of the samples shards whose responses the teacher wrote."""
+        return frozenset(name for run in self.runs for name in run.get("written", ()))
 
 
 def generations(location: Location) -> list[int]:
@@ -137,7 +142,7 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
     """
     state = read_state(location)
     index = state.index()
-    everything = load_samples(location, state.samples())
+    everything = load_samples(location, state.samples(), state.written())
     samples = captured(everything, index)
     missing = len(everything.ids) - len(samples.ids)
     if missing and not leave_out:
@@ -210,13 +215,20 @@ def captured(samples: SampleTable, index: KeyIndex) -> SampleTable:
     return samples if there.all() else samples.take(np.flatnonzero(there))
 
 
-def load_samples(location: Location, digests: list[str] | tuple[str, ...]) -> SampleTable:
+def load_samples(
+    location: Location, digests: Iterable[str], written: frozenset[str]
+) -> SampleTable:
     """Samples of the given shards, in order, each sample id once.
+
+    Args:
+        location: the cache.
+        digests: names of the shards.
+        written: of these, the shards whose responses the teacher wrote.
 
     Raises:
         CorruptCache: a shard is missing, or its name is not the digest of its bytes.
     """
-    return collect(_samples_table(location, digest) for digest in digests)
+    return collect((_samples_table(location, digest), digest in written) for digest in digests)
 
 
 def _samples_table(location: Location, digest: str) -> pa.Table:
@@ -265,11 +277,19 @@ def _content(
                 "new_keys": len(plan.keys),
                 "skipped": dict(plan.skipped),
                 "changed": dict(plan.changed),
+                **_written(plan),
             }
             for digest, plan in state.plans.items()
         ],
     }
     return content, index_data
+
+
+def _written(plan: Plan) -> dict[str, Any]:
+    """How the teacher wrote the responses of a run, and the shards of these samples."""
+    if plan.responses is None:
+        return {}
+    return {"responses": dict(plan.responses), "written": list(plan.samples)}
 
 
 def _kinds(
@@ -315,14 +335,16 @@ def totals(
     index: KeyIndex,
     attention: Mapping[str, AttentionFacts],
 ) -> dict[str, int]:
-    """Counts over a cache: samples, distinct keys, and what the shards hold."""
+    """Counts over a cache: samples (of them those written by the teacher), keys, and shards."""
     further = {
         "attention_shards": len(attention),
         "attention_rows": sum(facts.queries for facts in attention.values()),
         "attention_bytes": sum(facts.bytes for facts in attention.values()),
     }
+    written = int(samples.written.sum())
     return {
         **(further if attention else {}),
+        **({"generated": written} if written else {}),
         "samples": len(samples.ids),
         "sample_tokens": int(samples.lengths.sum()),
         "keys": len(index),

@@ -122,7 +122,7 @@ def _named(
     if manifest:
         return manifest.shards, manifest.attention
     state = read_state(location)
-    load_samples(location, state.samples())
+    load_samples(location, state.samples(), state.written())
     return state.shards(), state.attention()
 
 
@@ -196,7 +196,7 @@ def _check_index(location: Location, manifest: Manifest, keys: Mapping[str, Keys
     if bytes_digest(data) != manifest.index:
         return [f"{location.path(name)}: its bytes do not have the digest it names"]
     index = load_index(name, data)
-    samples = captured(load_samples(location, manifest.samples), index)
+    samples = captured(load_samples(location, manifest.samples, manifest.written()), index)
     problems = []
     # Only whole shards were read: with one missing the index cannot be made again.
     if keys.keys() == manifest.shards.keys() and build_index(keys).dump() != data:
