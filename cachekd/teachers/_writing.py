@@ -131,15 +131,18 @@ def write_with(
     for b, prompt in enumerate(prompts):
         ids_BT[b, padded - len(prompt.input_ids) :] = prompt.input_ids
         mask_BT[b, padded - len(prompt.input_ids) :] = 1
-    # The model's own settings (penalties, a temperature) would be taken where these say nothing.
-    model.generation_config = GenerationConfig(
+    # Settings that the model brings along (penalties, a temperature) fill whatever is not said.
+    settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=spec.max_new_tokens,
         eos_token_id=list(spec.end_tokens) or None,
         pad_token_id=pad,
         use_cache=True,
     )
+    for part in (model, model.get_base_model() if hasattr(model, "get_base_model") else model):
+        part.generation_config = settings
     written_BT = model.generate(
+        generation_config=settings,
         input_ids=torch.from_numpy(ids_BT).to(device),
         attention_mask=torch.from_numpy(mask_BT).to(device),
         logits_processor=LogitsProcessorList(
