@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from cachekd.capture.attention import AttendingTeacher
-from cachekd.capture.generate import generate
+from cachekd.capture.generate import write_missing
 from cachekd.capture.identify import check_same
 from cachekd.capture.job import Job
 from cachekd.capture.meter import Meter, Progress, Show
@@ -92,7 +92,7 @@ def _write_all(
     total = int(job.writing.budgets(missing).sum())
     with stop_on_signals() as flag:
         meter = Meter(total, flag, started, job.config.max_hours, progress, "responses")
-        generate(job, teacher, meter)
+        write_missing(job, teacher, meter)
         told = {"generate_seconds": meter.seconds(), "tokens_generated": meter.total}
     return complete_job(job), teacher, {"responses_generated": len(missing), **told}
 

@@ -36,7 +36,7 @@ class _Waiting:
     since: float = field(default_factory=time.monotonic)
 
 
-def generate(job: Job, teacher: Teacher, meter: Meter) -> None:
+def write_missing(job: Job, teacher: Teacher, meter: Meter) -> None:
     """Write what is missing.
 
     Raises:
