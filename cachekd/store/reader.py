@@ -16,13 +16,14 @@ from cachekd.data.digests import bytes_digest, sample_key
 from cachekd.data.packed import Places
 from cachekd.errors import CorruptCache, UnsealedCache
 from cachekd.store.attention_shards import AttentionFacts, AttentionShard
+from cachekd.store.content import totals
 from cachekd.store.identity import Identity
 from cachekd.store.index import KeyIndex, load_index
 from cachekd.store.io import Location
 from cachekd.store.layout import index_name
 from cachekd.store.priors import Priors
 from cachekd.store.samples import SampleTable
-from cachekd.store.seal import Manifest, captured, load_samples, read_manifest, totals
+from cachekd.store.seal import Manifest, captured, load_samples, read_manifest
 from cachekd.store.shards import Groups, Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
 from cachekd.types import AttentionRows, Float32, Int32, Record, Role, TopKLogits, UInt8

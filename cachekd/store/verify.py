@@ -12,6 +12,7 @@ from cachekd.data.digests import bytes_digest
 from cachekd.data.packed import Keys
 from cachekd.errors import CorruptCache, StoreError, UnsealedCache
 from cachekd.store.attention_shards import AttentionFacts, AttentionShard
+from cachekd.store.content import root_digest, totals
 from cachekd.store.identity import Identity
 from cachekd.store.index import build_index, load_index
 from cachekd.store.io import Location
@@ -22,8 +23,6 @@ from cachekd.store.seal import (
     captured,
     load_samples,
     read_manifest,
-    root_digest,
-    totals,
 )
 from cachekd.store.shards import Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
