@@ -51,22 +51,31 @@ def write_missing(job: Job, teacher: Teacher, meter: Meter) -> None:
             "hf, or leave --generate out"
         )
     missing = writing.missing()
-    waiting, done = _Waiting(), 0
-    for part in _batches(writing, missing, job):
-        if meter.over():
-            break
-        waiting.responses += _write(writing, part, teacher, job, meter)
-        done += len(part)
-        if time.monotonic() - waiting.since >= COMMIT_SECONDS:
-            waiting = _commit(job, writing, waiting)
-    _commit(job, writing, waiting)
+    waiting, done, slowest = _Waiting(), 0, 0.0
+    try:
+        for part in _batches(writing, missing, job):
+            begun = time.monotonic()
+            if meter.over() or slowest > meter.left():
+                break
+            waiting.responses += _write(writing, part, teacher, meter)
+            done += len(part)
+            slowest = max(slowest, time.monotonic() - begun)
+            if time.monotonic() - waiting.since >= COMMIT_SECONDS:
+                waiting = _commit(job, writing, waiting)
+    finally:
+        _commit(job, writing, waiting)
     if done < len(missing):
-        why = "by a signal" if meter.flag.asked else f"before --max-hours {job.config.max_hours}"
-        there = len(np.unique(writing.draws.array)) - len(missing) + done
-        raise Incomplete(
-            f"stopped {why}: {there} of {there + len(missing) - done} responses are written in "
-            f"{job.location.url}. Run the same command again to continue"
-        )
+        raise _incomplete(job, meter, len(missing) - done)
+
+
+def _incomplete(job: Job, meter: Meter, left: int) -> Incomplete:
+    assert job.writing is not None, "there are responses to write"
+    why = "by a signal" if meter.flag.asked else f"before --max-hours {job.config.max_hours}"
+    every = len(np.unique(job.writing.draws.array))
+    return Incomplete(
+        f"stopped {why}: {every - left} of {every} responses are written in {job.location.url}. "
+        "Run the same command again to continue"
+    )
 
 
 def _batches(writing: Writing, missing: Int64, job: Job) -> Iterator[Int64]:
@@ -90,7 +99,7 @@ def _batches(writing: Writing, missing: Int64, job: Job) -> Iterator[Int64]:
 
 
 def _write(
-    writing: Writing, places: Int64, teacher: WritingTeacher, job: Job, meter: Meter
+    writing: Writing, places: Int64, teacher: WritingTeacher, meter: Meter
 ) -> list[Response]:
     """Responses of a batch, with what they are found by."""
     budget = int(writing.budgets(places[:1])[0])

@@ -78,8 +78,8 @@ class Writing:
 
     def unfinished(self) -> int:
         """Responses that are written and have no end token."""
-        ends = (self.responses[int(place)][-1] for place in self.places if place >= 0)
-        return sum(int(end) not in self.spec.end_tokens for end in ends)
+        last = self.responses.last_tokens(self.places[self.places >= 0])
+        return int((~np.isin(last, self.spec.end_tokens)).sum())
 
     def provenance(self) -> dict[str, Any]:
         """What a plan says of it."""

@@ -68,7 +68,7 @@ class Responses:
     """
 
     def __init__(self, tables: Sequence[pa.Table]) -> None:
-        self._spool, self._ends = Spool(), array("q", [0])
+        self._spool, self._ends, self._last = Spool(), array("q", [0]), array("i")
         draws = bytearray()
         for table in tables:
             numbers = numpy_of(table["number"]).tolist()
@@ -78,6 +78,7 @@ class Responses:
             offsets, values = _lists(table)
             self._spool.append(values.tobytes())
             self._ends.extend((offsets[1:] + self._ends[-1]).tolist())
+            self._last.frombytes(values[offsets[1:] - 1].tobytes())
         self._places = Places(Keys(np.frombuffer(bytes(draws), f"S{KEY_BYTES}")))
 
     def __len__(self) -> int:
@@ -86,6 +87,10 @@ class Responses:
     def find(self, draws: Keys) -> Int64:
         """Place of each of these draws, or -1 where it is not written."""
         return self._places.find(draws)
+
+    def last_tokens(self, places: Int64) -> Int32:
+        """The last token of each of these responses."""
+        return np.array(self._last, np.int32)[places]
 
     def __getitem__(self, place: int) -> Int32:
         """Token ids of the response at a place."""

@@ -161,3 +161,13 @@ def test_an_adapter_writes_too(family: Family, adapter: Path) -> None:
         whole = torch.from_numpy(np.concatenate([prompt.input_ids, ids])[None]).long()
         best = tuned._model(input_ids=whole).logits[0].argmax(dim=-1)
         assert ids.tolist() == best[len(prompt.input_ids) - 1 : -1].tolist()
+
+
+@pytest.mark.gpu
+def test_a_device_draws_what_the_processor_draws(family: Family) -> None:
+    prompts, spec = prompts_of(family, 16), spec_of(family, top_p=0.9)
+    seeds = stream_seeds(prompts, 5)
+    logits = 3 * torch.randn(16, family.vocab, generator=torch.Generator().manual_seed(0))
+    for step in range(20):
+        there = next_tokens(logits.cuda(), seeds.cuda(), step, spec)
+        assert torch.equal(there.cpu(), next_tokens(logits, seeds, step, spec))
