@@ -117,6 +117,7 @@ def _write(
             f"{named}: the response was not written: {error}. Use a smaller --max-new-tokens or "
             "dtype where memory is short; else check the teacher's weights and dtype"
         ) from error
+    assert all(1 <= len(ids) <= budget for ids in written), "a response has tokens, not too many"
     tokens = sum(map(len, written))
     meter.scored(tokens, spared=budget * len(written) - tokens)
     return [

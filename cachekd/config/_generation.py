@@ -69,6 +69,10 @@ def check_generation(config: GenerationConfig) -> None:
     ):
         if getattr(config, name) < least:
             raise ConfigError(f"{name}: expected {least} or more; found {getattr(config, name)}")
+    if config.generation_seed >= 1 << 63:
+        raise ConfigError(
+            f"generation_seed: expected less than 2^63; found {config.generation_seed}"
+        )
     if not 0.0 < config.generation_temperature < float("inf"):
         raise ConfigError(
             f"generation_temperature: expected more than 0; found {config.generation_temperature}. "

@@ -72,7 +72,7 @@ class Responses:
         draws = bytearray()
         for table in tables:
             numbers = numpy_of(table["number"]).tolist()
-            keys = packed_of(_whole(table["prompt"]))
+            keys = packed_of(table["prompt"].combine_chunks())
             for prompt, number in zip(keys, numbers, strict=True):
                 draws += draw_key(prompt, number)
             offsets, values = _lists(table)
@@ -150,26 +150,25 @@ def _read(location: Location, name: str, vocab_size: int, max_new_tokens: int) -
     if bytes_digest(data) != match[2]:
         raise CorruptCache(f"{location.path(name)}: it was altered; {advice}")
     table = read_table(location.path(name), data, RESPONSES)
+    if not (table.num_rows and _possible(table, vocab_size, max_new_tokens)):
+        raise CorruptCache(f"{location.path(name)}: it holds what no teacher writes; {advice}")
+    return table
+
+
+def _possible(table: pa.Table, vocab_size: int, max_new_tokens: int) -> bool:
     offsets, values = _lists(table)
-    counts, numbers = np.diff(offsets), numpy_of(table["number"])
-    good = len(numbers) > 0 and (
-        numbers.min() >= 0
+    counts = np.diff(offsets)
+    return bool(
+        numpy_of(table["number"]).min() >= 0
         and counts.min() >= 1
         and counts.max() <= max_new_tokens
         and values.min() >= 0
         and values.max() < vocab_size
     )
-    if not good:
-        raise CorruptCache(f"{location.path(name)}: it holds what no teacher writes; {advice}")
-    return table
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks()
 
 
 def _lists(table: pa.Table) -> tuple[Int64, Int32]:
     """Offsets from 0 and flat token ids of the responses."""
-    lists = _whole(table["response"])
+    lists = table["response"].combine_chunks()
     offsets = numpy_of(lists.offsets).astype(np.int64)
     return offsets - offsets[0], numpy_of(lists.values)[offsets[0] : offsets[-1]]

@@ -23,6 +23,7 @@ from tiny import write_rows
         ("--generate sample --generation-top-p 1.5", "expected 0 < p <= 1"),
         ("--generate sample --generation-top-k -1", "expected 0 or more"),
         ("--generate sample --generation-samples 0", "expected 1 or more"),
+        (f"--generate sample --generation-seed {1 << 63}", "expected less than 2^63"),
         ("--generate sample --on-long split", "cannot be split"),
     ],
 )
