@@ -48,6 +48,7 @@ def facts(cache: Cache) -> dict[str, Any]:
         "bytes_of_priors": sum(cache.manifest.priors.values()) if cache.manifest else None,
         "skipped": _summed(cache, "skipped"),
         "changed": _summed(cache, "changed"),
+        **_responses(cache),
     }
 
 
@@ -60,6 +61,14 @@ def _attention(cache: Cache) -> dict[str, Any]:
         "attention_id": cache.identity.attention_id,
         "attention_targets": cache.identity.attention,
         "attention_bytes_per_token": cache.totals.get("attention_bytes", 0) / tokens,
+    }
+
+
+def _responses(cache: Cache) -> dict[str, Any]:
+    """What the teacher wrote responses with, by run."""
+    runs = cache.manifest.runs if cache.manifest else ()
+    return {
+        f"responses (run {i})": run["responses"] for i, run in enumerate(runs) if "responses" in run
     }
 
 

@@ -35,15 +35,22 @@ def run(config: str | None, as_json: bool, **given: Any) -> None:
     settings = build(PrecomputeConfig, values_of(PrecomputeConfig, given, from_yaml))
     from cachekd.capture import Progress, precompute
 
-    bar = TokenProgress("teacher")
+    bars: dict[str, TokenProgress] = {}
 
     def show(step: Progress) -> None:
-        bar(step.tokens_done, step.tokens_total, step.seconds)
+        if step.stage not in bars:
+            close()
+            bars[step.stage] = TokenProgress(step.stage)
+        bars[step.stage](step.tokens_done, step.tokens_total, step.seconds)
+
+    def close() -> None:
+        for bar in bars.values():
+            bar.close()
 
     try:
         report = precompute(settings, progress=show)
     finally:
-        bar.close()
+        close()
     emit(report, as_json=as_json)
 
 

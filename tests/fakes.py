@@ -144,6 +144,7 @@ class FakeCache:
         self.sealed, self.root = True, "root"
         self.records = list(records)
         self._unigram = unigram
+        self.totals: dict[str, int] = {"samples": len(records)}
         self.sample_ids = [item.sample_id for item in records]
         self.lengths = np.array([len(item.input_ids) for item in records], np.int32)
         self.identity = Identity(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tiny import Family
@@ -11,6 +12,7 @@ import cachekd
 from cachekd import PrecomputeConfig, TrainConfig
 
 STEPS = 20
+NEW_TOKENS = 8
 TRAINING = {
     "max_steps": STEPS,
     "per_device_train_batch_size": 4,
@@ -53,3 +55,21 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
+def writing_config(family: Family, data: Path, cache: Path, **further: Any) -> PrecomputeConfig:
+    """A teacher that needs no model writes a few tokens a response."""
+    settings = {
+        "threads": 1,
+        "batch_tokens": 200,
+        "backend": "dummy",
+        "generate": "sample",
+        "max_new_tokens": NEW_TOKENS,
+    }
+    return PrecomputeConfig(
+        teacher=str(family.teacher), data=(str(data),), cache=str(cache), **{**settings, **further}
+    )
+
+
+def ids_of(cache: Path) -> list[list[int]]:
+    return [record.input_ids.tolist() for record in cachekd.open_cache(str(cache))]

@@ -1,4 +1,4 @@
-"""Precompute: plan, run the missing units, seal. The first of the two stages.
+"""Precompute: write responses if asked to, plan, run the missing units, seal. The first stage.
 
 Comes in: a `PrecomputeConfig`. Goes out: a sealed cache, and a report of what was done.
 """
@@ -6,14 +6,14 @@ Comes in: a `PrecomputeConfig`. Goes out: a sealed cache, and a report of what w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from cachekd.capture.attention import AttendingTeacher
+from cachekd.capture.generate import write_missing
 from cachekd.capture.identify import check_same
 from cachekd.capture.job import Job
-from cachekd.capture.prepare import prepare_job
+from cachekd.capture.meter import Meter, Progress, Show
+from cachekd.capture.prepare import complete_job, prepare_job
 from cachekd.capture.trial import settle, try_teacher
 from cachekd.capture.unit import describe, score_unit
 from cachekd.config import PrecomputeConfig
@@ -26,24 +26,15 @@ from cachekd.store.layout import CACHE, plan_name, samples_name
 from cachekd.store.priors import write_prior
 from cachekd.store.seal import seal
 from cachekd.store.state import read_identity, read_state, write_identity
-from cachekd.teachers import Teacher
+from cachekd.teachers import Teacher, TeacherBackend
+
+__all__ = ["Progress", "precompute"]
 
 # Fewer tokens are encoded sooner than a process starts.
 _WORTH_A_PROCESS = 1 << 17
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a capture is: tokens of this run's missing documents."""
-
-    tokens_done: int
-    tokens_total: int
-    seconds: float
-
-
-def precompute(
-    config: PrecomputeConfig, *, progress: Callable[[Progress], None] | None = None
-) -> dict[str, Any]:
+def precompute(config: PrecomputeConfig, *, progress: Show | None = None) -> dict[str, Any]:
     """Run a teacher over data once and store its targets; continue what was begun.
 
     Args:
@@ -62,8 +53,12 @@ def precompute(
     report = describe(job)
     if config.dry_run:
         return {**report, "dry_run": True}
+    teacher = None
+    if job.writing is not None and len(job.writing.missing()):
+        job, teacher, told = _write_all(job, started, progress)
+        report = {**report, **describe(job), **told}
     if job.todo:
-        report |= _score_all(job, started, progress)
+        report |= _score_all(job, teacher, started, progress)
     elif job.files:
         _write_plan(job)
     if config.seal:
@@ -83,17 +78,35 @@ def _write_plan(job: Job) -> None:
     job.location.create(plan_name(job.plan_digest), job.plan_data)
 
 
+def _load(job: Job) -> Teacher:
+    plugin: TeacherBackend = find("teachers", job.config.backend)
+    return plugin.load(job.config, job.facts, job.plan.threads)
+
+
+def _write_all(
+    job: Job, started: float, progress: Show | None
+) -> tuple[Job, Teacher, dict[str, Any]]:
+    """The job with all its responses, its teacher, and what a report says of it."""
+    assert job.writing is not None, "there are responses to write"
+    teacher, missing = _load(job), job.writing.missing()
+    total = int(job.writing.budgets(missing).sum())
+    with stop_on_signals() as flag:
+        meter = Meter(total, flag, started, job.config.max_hours, progress, "responses")
+        write_missing(job, teacher, meter)
+        told = {"generate_seconds": meter.seconds(), "tokens_generated": meter.total}
+    return complete_job(job), teacher, {"responses_generated": len(missing), **told}
+
+
 def _score_all(
-    job: Job, started: float, progress: Callable[[Progress], None] | None
+    job: Job, loaded: Teacher | None, started: float, progress: Show | None
 ) -> dict[str, Any]:
     with _writers(job) as writers:  # they start while the teacher is loaded
-        teacher: Teacher = find("teachers", job.config.backend).load(
-            job.config, job.facts, job.plan.threads
-        )
+        teacher = loaded or _load(job)
         if job.attention is not None:
             teacher = AttendingTeacher(teacher, job.attention, job.attention_wanted)
         with stop_on_signals() as flag:
-            meter = _Meter(job, flag, started, progress)
+            total = sum(map(job.unit_tokens, job.todo))
+            meter = Meter(total, flag, started, job.config.max_hours, progress)
             try:
                 job = try_teacher(job, teacher, stop_asked=meter.over, scored=meter.scored)
             except Incomplete:
@@ -104,43 +117,6 @@ def _score_all(
             return _run(job, teacher, writers, meter)
 
 
-class _Meter:
-    """Tokens that are done, and whether it is time to stop."""
-
-    def __init__(
-        self,
-        job: Job,
-        flag: StopFlag,
-        started: float,
-        progress: Callable[[Progress], None] | None,
-    ) -> None:
-        hours = job.config.max_hours
-        self.flag = flag
-        self.total = sum(map(job.unit_tokens, job.todo))
-        self._done = 0
-        self._begun = time.monotonic()
-        self._deadline = started + 3600 * hours if hours is not None else float("inf")
-        self._progress = progress
-
-    def scored(self, tokens: int) -> None:
-        """So many tokens more are done."""
-        self._done += tokens
-        if self._progress:
-            self._progress(Progress(self._done, self.total, self.seconds()))
-
-    def over(self) -> bool:
-        """Whether a signal or the time limit asks for an end."""
-        return self.flag.asked or self.left() <= 0
-
-    def left(self) -> float:
-        """Seconds that remain."""
-        return self._deadline - time.monotonic()
-
-    def seconds(self) -> float:
-        """Seconds since the first batch."""
-        return time.monotonic() - self._begun
-
-
 def _writers(job: Job) -> Writers:
     """Processes where there is something to do meanwhile, and where they see the same files."""
     worth = len(job.todo) > 1 and sum(map(job.unit_tokens, job.todo)) >= _WORTH_A_PROCESS
@@ -149,7 +125,7 @@ def _writers(job: Job) -> Writers:
     return WriterPool(min(job.config.writers, len(job.todo)))
 
 
-def _run(job: Job, teacher: Teacher, writers: Writers, meter: _Meter) -> dict[str, Any]:
+def _run(job: Job, teacher: Teacher, writers: Writers, meter: Meter) -> dict[str, Any]:
     def scored(tokens: int) -> None:
         writers.check()
         meter.scored(tokens)

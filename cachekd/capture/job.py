@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from cachekd.capture.documents import Documents, ResponseRows, documents_of, response_rows
+from cachekd.capture.writing import Writing
 from cachekd.codecs import CodecHeader
 from cachekd.codecs._priors import Prior
 from cachekd.config import PrecomputeConfig
@@ -50,6 +52,8 @@ class Job:
         known: whether the cache has the plan already.
         prior, prior_digest: what shards are packed with; the plan's, unless that was lost.
         scored: batches that were scored already, with their targets and number of pieces.
+        writing: responses that the teacher writes; while some are missing, the documents, their
+            plan and its units are stand-ins of the greatest length.
     """
 
     config: PrecomputeConfig
@@ -70,6 +74,7 @@ class Job:
     prior: Prior | None = None
     prior_digest: str | None = None
     scored: dict[PlannedBatch, tuple[list[TopKLogits], int]] = field(default_factory=dict)
+    writing: Writing | None = None
 
     @property
     def selection(self) -> Selection:
@@ -149,6 +154,7 @@ def freeze(
     location: Location,
     state: CacheState | None,
     prepared: Prepared,
+    writing: Writing | None = None,
 ) -> Job:
     """Find the plan of this run in the cache, or make one of what the cache lacks.
 
@@ -157,10 +163,11 @@ def freeze(
     """
     documents = documents_of(prepared.samples)
     done = Places(state.done_keys() if state else Keys.of([]))
-    held = load_samples(location, state.samples()) if state else None
+    held = load_samples(location, state.samples(), state.written()) if state else None
     known = Places(held.ids if held else Keys.of([]))
     fresh = np.flatnonzero(known.find(documents.ids) < 0)
-    plan, files = _plan(config, identity, state, prepared, documents, fresh, done)
+    written = writing.provenance() if writing else None
+    plan, files = _plan(config, identity, state, prepared, written, documents, fresh, done)
     digest, plan_data = plan.dump()
     committed = state.units if state else {}
     attention = attention_of(identity)
@@ -185,6 +192,7 @@ def freeze(
         cached=int((done.find(documents.keys.take(documents.firsts)) >= 0).sum()),
         new_samples=len(fresh),
         known=state is not None and digest in state.plans,
+        writing=writing,
     )
 
 
@@ -193,6 +201,7 @@ def _plan(
     identity: Identity,
     state: CacheState | None,
     prepared: Prepared,
+    written: Mapping[str, Any] | None,
     documents: Documents,
     fresh: Int64,
     done: Places,
@@ -226,6 +235,7 @@ def _plan(
         samples=tuple(files),
         skipped=prepared.skipped,
         changed=prepared.changed,
+        responses=written,
     )
     return plan, files
 

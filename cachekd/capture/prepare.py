@@ -11,6 +11,7 @@ from dataclasses import replace
 from cachekd.capture.attention import beside, refuse_other_kinds, with_attention
 from cachekd.capture.identify import check_same, clock_of, identity_of, load_tokenizer
 from cachekd.capture.job import Job, freeze
+from cachekd.capture.writing import Writing, answered, new_tokens, writing_of
 from cachekd.config import PrecomputeConfig
 from cachekd.data.samples import prepare
 from cachekd.data.sources import read_rows
@@ -33,6 +34,7 @@ def prepare_job(config: PrecomputeConfig) -> Job:
     """
     location = Location(config.cache)
     backend = find("teachers", config.backend)
+    room = new_tokens(config)
     facts: TeacherFacts = backend.identify(config)
     tokenizer_identity = tokenizer_facts(facts.tokenizer_folder)
     tokenizer = load_tokenizer(config, facts)
@@ -51,12 +53,31 @@ def prepare_job(config: PrecomputeConfig) -> Job:
         context_length=facts.context_length,
         vocab_size=tokenizer_identity.vocab_size,
         clock=clock,
+        new_tokens=room,
     )
-    identity = with_attention(config, facts, identity, state, location, prepared.samples.lengths())
-    job = freeze(config, facts, identity, location, state, prepared)
+    writing: Writing | None = None
+    if room is not None:
+        writing = writing_of(config, facts, identity, tokenizer, location, prepared)
+        prepared = answered(writing)
+    lengths = writing.lengths() if writing else prepared.samples.lengths()
+    identity = with_attention(config, facts, identity, state, location, lengths)
+    job = freeze(config, facts, identity, location, state, prepared, writing)
     find("codecs", config.codec)(replace(job.header, prior=None))  # refuses what it cannot hold
     _check_disk(job)
     return job
+
+
+def complete_job(job: Job) -> Job:
+    """The job with the responses that its teacher has written since.
+
+    Raises:
+        CorruptCache: a file of responses was altered meanwhile.
+    """
+    assert job.writing is not None, "its teacher wrote"
+    writing = job.writing.reloaded(job.location)
+    state = read_state(job.location, skip_broken_units=True)
+    prepared = answered(writing)
+    return freeze(job.config, job.facts, job.identity, job.location, state, prepared, writing)
 
 
 def _check_disk(job: Job) -> None:

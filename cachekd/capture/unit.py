@@ -9,6 +9,7 @@ from typing import Any
 
 from cachekd.capture.attention import AttendingTeacher, describe_attention
 from cachekd.capture.job import Job
+from cachekd.capture.writing import Writing
 from cachekd.errors import Incomplete, TeacherError
 from cachekd.store.commit import ScoredUnit
 from cachekd.store.plan import PlannedBatch
@@ -144,4 +145,16 @@ def describe(job: Job) -> dict[str, Any]:
         "bytes_at_most": job.bytes_at_most(),
         "skipped": dict(job.plan.skipped),
         "changed": dict(job.plan.changed),
+        **(_describe_writing(job.writing) if job.writing else {}),
+    }
+
+
+def _describe_writing(writing: Writing) -> dict[str, Any]:
+    """While responses are missing, all other counts are upper bounds."""
+    missing = writing.missing()
+    return {
+        "responses": len(writing.draws),
+        "responses_to_generate": len(missing),
+        "responses_unfinished": writing.unfinished(),
+        "tokens_to_generate_at_most": int(writing.budgets(missing).sum()),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cachekd.config._fields import check_choices, option, required
+from cachekd.config._generation import GenerationConfig, check_generation
 from cachekd.config._inputs import DataConfig, ModelConfig
 from cachekd.config._targets import ATTENTION_STEPS, AttentionConfig, SelectionConfig, check_levels
 from cachekd.errors import ConfigError
@@ -44,7 +45,9 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecomputeConfig(RunConfig, AttentionConfig, SelectionConfig, DataConfig, ModelConfig):
+class PrecomputeConfig(
+    RunConfig, AttentionConfig, SelectionConfig, GenerationConfig, DataConfig, ModelConfig
+):
     """Settings of ``cachekd precompute``."""
 
     @property
@@ -69,6 +72,12 @@ class PrecomputeConfig(RunConfig, AttentionConfig, SelectionConfig, DataConfig, 
             )
         check_levels(self)
         _check_attention(self)
+        check_generation(self)
+        if self.generate != "none" and self.on_long == "split":
+            raise ConfigError(
+                "on_long split: a response cannot be split before it is written; with generate set "
+                "on_long to fail, truncate or skip"
+            )
         if not self.temperatures or min(self.temperatures) <= 0:
             raise ConfigError(f"temperatures: expected values above 0; found {self.temperatures}")
         for name in ("batch_tokens", "sort_window", "unit_tokens"):

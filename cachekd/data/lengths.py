@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cachekd.data.alignment import LossMask, trained_rows
+from cachekd.data.nouns import BadRow
 from cachekd.errors import DataError
 from cachekd.types import Role, Sample
 
@@ -58,6 +59,44 @@ def fit(sample: Sample, limit: int, on_long: str) -> Fitted:
     if length % limit == 1:
         return replace(fitted, changed=(*fitted.changed, "last window of 1 token dropped"))
     return fitted
+
+
+def fit_prompt(sample: Sample, limit: int, on_long: str, new_tokens: int) -> Fitted:
+    """The prompt of a sample, with room for a response within the limit.
+
+    Args:
+        sample: with a prompt and a response.
+        limit: most tokens of both.
+        on_long: fail, truncate (write fewer tokens) or skip.
+        new_tokens: most tokens of the response.
+
+    Raises:
+        BadRow: the prompt has no tokens.
+        DataError: there is no room and ``on_long`` is fail.
+    """
+    length = sample.prompt_length
+    if not length:
+        raise BadRow("no prompt", "expected a prompt of at least one token, found none")
+    ids, roles = sample.input_ids[:length].copy(), sample.roles[:length].copy()
+    prompt = replace(sample, input_ids=ids, roles=roles)
+    if length + new_tokens <= limit:
+        return Fitted(samples=(prompt,))
+    if on_long == "skip":
+        return Fitted(samples=(), skipped=("too long",))
+    if on_long == "fail":
+        raise DataError(
+            f"{sample.source} row {sample.row}: expected at most {limit} tokens, found a prompt of "
+            f"{length} and {new_tokens} new ones. Lower --max-new-tokens, raise --max-length if "
+            "the teacher's context allows it, or choose --on-long truncate or skip"
+        )
+    if length >= limit:
+        return Fitted(samples=(), skipped=("no response left",))
+    return Fitted(samples=(prompt,), changed=("truncated",))
+
+
+def longest(asked: int | None, context_length: int) -> int:
+    """Most tokens of a sample: the teacher's context, or what was asked if that is less."""
+    return min(asked or context_length, context_length)
 
 
 def _kept(sample: Sample, windows: list[Sample], change: str) -> Fitted:

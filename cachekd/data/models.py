@@ -89,6 +89,26 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     return None
 
 
+def end_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that end what a model writes: of its generation_config.json, else of its config.json.
+
+    Raises:
+        TeacherError: generation_config.json is not JSON.
+    """
+    path = folder / "generation_config.json"
+    try:
+        own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise TeacherError(f"{path} cannot be read: {error}") from error
+    text = config.get("text_config")
+    inner = text if isinstance(text, dict) else {}
+    found = own.get("eos_token_id") if isinstance(own, dict) else None
+    if found is None:
+        found = config.get("eos_token_id", inner.get("eos_token_id"))
+    listed = found if isinstance(found, list) else [found]
+    return tuple(item for item in listed if isinstance(item, int))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The weight files that ``from_pretrained`` reads: safetensors, else PyTorch's.
 

@@ -1,12 +1,15 @@
-"""Instructions as text or as a conversation.
+"""Instructions as text or as a conversation, and what of a row is a prompt.
 
 In: an `Instruction`. Out: its prompt in the Alpaca wording (Taori et al., 2023) or as plain
-concatenation, or a `Chat`. Earlier turns come first, in the form of the current one.
+concatenation, or a `Chat`. Earlier turns come first, in the form of the current one. Where the
+teacher writes the responses, a row must say where its own begins: `question`.
 """
 
 from __future__ import annotations
 
-from cachekd.data.nouns import Chat, Instruction, Message, PromptCompletion
+from dataclasses import replace
+
+from cachekd.data.nouns import BadRow, Chat, Instruction, Message, Noun, PromptCompletion
 
 _TASK = "Below is an instruction that describes a task. "
 _TASK_WITH_INPUT = (
@@ -45,6 +48,24 @@ def conversation(row: Instruction) -> Chat:
     before = len(messages)
     messages.append(Message(role="assistant", content=row.output))
     return Chat(messages=tuple(messages), prompt_messages=before)
+
+
+def question(noun: Noun) -> Noun:
+    """The same, with a border before the response: of a conversation, before its last turn.
+
+    Raises:
+        BadRow: there is no prompt, or nothing that it asks for.
+    """
+    if isinstance(noun, PromptCompletion | Instruction):
+        return noun
+    if not isinstance(noun, Chat):
+        raise BadRow("no prompt", "expected a prompt and its response, found text alone")
+    if noun.prompt_messages is not None:
+        return noun
+    last = noun.messages[-1].role
+    if last != "assistant":
+        raise BadRow("no prompt", f"expected an assistant turn at the end, found one of {last!r}")
+    return replace(noun, prompt_messages=len(noun.messages) - 1)
 
 
 def _has_input(row: Instruction) -> bool:

@@ -26,8 +26,9 @@ from cachekd.data.columns import (
 )
 from cachekd.data.documents import Document, Wording, document, wording
 from cachekd.data.encoding import Encoded, Encoder, encode, make_encoder
-from cachekd.data.lengths import fit
+from cachekd.data.lengths import Fitted, fit, fit_prompt, longest
 from cachekd.data.nouns import BadRow
+from cachekd.data.prompts import question
 from cachekd.data.spool import SpooledSamples
 from cachekd.errors import DataError
 from cachekd.types import Sample
@@ -43,7 +44,8 @@ class Prepared:
     """Samples, and what became of the rows that did not make it whole.
 
     Attributes:
-        samples: in the order of the rows; their tokens wait on disk.
+        samples: in the order of the rows; their tokens wait on disk. Where responses are still to
+            be written, prompts alone (of at least one token).
         skipped: reason -> rows left out (for split rows: windows left out).
         changed: how -> rows changed: "truncated", "split", "last window of 1 token dropped".
     """
@@ -72,6 +74,7 @@ class _Job:
     encoder: Encoder
     limit: int
     vocab_size: int
+    new_tokens: int | None
     skipped: Counter[str]
     changed: Counter[str]
 
@@ -84,6 +87,7 @@ def prepare(
     context_length: int,
     vocab_size: int,
     clock: datetime,
+    new_tokens: int | None = None,
 ) -> Prepared:
     """Turn rows into samples.
 
@@ -94,6 +98,7 @@ def prepare(
         context_length: most tokens the teacher takes; ``max_length`` can only lower it.
         vocab_size: real vocabulary of the teacher; ids lie below it.
         clock: the time that chat templates are told.
+        new_tokens: take prompts alone, with room for so many tokens of a response.
 
     Raises:
         ConfigError: a setting is wrong.
@@ -105,8 +110,9 @@ def prepare(
         names=column_map(config),
         style=wording(config, tokenizer, clock),
         encoder=make_encoder(tokenizer, add_eos=config.add_eos),
-        limit=min(config.max_length or context_length, context_length),
+        limit=longest(config.max_length, context_length),
         vocab_size=vocab_size,
+        new_tokens=new_tokens,
         skipped=Counter(),
         changed=Counter(),
     )
@@ -143,24 +149,31 @@ def _prepare_group(
     for draft, result in zip(drafts, encoded, strict=True):
         try:
             sample = _sample(draft, result, job.vocab_size)
+            fitted = _fitted(sample, job)
         except BadRow as error:
             _refuse(draft.source, draft.row, error, job)
             continue
-        fitted = fit(sample, job.limit, job.config.on_long)
         job.skipped.update(fitted.skipped)
         job.changed.update(fitted.changed)
         yield from fitted.samples
 
 
+def _fitted(sample: Sample, job: _Job) -> Fitted:
+    if job.new_tokens is None:
+        return fit(sample, job.limit, job.config.on_long)
+    return fit_prompt(sample, job.limit, job.config.on_long, job.new_tokens)
+
+
 def _drafts(group: Iterable[tuple[str, int, Mapping[str, Any]]], job: _Job) -> Iterator[_Draft]:
     for source, number, row in group:
         try:
+            noun = read_noun(row, job.names)
             yield _Draft(
                 source=source,
                 row=number,
                 domain=read_domain(row, job.names),
                 weight=read_weight(row, job.names),
-                document=document(read_noun(row, job.names), job.style),
+                document=document(noun if job.new_tokens is None else question(noun), job.style),
             )
         except BadRow as error:
             _refuse(source, number, error, job)

@@ -22,6 +22,7 @@ CACHE = "cache.json"
 CAPTURE = f"{KIND}/capture.json"
 ATTENTION = "attention"
 ATTENTION_CAPTURE = f"{ATTENTION}/capture.json"
+GENERATED = "generated"
 HINT = "manifest.json"
 CARD = "README.md"
 _JSON_LIMIT = 1 << 30
@@ -60,6 +61,11 @@ def index_name(digest: str) -> str:
 def prior_name(digest: str) -> str:
     """File of what a codec learned."""
     return f"priors/{digest}"
+
+
+def generated_name(recipe: str, digest: str) -> str:
+    """File of responses that were written with a recipe."""
+    return f"{GENERATED}/{recipe}-{digest}.parquet"
 
 
 def manifest_name(generation: int) -> str:

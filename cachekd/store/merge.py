@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache
+from cachekd.store.generated import generated_files
 from cachekd.store.identity import refuse_difference
 from cachekd.store.io import Location
 from cachekd.store.layout import (
@@ -75,7 +76,8 @@ def _refuse(door: str, left: CacheState, right: CacheState, left_url: str, right
 
 
 def copy_samples(place: Location, state: CacheState, into: Location) -> None:
-    """Samples of a cache, and the priors that its plans name for units still to be captured."""
+    """Samples of a cache, responses, and the priors that plans name for units still to come."""
+    copy_files(place, generated_files(place), into)
     named = {samples_name(digest): digest for digest in state.samples()}
     for digest, plan in state.plans.items():
         if plan.prior and state.missing_units(digest):

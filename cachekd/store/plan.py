@@ -47,6 +47,7 @@ class Plan:
         threads: CPU threads of the teacher.
         samples: digests of the samples shards that came with this plan.
         prior: digest of the prior that its shards are packed with, or None.
+        responses: where the teacher wrote the responses, with what, and how many; else None.
         skipped: rows left out, by reason.
         changed: rows truncated or split, by what was done.
     """
@@ -61,6 +62,7 @@ class Plan:
     skipped: Mapping[str, int]
     changed: Mapping[str, int]
     prior: str | None = None
+    responses: Mapping[str, Any] | None = None
 
     def unit_keys(self, number: int) -> tuple[bytes, ...]:
         """Keys of a unit, in capture order."""
@@ -86,6 +88,7 @@ class Plan:
                 "skipped": dict(self.skipped),
                 "changed": dict(self.changed),
                 "prior": self.prior,
+                **({} if self.responses is None else {"responses": dict(self.responses)}),
             },
         )
         return bytes_digest(data), data
@@ -121,6 +124,8 @@ def load_plan(name: str, data: bytes) -> Plan:
             skipped=document["skipped"],
             changed=document["changed"],
             prior=document["prior"],
+            # Only a run whose responses the teacher wrote says anything of it.
+            responses=document.get("responses"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CorruptCache(f"{name} is no plan: {error!r}") from error

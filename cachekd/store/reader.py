@@ -16,13 +16,14 @@ from cachekd.data.digests import bytes_digest, sample_key
 from cachekd.data.packed import Places
 from cachekd.errors import CorruptCache, UnsealedCache
 from cachekd.store.attention_shards import AttentionFacts, AttentionShard
+from cachekd.store.content import totals
 from cachekd.store.identity import Identity
 from cachekd.store.index import KeyIndex, load_index
 from cachekd.store.io import Location
 from cachekd.store.layout import index_name
 from cachekd.store.priors import Priors
 from cachekd.store.samples import SampleTable
-from cachekd.store.seal import Manifest, captured, load_samples, read_manifest, totals
+from cachekd.store.seal import Manifest, captured, load_samples, read_manifest
 from cachekd.store.shards import Groups, Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
 from cachekd.types import AttentionRows, Float32, Int32, Int64, Record, Role, TopKLogits, UInt8
@@ -40,6 +41,7 @@ class Cache:
         root: root digest of the seal, or None for an unsealed cache.
         totals: counts (samples, keys, tokens, targets, entries, bytes).
         lengths: tokens of each sample, int32.
+        written: whether the teacher wrote the response of each sample, bool.
         sample_ids: content id of each sample.
         decodes_attention: whether records come with their attention.
     """
@@ -66,6 +68,7 @@ class Cache:
         self.lengths = samples.lengths
         self.sample_ids = samples.ids
         self.domains = samples.domains
+        self.written = samples.written
         self._location = location
         self._samples = samples
         self._index = index
@@ -267,7 +270,7 @@ def _open_sealed(location: Location, name: str) -> Cache:
     if bytes_digest(data) != manifest.index:
         raise CorruptCache(f"{location.path(index_name(manifest.index))}: the file was altered")
     index = load_index(index_name(manifest.index), data)
-    samples = captured(load_samples(location, manifest.samples), index)
+    samples = captured(load_samples(location, manifest.samples, manifest.written()), index)
     if len(samples.ids) != manifest.totals.get("samples"):
         raise CorruptCache(
             f"{url}: the seal counts {manifest.totals.get('samples')} samples with targets; "
@@ -280,7 +283,7 @@ def _open_sealed(location: Location, name: str) -> Cache:
 def _open_partial(location: Location, name: str) -> Cache:
     state = read_state(location)
     index = state.index()
-    samples = captured(load_samples(location, state.samples()), index)
+    samples = captured(load_samples(location, state.samples(), state.written()), index)
     return Cache(
         location, name, state.identity, samples, index, state.shards(), None, state.attention()
     )

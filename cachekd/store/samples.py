@@ -132,6 +132,7 @@ class SampleTable:
         span_offsets: int64 [P+1] into ``span_roles`` uint8 [S] and ``span_ends`` int32 [S].
         domains: [P] numbers of few strings.
         weights: float64 [P].
+        written: whether the teacher wrote the response, bool [P].
     """
 
     ids: Keys
@@ -143,6 +144,7 @@ class SampleTable:
     span_ends: Int32
     domains: Labels
     weights: NDArray[np.float64]
+    written: NDArray[np.bool_]
 
     def roles(self, i: int) -> UInt8:
         """Role of each token of sample i, uint8 [L]."""
@@ -166,6 +168,7 @@ class SampleTable:
             span_ends=self.span_ends[flat],
             domains=self.domains.take(at),
             weights=self.weights[at],
+            written=self.written[at],
         )
 
 
@@ -203,9 +206,13 @@ def _ascending(ends: Int32, counts: Int64) -> bool:
     return bool((steps > 0).all())
 
 
-def collect(tables: Iterable[pa.Table]) -> SampleTable:
-    """Samples of several shards in the order given; a sample id that was met is left out."""
-    parts = [_unpacked(table) for table in tables] or [_unpacked(SAMPLES.empty_table())]
+def collect(tables: Iterable[tuple[pa.Table, bool]]) -> SampleTable:
+    """Samples of several shards in the order given; a sample id that was met is left out.
+
+    Args:
+        tables: each with whether the teacher wrote its responses.
+    """
+    parts = [_unpacked(*table) for table in tables] or [_unpacked(SAMPLES.empty_table(), False)]
     samples = parts[0] if len(parts) == 1 else _joined(parts)
     copies = Places(samples.ids).copies()
     return samples.take(np.flatnonzero(copies == 0)) if copies.any() else samples
@@ -223,10 +230,11 @@ def _joined(parts: Sequence[SampleTable]) -> SampleTable:
         span_ends=np.concatenate([part.span_ends for part in parts]),
         domains=Labels.joined([part.domains for part in parts]),
         weights=np.concatenate([part.weights for part in parts]),
+        written=np.concatenate([part.written for part in parts]),
     )
 
 
-def _unpacked(table: pa.Table) -> SampleTable:
+def _unpacked(table: pa.Table, written: bool) -> SampleTable:
     """Columns of one shard, copied so that the table can go."""
     columns = {name: _whole(table[name]) for name in table.column_names}
     roles, ends = (_list_values(columns[name]) for name in ("span_roles", "span_ends"))
@@ -241,6 +249,7 @@ def _unpacked(table: pa.Table) -> SampleTable:
         span_ends=ends[1].astype(np.int32),
         domains=Labels(numpy_of(domains.indices).astype(np.int32), domains.dictionary.to_pylist()),
         weights=numpy_of(columns["weight"]).astype(np.float64),
+        written=np.full(table.num_rows, written),
     )
 
 

@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from cachekd.data.alignment import LossMask, trained_rows
-from cachekd.data.digests import bytes_digest, json_id
+from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache, DataError, UnsealedCache
 from cachekd.store.attention_rows import check_query_rows
 from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.card import card
-from cachekd.store.identity import Identity
+from cachekd.store.content import content_of
 from cachekd.store.index import KeyIndex
 from cachekd.store.io import Location
 from cachekd.store.layout import (
     ATTENTION,
-    ATTENTION_CAPTURE,
-    CACHE,
-    CAPTURE,
     CARD,
     HINT,
     KIND,
@@ -36,12 +33,9 @@ from cachekd.store.layout import (
     dump_document,
     index_name,
     manifest_name,
-    plan_name,
-    prior_name,
     read_document,
     samples_name,
     shard_name,
-    unit_name,
 )
 from cachekd.store.priors import Priors
 from cachekd.store.samples import SampleTable, collect, read_samples
@@ -68,6 +62,10 @@ class Manifest:
     runs: tuple[Mapping[str, Any], ...]
     attention_id: str | None
     attention: Mapping[str, AttentionFacts]
+
+    def written(self) -> frozenset[str]:
+        """Digests of the samples shards whose responses the teacher wrote."""
+        return frozenset(name for run in self.runs for name in run.get("written", ()))
 
 
 def generations(location: Location) -> list[int]:
@@ -137,7 +135,7 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
     """
     state = read_state(location)
     index = state.index()
-    everything = load_samples(location, state.samples())
+    everything = load_samples(location, state.samples(), state.written())
     samples = captured(everything, index)
     missing = len(everything.ids) - len(samples.ids)
     if missing and not leave_out:
@@ -152,7 +150,7 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
     if state.identity.capture["rows"] != "all":
         _check_rows(location, state, samples, index)
     check_query_rows(location, state, samples, index)
-    content, manifest_index = _content(location, state, samples, index)
+    content, manifest_index = content_of(location, state, samples, index)
     newest = read_manifest(location)
     if newest and newest.root == content["root"] and dict(newest.files) == content["files"]:
         return newest
@@ -210,13 +208,20 @@ def captured(samples: SampleTable, index: KeyIndex) -> SampleTable:
     return samples if there.all() else samples.take(np.flatnonzero(there))
 
 
-def load_samples(location: Location, digests: list[str] | tuple[str, ...]) -> SampleTable:
+def load_samples(
+    location: Location, digests: Iterable[str], written: frozenset[str]
+) -> SampleTable:
     """Samples of the given shards, in order, each sample id once.
+
+    Args:
+        location: the cache.
+        digests: names of the shards.
+        written: of these, the shards whose responses the teacher wrote.
 
     Raises:
         CorruptCache: a shard is missing, or its name is not the digest of its bytes.
     """
-    return collect(_samples_table(location, digest) for digest in digests)
+    return collect((_samples_table(location, digest), digest in written) for digest in digests)
 
 
 def _samples_table(location: Location, digest: str) -> pa.Table:
@@ -231,104 +236,3 @@ def _check_size(location: Location, name: str, expected: int) -> None:
     found = location.size(name)
     if found != expected:
         raise CorruptCache(f"{location.path(name)}: expected {expected} bytes, found {found}")
-
-
-def _content(
-    location: Location, state: CacheState, samples: SampleTable, index: KeyIndex
-) -> tuple[dict[str, Any], bytes]:
-    shards = state.shards()
-    index_data = index.dump()
-    names = [CACHE, CAPTURE, *(plan_name(plan) for plan in state.plans)]
-    names += [unit_name(plan, number) for plan, number in state.units]
-    identity, attention = state.identity, state.attention()
-    if identity.attention_id is not None:
-        names.append(ATTENTION_CAPTURE)
-    content = {
-        "root": root_digest(
-            identity.source_id,
-            identity.capture_id,
-            state.samples(),
-            shards,
-            identity.attention_id,
-            attention,
-        ),
-        "source_id": identity.source_id,
-        "kinds": _kinds(identity, shards, attention),
-        "samples": state.samples(),
-        "priors": {digest: location.size(prior_name(digest)) for digest in state.priors()},
-        "index": bytes_digest(index_data),
-        "files": {name: bytes_digest(location.read(name)) for name in names},
-        "totals": totals(shards, samples, index, attention),
-        "runs": [
-            {
-                "plan": digest,
-                "new_keys": len(plan.keys),
-                "skipped": dict(plan.skipped),
-                "changed": dict(plan.changed),
-            }
-            for digest, plan in state.plans.items()
-        ],
-    }
-    return content, index_data
-
-
-def _kinds(
-    identity: Identity,
-    shards: Mapping[str, ShardFacts],
-    attention: Mapping[str, AttentionFacts],
-) -> dict[str, Any]:
-    """Capture id and shards of each kind of target."""
-    logits = [asdict(facts) for facts in shards.values()]
-    kinds: dict[str, Any] = {KIND: {"capture_id": identity.capture_id, "shards": logits}}
-    if identity.attention_id is not None:
-        kinds[ATTENTION] = {
-            "capture_id": identity.attention_id,
-            "shards": [{**asdict(facts), "logits": digest} for digest, facts in attention.items()],
-        }
-    return kinds
-
-
-def root_digest(
-    source_id: str,
-    capture_id: str,
-    samples: Iterable[str],
-    shards: Iterable[str],
-    attention_id: str | None,
-    attention: Mapping[str, AttentionFacts],
-) -> str:
-    """Digest of the content of a cache: of every kind of target that it holds."""
-    root: dict[str, Any] = {
-        "source_id": source_id,
-        "capture_id": capture_id,
-        "samples": sorted(samples),
-        "shards": sorted(shards),
-    }
-    if attention_id is not None:
-        digests = sorted({facts.digest for facts in attention.values()})
-        root["attention"] = {"capture_id": attention_id, "shards": digests}
-    return json_id(root)
-
-
-def totals(
-    shards: Mapping[str, ShardFacts],
-    samples: SampleTable,
-    index: KeyIndex,
-    attention: Mapping[str, AttentionFacts],
-) -> dict[str, int]:
-    """Counts over a cache: samples, distinct keys, and what the shards hold."""
-    further = {
-        "attention_shards": len(attention),
-        "attention_rows": sum(facts.queries for facts in attention.values()),
-        "attention_bytes": sum(facts.bytes for facts in attention.values()),
-    }
-    return {
-        **(further if attention else {}),
-        "samples": len(samples.ids),
-        "sample_tokens": int(samples.lengths.sum()),
-        "keys": len(index),
-        "shards": len(shards),
-        "tokens": sum(facts.tokens for facts in shards.values()),
-        "targets": sum(facts.tokens - facts.rows for facts in shards.values()),
-        "entries": sum(facts.entries for facts in shards.values()),
-        "bytes": sum(facts.bytes for facts in shards.values()),
-    }

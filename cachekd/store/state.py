@@ -155,6 +155,11 @@ class CacheState:
         """Digests of all samples shards, in plan order, each once."""
         return list(dict.fromkeys(name for plan in self.plans.values() for name in plan.samples))
 
+    def written(self) -> frozenset[str]:
+        """Digests of the samples shards whose responses the teacher wrote."""
+        plans = (plan for plan in self.plans.values() if plan.responses is not None)
+        return frozenset(name for plan in plans for name in plan.samples)
+
 
 def read_identity(location: Location) -> Identity:
     """Identity of the cache at a location.

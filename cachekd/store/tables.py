@@ -1,4 +1,4 @@
-"""The Parquet tables of a cache: samples, and shards of logits; written and read with checksums.
+"""The Parquet tables of a cache: samples, responses and logits; written and read with checksums.
 
 Bytes are a function of the rows: no dictionary, fixed compression, page checksums on. A reader
 verifies page checksums too (pyarrow does neither by default).
@@ -32,6 +32,13 @@ SAMPLES = pa.schema(
         pa.field("source", pa.string(), nullable=False),
         pa.field("source_row", pa.int64(), nullable=False),
         pa.field("order", pa.int64(), nullable=False),
+    ]
+)
+RESPONSES = pa.schema(
+    [
+        pa.field("prompt", KEY, nullable=False),
+        pa.field("number", pa.int32(), nullable=False),
+        pa.field("response", pa.list_(pa.field("element", pa.int32(), nullable=False))),
     ]
 )
 LOGITS = pa.schema(

@@ -12,6 +12,7 @@ from cachekd.data.digests import bytes_digest
 from cachekd.data.packed import Keys
 from cachekd.errors import CorruptCache, StoreError, UnsealedCache
 from cachekd.store.attention_shards import AttentionFacts, AttentionShard
+from cachekd.store.content import root_digest, totals
 from cachekd.store.identity import Identity
 from cachekd.store.index import build_index, load_index
 from cachekd.store.io import Location
@@ -22,8 +23,6 @@ from cachekd.store.seal import (
     captured,
     load_samples,
     read_manifest,
-    root_digest,
-    totals,
 )
 from cachekd.store.shards import Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
@@ -122,7 +121,7 @@ def _named(
     if manifest:
         return manifest.shards, manifest.attention
     state = read_state(location)
-    load_samples(location, state.samples())
+    load_samples(location, state.samples(), state.written())
     return state.shards(), state.attention()
 
 
@@ -196,7 +195,7 @@ def _check_index(location: Location, manifest: Manifest, keys: Mapping[str, Keys
     if bytes_digest(data) != manifest.index:
         return [f"{location.path(name)}: its bytes do not have the digest it names"]
     index = load_index(name, data)
-    samples = captured(load_samples(location, manifest.samples), index)
+    samples = captured(load_samples(location, manifest.samples, manifest.written()), index)
     problems = []
     # Only whole shards were read: with one missing the index cannot be made again.
     if keys.keys() == manifest.shards.keys() and build_index(keys).dump() != data:

@@ -35,6 +35,7 @@ class TeacherFacts:
         config: its ``config.json``.
         dtype: dtype it will be loaded in.
         context_length: longest input in tokens.
+        end_tokens: ids that end what it writes, as its configuration says.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class TeacherFacts:
     config: Mapping[str, Any]
     dtype: str
     context_length: int
+    end_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +132,55 @@ class AttentiveTeacher(Teacher, Protocol):
 
         Raises:
             TeacherError: a layer gives no attention, or not what ``spec`` can hold.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WritingSpec:
+    """How responses are written.
+
+    Attributes:
+        greedy: take the most probable token; else draw.
+        max_new_tokens: most tokens of a response, its end token among them.
+        temperature, top_k, top_p: what is drawn from, as transformers define it; 1, 0 and 1: the
+            teacher's distribution itself.
+        seed: draws are a function of this, of the prompt's token ids and of the number alone.
+        end_tokens: a response ends with the first of these.
+        vocab_size: real vocabulary V; no token beyond it is written.
+    """
+
+    greedy: bool
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    end_tokens: tuple[int, ...]
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PromptDraw:
+    """A prompt, token ids int32 [L], and which of the responses to it is to be written."""
+
+    input_ids: Int32
+    number: int
+
+
+@runtime_checkable
+class WritingTeacher(Teacher, Protocol):
+    """A teacher that can write. Its plugin has ``write`` too, so that this is known early."""
+
+    def write(self, prompts: Sequence[PromptDraw], spec: WritingSpec) -> list[Int32]:
+        """The response to each prompt, int32: at least one token, the end token with it.
+
+        Args:
+            prompts: of at least one token each.
+            spec: how.
+
+        Raises:
+            TeacherError: its numbers are NaN or infinite.
+            MemoryError: out of memory (whatever the device calls it).
         """
 
 

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from cachekd.config import PrecomputeConfig
 from cachekd.data.attention import MEAN, AttentionSpec
-from cachekd.data.models import context_length, model_config, resolve_model
-from cachekd.teachers import LayerSink, Selection, TeacherFacts
-from cachekd.types import Float32, Int32, TopKLogits
+from cachekd.data.models import context_length, end_tokens, model_config, resolve_model
+from cachekd.teachers import LayerSink, PromptDraw, Selection, TeacherFacts, WritingSpec
+from cachekd.types import Float32, Int32, Int64, TopKLogits
 
 _DEFAULT_CONTEXT = 4096
+_PRIME = 1099511628211
 _TILE_LOGITS = 1 << 18  # selected at once: a call for each short document costs more than its rows
 
 
@@ -33,7 +34,7 @@ def dummy_states(input_ids: Int32) -> NDArray[np.uint64]:
     states = np.zeros(len(input_ids), dtype=np.uint64)
     state = 1469598103934665603
     for t, token in enumerate(input_ids.tolist()):
-        state = ((state ^ (token + 1)) * 1099511628211) % (1 << 64)
+        state = ((state ^ (token + 1)) * _PRIME) % (1 << 64)
         states[t] = state
     return states
 
@@ -97,6 +98,7 @@ class DummyTeacher:
             config=settings,
             dtype="float32",
             context_length=context_length(settings) or _DEFAULT_CONTEXT,
+            end_tokens=end_tokens(folder, settings),
         )
 
     @staticmethod
@@ -138,6 +140,23 @@ class DummyTeacher:
             uniform_N = None if drawn is None else torch.from_numpy(drawn)
             tiles.append(select(logits_NV, torch.from_numpy(next_N), selection, uniform_N))
         return assemble(tiles, masks, selection)
+
+    def write(self, prompts: Sequence[PromptDraw], spec: WritingSpec) -> list[Int32]:
+        """See `cachekd.teachers.WritingTeacher.write`."""
+        import torch
+
+        from cachekd.teachers._writing import finished, next_tokens, stream_seeds
+
+        seeds_B = stream_seeds(prompts, spec.seed)
+        states_B = np.array([dummy_states(prompt.input_ids)[-1] for prompt in prompts])
+        ended_B = np.zeros(len(prompts), dtype=bool)
+        steps: list[Int64] = []
+        while len(steps) < spec.max_new_tokens and not ended_B.all():
+            logits_BV = torch.from_numpy(state_logits(states_B, spec.vocab_size))
+            steps.append(next_tokens(logits_BV, seeds_B, len(steps), spec).numpy())
+            states_B = (states_B ^ (steps[-1] + 1).astype(np.uint64)) * np.uint64(_PRIME)
+            ended_B |= np.isin(steps[-1], spec.end_tokens)
+        return [finished(row, spec) for row in np.stack(steps, axis=1).tolist()]
 
     @contextmanager
     def attention(

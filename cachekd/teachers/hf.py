@@ -19,13 +19,14 @@ from cachekd.data.models import (
     adapter_facts,
     code_digest,
     context_length,
+    end_tokens,
     model_config,
     resolve_dtype,
     resolve_model,
     weights_digest,
 )
 from cachekd.errors import ConfigError, TeacherError
-from cachekd.teachers import LayerSink, Selection, TeacherFacts
+from cachekd.teachers import LayerSink, PromptDraw, Selection, TeacherFacts, WritingSpec
 from cachekd.types import Int32, Int64, TopKLogits
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class HFTeacher:
             config=settings,
             dtype=resolve_dtype(config.dtype, settings, folder),
             context_length=context,
+            end_tokens=end_tokens(folder, settings),
         )
 
     @staticmethod
@@ -121,17 +123,15 @@ class HFTeacher:
         wanted: Sequence[NDArray[np.bool_] | None],
     ) -> list[TopKLogits]:
         """See `cachekd.teachers.Teacher.score`; padding is on the right and masked."""
-        import torch
+        with _inference(self._threads):
+            return self._score(documents, padded_length, selection, wanted)
 
-        try:
-            with torch.inference_mode(), _cpu_threads(self._threads):
-                return self._score(documents, padded_length, selection, wanted)
-        except torch.OutOfMemoryError as error:
-            raise MemoryError(str(error)) from error
-        except RuntimeError as error:
-            if "can't allocate memory" in str(error):
-                raise MemoryError(str(error)) from error
-            raise
+    def write(self, prompts: Sequence[PromptDraw], spec: WritingSpec) -> list[Int32]:
+        """See `cachekd.teachers.WritingTeacher.write`."""
+        from cachekd.teachers._writing import write_with
+
+        with _inference(self._threads):
+            return write_with(self._model, self._device, prompts, spec)
 
     def attention(
         self, spec: AttentionSpec, rows: Sequence[NDArray[np.bool_]], sink: LayerSink
@@ -237,6 +237,22 @@ def _cpu_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _inference(threads: int) -> Iterator[None]:
+    """Within, no gradients, so many threads, and one kind of error when memory is short."""
+    import torch
+
+    try:
+        with torch.inference_mode(), _cpu_threads(threads):
+            yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(str(error)) from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            raise MemoryError(str(error)) from error
+        raise
 
 
 def _check_extras(config: PrecomputeConfig) -> None:

@@ -165,6 +165,8 @@ def check_needs(needs: Needs, caches: Sequence[Cache], *, mixture: bool = False)
         if kind != "logits":
             raise ConfigError(f"the objective needs targets of kind {kind!r}; caches hold logits")
     for cache in caches:
+        if needs.generated:
+            _check_written(cache)
         captured = {1.0, *map(float, cache.identity.capture["temperatures"])}
         missing = sorted(set(needs.temperatures) - captured)
         if missing:
@@ -174,6 +176,15 @@ def check_needs(needs: Needs, caches: Sequence[Cache], *, mixture: bool = False)
                 f"cache {cache.name!r} lacks temperature {wanted}: it was captured with {held}. "
                 f"Train at one of these, or capture again with --temperatures {wanted}"
             )
+
+
+def _check_written(cache: Cache) -> None:
+    """Refuse a cache whose responses are all from the data."""
+    if not cache.totals.get("generated", 0):
+        raise ConfigError(
+            f"the objective needs responses that the teacher wrote, and cache {cache.name!r} "
+            "holds none: capture one with cachekd precompute --generate sample (or greedy)"
+        )
 
 
 def _check_selection(needs: Needs, caches: Sequence[Cache]) -> None:

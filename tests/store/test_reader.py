@@ -204,8 +204,9 @@ def test_samples_come_back(values: list[tuple[list[Role], int | None, str]]) -> 
         )
         for part in (slice(0, half), slice(half, None), slice(0, half))
     ]
-    table = collect(tables)
+    table = collect((table, place == 1) for place, table in enumerate(tables))
     assert table.ids == ids and table.keys == keys
+    assert table.written.tolist() == [False] * half + [True] * (len(ids) - half)
     for i, sample in enumerate(samples):
         assert np.array_equal(table.roles(i), sample.roles) and table.roles(i).dtype == np.uint8
         assert table.lengths[i] == len(sample.roles) and table.weights[i] == sample.weight

@@ -194,3 +194,12 @@ def test_a_tail_model_needs_a_unigram() -> None:
     with pytest.raises(ConfigError, match="recode"):
         checks.check_needs(Needs(unigram=True), [FakeCache([record([5, 6, 7])])])
     checks.check_needs(Needs(unigram=True), [FakeCache([record([5, 6, 7])], unigram=np.ones(4))])
+
+
+def test_text_of_the_teacher_must_be_there() -> None:
+    cache = FakeCache([record([5, 6, 7])])
+    with pytest.raises(ConfigError, match=r"'fake' holds none: .*--generate sample"):
+        checks.check_needs(Needs(generated=True), [cache])
+    checks.check_needs(Needs(), [cache])
+    cache.totals = {"samples": 1, "generated": 1}
+    checks.check_needs(Needs(generated=True), [cache])
