@@ -22,7 +22,7 @@ from cachekd.errors import ConfigError, Incomplete
 from cachekd.objectives import Objective, build, unknown
 from cachekd.signals import StopFlag, stop_on_signals
 from cachekd.store.reader import Cache, open_cache
-from cachekd.training import checks, record
+from cachekd.training import caveats, checks, record
 
 if TYPE_CHECKING:
     from cachekd.training.loader import CacheDataset
@@ -109,6 +109,7 @@ def _checked(config: TrainConfig) -> _Inputs:
     checks.check_needs(objective.needs(), everything)
     student = resolve_model(config.student, config.revision)
     checks.check_student(student, everything)
+    caveats.warn_of_coarse_start(objective.needs(), caches)
     max_length = checks.resolve_max_length(config.max_length, student)
     if config.packing and max_length is None:
         raise ConfigError("packing: the student does not say its context; set max_length")
