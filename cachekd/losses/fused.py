@@ -168,8 +168,9 @@ class _Work:
         offsets, rows = self._targets["offsets"], source.rows
         most = self._reading.chunk or chunk_rows(source.device.type, source.width)
         step = math.ceil(rows / max(1, math.ceil(rows / most)))
-        starts = list(range(0, rows, max(step, 1))) or [0]
-        ends = [min(start + step + self._reading.next_row, rows) for start in starts]
+        further = int(self._reading.next_row)
+        starts = list(range(0, max(rows - further, 1), max(step, 1)))
+        ends = [min(start + step + further, rows) for start in starts]
         bounds = offsets[torch.tensor([starts, ends], device=offsets.device)].tolist()
         for start, end, first, last in zip(starts, ends, *bounds, strict=True):
             yield slice(start, end), slice(first, last)
