@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.errors import ConfigError, MismatchError
+from cachekd.training.spans import SpanFinder, span_factors
 from cachekd.types import Batch, Float32, Int64, Record, TargetTensors
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Collator:
         pad_token_id: id that fills rows up; no loss comes from it.
         pad_to_multiple_of: rows are filled up to a multiple of this many tokens.
         unigram: the teacher's mean distribution [V], for losses that take it.
+        spans: finds phrases, for losses that take them.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class Collator:
         pad_token_id: int = 0,
         pad_to_multiple_of: int | None = None,
         unigram: Float32 | None = None,
+        spans: SpanFinder | None = None,
     ) -> None:
         self.loss_mask = loss_mask
         self.pad_token_id = pad_token_id
         self.multiple = pad_to_multiple_of or 1
         self.unigram = unigram
+        self.spans = spans
 
     def __call__(self, items: Sequence[Record] | Sequence[list[Record]]) -> Batch:
         """Collate records, or lists of records that share a row each.
@@ -84,6 +88,11 @@ class Collator:
         targets = collate_targets(chosen)
         if self.unigram is not None:
             targets["unigram"] = _tensor([self.unigram])
+        if self.spans is not None:
+            found = [self.spans(record.input_ids, rows) for record, rows in chosen]
+            span_N, factor_N = span_factors(found, targets["weights"].numpy())
+            targets["span"] = _tensor([span_N], np.int64)
+            targets["span_factor"] = _tensor([factor_N])
         return targets
 
     def _trained(self, record: Record) -> Int64:

@@ -180,6 +180,7 @@ def _trainer(
     from cachekd.training.callbacks import ProgressCallback, StopCallback
     from cachekd.training.collate import Collator
     from cachekd.training.loader import CacheDataset
+    from cachekd.training.spans import span_finder
     from cachekd.training.trainer import DistillTrainer
 
     arguments, config = _arguments(inputs.config), inputs.config
@@ -202,6 +203,7 @@ def _trainer(
             inputs.loss_mask,
             pad_token_id=tokenizer.pad_token_id or 0,
             unigram=dataset.unigram() if inputs.objective.needs().unigram else None,
+            spans=span_finder(tokenizer, inputs.objective.needs().spans),
         ),
         packing_capacity=inputs.max_length if config.packing else None,
         processing_class=tokenizer,
