@@ -16,7 +16,9 @@ from cachekd.chunkers import build_chunker
 from cachekd.errors import ConfigError
 from cachekd.plugins import available
 
-TEXT = "The old house in the small town is empty, and nobody's mother-in-law lives there.\nWhy? 3.14"
+TEXT = (
+    "The old house in the small town is empty, and nobody's mother-in-law lives there.\nWhy? 3.14"
+)
 
 
 def _parts(name: str, text: str) -> list[str]:
@@ -32,7 +34,7 @@ def test_phrases_begin_at_function_words_and_end_at_punctuation() -> None:
         "Why",
         "3.14",
     ]
-    assert _parts("phrases", "今天天气很好，我们去公园。") == ["今天天气很好", "我们去公园"]
+    assert _parts("phrases", "今天天气很好。我们去公园。") == ["今天天气很好", "我们去公园"]
 
 
 def test_controls() -> None:
@@ -56,7 +58,7 @@ def test_spans_are_ascending_and_disjoint_whatever_the_text(text: str) -> None:
 
 
 def test_an_unknown_chunker_is_refused_with_a_hint() -> None:
-    with pytest.raises(ConfigError, match="no chunker 'phrase'.*Did you mean 'phrases'"):
+    with pytest.raises(ConfigError, match=r"no chunker 'phrase'.*Did you mean 'phrases'"):
         build_chunker("phrase")
 
 

@@ -1,4 +1,4 @@
-"""The span loss: the dense formula in float64, its gradient, chunks, and what a sparse cache loses."""
+"""The span loss: the dense float64 formula, its gradient, chunks, what a sparse cache loses."""
 
 from __future__ import annotations
 
