@@ -17,6 +17,8 @@ from cachekd.types import TargetTensors
 
 _OF_ENTRIES = frozenset({"ids", "logprobs", "entry_weights"})
 _OF_ALL = frozenset({"unigram", "shapes"})
+NAMESPACE = "/"
+"""Between the name of a loss and that of a target that only this loss reads."""
 
 
 def decode_targets(targets: TargetTensors, temperature: float) -> tuple[Tensor, Tensor]:
@@ -75,6 +77,7 @@ def take_rows(
     """
 
     def part(name: str, value: Any) -> Any:
+        name = name.rpartition(NAMESPACE)[2]
         if name == "offsets":
             return value[rows.start : rows.stop + 1] - value[rows.start]
         if name == "lognorm":
@@ -83,9 +86,10 @@ def take_rows(
 
     taken = {name: part(name, value) for name, value in targets.items()}
     if counted is not None:
-        taken["weights"] = torch.cat(
-            [taken["weights"][:counted], torch.zeros_like(taken["weights"][counted:])]
-        )
+        for name in (name for name in taken if name.rpartition(NAMESPACE)[2] == "weights"):
+            taken[name] = torch.cat(
+                [taken[name][:counted], torch.zeros_like(taken[name][counted:])]
+            )
     return cast(TargetTensors, taken)
 
 
