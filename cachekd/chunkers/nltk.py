@@ -13,7 +13,7 @@ _DATA = "averaged_perceptron_tagger_eng"
 _GRAMMAR = r"""
     PP: {<IN|TO><PDT>?<DT|PRP\$|WP\$>?<CD|JJ.*|VBG|VBN>*<NN.*|PRP>+}
     NP: {<PDT>?<DT|PRP\$|WP\$>?<CD|JJ.*|VBN>*<NN.*>+}
-    VP: {<MD>?<RB.*>*<VB.*>+<RB.*|RP>*}
+    VP: {<MD>?<RB.*>*(<VB.*><RB.*|RP>*)+}
 """
 
 
