@@ -6,6 +6,7 @@ clearer. Used by tests and by reports that compare a sparse loss with the dense 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -111,6 +112,23 @@ def bucket_forward_kl(targets: DenseTargets, student_NV: Tensor, temperature: fl
     safe = torch.where(known, rest, torch.ones_like(rest))
     tail = targets.tail_N * (targets.tail_N.clamp(min=1e-300).log() - safe.log())
     return head + torch.where(known, tail, torch.zeros_like(tail))
+
+
+def dense_span(teacher_NV: Tensor, student_NV: Tensor, spans: Sequence[Sequence[int]]) -> Tensor:
+    """The span loss of one document over the whole vocabulary, as its formula is printed.
+
+    Args:
+        teacher_NV: teacher logits or log-probabilities.
+        student_NV: student logits.
+        spans: the rows of each phrase, neighbours in order.
+    """
+    p, q = torch.softmax(teacher_NV.double(), 1), torch.softmax(student_NV.double(), 1)
+    total = torch.zeros((), dtype=torch.float64)
+    for rows in spans:
+        pairs = [(j, j + 1) for j in rows if j + 1 in rows]
+        norms = [((q[j] * q[k] - p[j] * p[k]).square().sum() + 1e-12).sqrt() for j, k in pairs]
+        total = total + sum(norms, torch.zeros_like(total)) / len(rows)
+    return total / len(spans)
 
 
 def kl_inside_tail(

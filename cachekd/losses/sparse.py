@@ -92,12 +92,27 @@ def weighted_sum(
     ce: float,
     name: str,
 ) -> ObjectiveOutput:
-    """The loss of `sparse_divergence` at some rows.
+    """The loss of `sparse_divergence` at some rows."""
+    kd_R = divergences.divergence(student, targets, spec)
+    return mixed_sum(student, targets, kd_R, spec, kd=kd, ce=ce, name=name)
+
+
+def mixed_sum(
+    student: StudentRows,
+    targets: TargetTensors,
+    kd_R: Tensor,
+    spec: Divergence,
+    *,
+    kd: float,
+    ce: float,
+    name: str,
+) -> ObjectiveOutput:
+    """The same of a divergence that is known row by row.
 
     A term without weight is left out of the loss, not multiplied by 0: that would turn inf into
     nan. It is measured all the same.
     """
-    kd_R, ce_R = divergences.divergence(student, targets, spec), -student.next_log_q()
+    ce_R = -student.next_log_q()
     weights_R = targets["weights"].to(ce_R.dtype)
     kd_sum, ce_sum = (weights_R * kd_R).sum(), (weights_R * ce_R).sum()
     loss_sum = torch.zeros_like(ce_sum)

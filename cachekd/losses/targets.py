@@ -17,6 +17,8 @@ from cachekd.types import TargetTensors
 
 _OF_ENTRIES = frozenset({"ids", "logprobs", "entry_weights"})
 _OF_ALL = frozenset({"unigram", "shapes"})
+NAMESPACE = "/"
+"""Between the name of a loss and that of a target that only this loss reads."""
 
 
 def decode_targets(targets: TargetTensors, temperature: float) -> tuple[Tensor, Tensor]:
@@ -73,6 +75,7 @@ def take_rows(targets: TargetTensors, rows: slice, entries: slice, counted: int)
     """
 
     def part(name: str, value: Any) -> Any:
+        name = name.rpartition(NAMESPACE)[2]
         if name == "offsets":
             return value[rows.start : rows.stop + 1] - value[rows.start]
         if name == "lognorm":
@@ -80,9 +83,10 @@ def take_rows(targets: TargetTensors, rows: slice, entries: slice, counted: int)
         return value if name in _OF_ALL else value[entries if name in _OF_ENTRIES else rows]
 
     taken = {name: part(name, value) for name, value in targets.items()}
-    if counted < len(taken["weights"]):
-        again = torch.zeros_like(taken["weights"][counted:])
-        taken["weights"] = torch.cat([taken["weights"][:counted], again])
+    for name in (name for name in taken if name.rpartition(NAMESPACE)[2] == "weights"):
+        if counted < len(taken[name]):
+            again = torch.zeros_like(taken[name][counted:])
+            taken[name] = torch.cat([taken[name][:counted], again])
     return cast(TargetTensors, taken)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.errors import ConfigError, MismatchError
 from cachekd.training.attention_targets import collate_attention
+from cachekd.training.spans import SpanFinder, span_factors
 from cachekd.types import Batch, Float32, Int64, Record, TargetTensors
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Collator:
         pad_token_id: id that fills rows up; no loss comes from it.
         pad_to_multiple_of: rows are filled up to a multiple of this many tokens.
         unigram: the teacher's mean distribution [V], for losses that take it.
+        spans: finds phrases, for losses that take them.
         attention: whether batches hold the teacher's attention; see `Batch`.
         reduction: token_mean, where a row counts its sample's weight; or seq_mean, where the
             trained rows of a sample share it: a sum of row weights is then one of sample weights,
@@ -54,6 +56,7 @@ class Collator:
         unigram: Float32 | None = None,
         attention: bool = False,
         reduction: str = "token_mean",
+        spans: SpanFinder | None = None,
     ) -> None:
         if reduction not in REDUCTIONS:
             raise ConfigError(
@@ -65,6 +68,7 @@ class Collator:
         self.unigram = unigram
         self.attention = attention
         self.reduction = reduction
+        self.spans = spans
 
     def __call__(self, items: Sequence[Record] | Sequence[list[Record]]) -> Batch:
         """Collate records, or lists of records that share a row each.
@@ -108,6 +112,11 @@ class Collator:
             targets["weights"] /= _tensor([counts])
         if self.unigram is not None:
             targets["unigram"] = _tensor([self.unigram])
+        if self.spans is not None:
+            found = [self.spans(record.input_ids, rows) for record, rows in chosen]
+            span_N, factor_N = span_factors(found, targets["weights"].numpy())
+            targets["span"] = _tensor([span_N], np.int64)
+            targets["span_factor"] = _tensor([factor_N])
         return targets
 
     def _trained(self, record: Record) -> Int64:

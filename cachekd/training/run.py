@@ -20,7 +20,7 @@ from cachekd.errors import ConfigError
 from cachekd.objectives import Needs, Objective, build
 from cachekd.signals import StopFlag, stop_on_signals
 from cachekd.store.reader import Cache, open_cache
-from cachekd.training import checkpoints, checks, outcome, record, student
+from cachekd.training import caveats, checkpoints, checks, outcome, record, student
 from cachekd.training.arguments import resume_of, training_arguments
 from cachekd.training.options import dataset_options
 
@@ -128,6 +128,7 @@ def _checked(config: TrainConfig) -> Inputs:
     folder = resolve_model(config.student, config.revision)
     student.refuse_adapter(folder)
     checks.check_student(folder, everything)
+    caveats.warn_of_coarse_start(needs, caches)
     checks.check_start(needs, caches, folder)
     mapping = checks.check_attention(needs, everything, folder, loss_mask)
     max_length = checks.resolve_max_length(config.max_length, folder)
@@ -177,6 +178,7 @@ def _trainer(
     from transformers import AutoTokenizer, PrinterCallback
 
     from cachekd.training.collate import Collator
+    from cachekd.training.spans import span_finder
     from cachekd.training.trainer import DistillTrainer
 
     config = inputs.config
@@ -199,6 +201,7 @@ def _trainer(
             unigram=dataset.unigram() if inputs.objective.needs().unigram else None,
             reduction=config.reduction,
             attention=inputs.attention_mapping is not None,
+            spans=span_finder(tokenizer, inputs.objective.needs().spans),
         ),
         attention_mapping=inputs.attention_mapping,
         packing_capacity=inputs.max_length if config.packing else None,
