@@ -181,7 +181,8 @@ class TargetTensors(TypedDict):
     ``lognorm`` {T: float32 [N]}. With sampled entries ``entry_weights`` float32 [n], 0 on the exact
     head (see `TopKLogits.weights`); for losses that ask for it ``unigram`` float32 [V], the
     teacher's mean distribution. ``cache`` int64 [N]: the place, among the caches of a dataset, of
-    the one that a row is from. ``span`` int64 [N]: number of the phrase that a row's token belongs
+    the one that a row is from. ``document`` int64 [N]: which of a batch's documents a row belongs
+    to, ascending. ``span`` int64 [N]: number of the phrase that a row's token belongs
     to, -1 outside phrases; rows of one phrase are neighbours. ``span_factor`` float32 [N]: what a
     pair of neighbours that begins in this row counts. ``shapes`` {name: float32 [V]}: how tail
     models spread a tail.
@@ -199,6 +200,7 @@ class TargetTensors(TypedDict):
     entry_weights: NotRequired[Tensor]
     unigram: NotRequired[Tensor]
     cache: NotRequired[Tensor]
+    document: NotRequired[Tensor]
     span: NotRequired[Tensor]
     span_factor: NotRequired[Tensor]
     shapes: NotRequired[dict[str, Tensor]]

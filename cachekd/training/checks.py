@@ -134,11 +134,31 @@ def _check_selection(needs: Needs, caches: Sequence[Cache]) -> None:
             f"cache {sampled[0].name!r} holds sampled entries, others do not; their losses are "
             "not estimated alike. Train on captures of one selection"
         )
+    for cache in caches:
+        _check_heads(needs, cache)
     if needs.unigram and all(cache.unigram() is None for cache in caches):
         raise ConfigError(
             f"the objective needs the teacher's unigram, which cache {caches[0].name!r} does not "
             "hold: it was captured with a codec that learns none. Give it one with "
             f"cachekd merge {caches[0].url} --recode --out NEW"
+        )
+
+
+def _check_heads(needs: Needs, cache: Cache) -> None:
+    """Heads of the whole vocabulary, or of some mass; a limit by k alone is seen row by row."""
+    selection = cache.identity.capture["selection"]
+    vocab = _tokenizer(cache)[1]
+    whole = selection.get("k", 0) >= vocab and selection.get("p", 1.0) >= 1
+    if needs.full and not whole:
+        raise ConfigError(
+            f"the objective needs the teacher's whole distribution; cache {cache.name!r} was "
+            f"captured with {selection}. Capture again with --logits-selection full"
+        )
+    if selection["kind"] == "top_p" and selection.get("p", 1.0) < needs.mass:
+        raise ConfigError(
+            f"the objective needs heads that hold {needs.mass:g} of the teacher's mass; cache "
+            f"{cache.name!r} was captured with --logits-top-p {selection['p']:g}. Ask for less, "
+            f"or capture again with --logits-top-p {needs.mass:g} or more"
         )
 
 
