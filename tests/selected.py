@@ -53,4 +53,5 @@ def inside(targets: TargetTensors, vocab: int = V) -> Tensor:
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
     """Sum of p log(p/q) over the last axis; p may be 0."""
-    return torch.where(p > 0, p * (p.clamp_min(1e-300).log() - q.log()), 0 * q).sum(-1)
+    ratio = p.clamp_min(1e-300).log() - q.clamp_min(1e-300).log()
+    return torch.where(p > 0, p * ratio, torch.zeros_like(q)).sum(-1)

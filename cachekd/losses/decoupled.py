@@ -7,12 +7,13 @@ Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, Eq. 7. With g the ta
     KL(p || q) = TCKD + (1 - p_g) NCKD
 
 over the entries, the target where it is no entry, and one bucket for all other tokens. Masses of
-what is not the target are summed from their parts, never taken as 1 - q_g, so that nothing is lost
-where q_g is nearly 1; only of a target outside the entries the rest of the tail is a difference.
+what is not the target are summed from their parts, and a q_g above a half is taken from them, so
+that nothing is lost where q_g is nearly 1; only of a target outside the entries the rest of the tail is a difference.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,8 @@ from cachekd.losses.paired import Paired, kl_part, ranks
 from cachekd.losses.ragged import log1mexp, segment_logsumexp, segment_sum
 from cachekd.losses.student import StudentRows
 from cachekd.types import TargetTensors
+
+_HALF = math.log(0.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,9 +63,12 @@ def gold_target(
 def argmax_target(sides: Paired, targets: TargetTensors) -> Target:
     """The teacher's most probable class; every row has entries."""
     is_target_n = ranks(sides.log_p_n, targets["offsets"]) == 1
+    row_n = sides.row_n[~is_target_n]
+    others_R = segment_logsumexp(sides.log_p_n[~is_target_n], row_n, len(sides.tail_R))
+    log_p_R = sides.log_p_n[is_target_n].clamp(max=0.0)
     return Target(
         is_target_n=is_target_n,
-        log_p_R=sides.log_p_n[is_target_n].clamp(max=0.0),
+        log_p_R=_near_one(log_p_R, logaddexp(others_R, sides.tail_R)),
         log_q_R=sides.log_q_n[is_target_n],
     )
 
@@ -79,11 +85,17 @@ def decoupled(sides: Paired, target: Target) -> tuple[Tensor, Tensor]:
     not_p_R = logaddexp(segment_logsumexp(log_p_n, row_n, rows), tail_R)
     not_p_R = not_p_R.masked_fill(not_p_R == -torch.inf, 0.0)
     not_q_R = logaddexp(segment_logsumexp(log_q_n, row_n, rows), rest_R)
-    tckd_R = kl_part(target.log_p_R, target.log_q_R)
+    tckd_R = kl_part(target.log_p_R, _near_one(target.log_q_R, not_q_R))
     tckd_R = tckd_R + kl_part(log1mexp(target.log_p_R), not_q_R)
     given_n = kl_part(log_p_n - not_p_R[row_n], log_q_n - not_q_R[row_n])
     nckd_R = segment_sum(given_n, row_n, rows) + kl_part(tail_R - not_p_R, rest_R - not_q_R)
     return tckd_R, nckd_R
+
+
+def _near_one(log_R: Tensor, log_others_R: Tensor) -> Tensor:
+    """Log of a probability, of one above a half from what the others hold: it has more digits."""
+    near_R = log_others_R < _HALF
+    return torch.where(near_R, log1mexp(log_others_R.clamp(max=_HALF)), log_R)
 
 
 def _teacher_left(tail_R: Tensor, part_R: Tensor) -> Tensor:

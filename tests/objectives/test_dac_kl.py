@@ -57,7 +57,7 @@ def dense_mask(p: Tensor, upper: Tensor, lower: Tensor, space: str) -> Tensor:
     upper, lower = upper[:, None], lower[:, None]
     where, width = p, 1e-7
     if space == "logrank":
-        rank = p.argsort(1, descending=True).argsort(1) + 1.0
+        rank = p.argsort(1, descending=True).argsort(1).double() + 1
         where, width = rank.log() / math.log(V), 0.05
     if space == "quantile":
         upper = torch.stack([torch.quantile(row, u) for row, u in zip(p, upper[:, 0], strict=True)])
@@ -111,7 +111,7 @@ def test_equals_dense_code_in_value_and_all_gradients(space: str, combine: str) 
     for one, other in zip(of_found, of_expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-6)
     if space != "value":
-        assert of_found[-1].abs().max() > 1e-4, "the window must be learnable here"
+        assert of_found[-1].abs().max() > 1e-6, "the window must be learnable here"
 
 
 def test_full_input_equals_dense_code() -> None:
@@ -188,7 +188,18 @@ def test_tail_is_never_negative_nor_above_forward_kl(limits: tuple[float, float]
     found = window_kl(sides, mask_n, "tail", top_n)
     assert found.min() >= 0
     assert (found <= dense_forward_kl(teacher, student) + 1e-12).all()
-    assert window_kl(sides, mask_n, "sum", top_n).min() < 0, "sum is no divergence"
+
+
+def test_sum_can_be_negative_and_tail_cannot() -> None:
+    """A student that is above the teacher at the top and in the tail, and below between."""
+    teacher = -torch.arange(V).double()[None] / 4
+    student = teacher.clone()
+    student[:, 1:10] -= 1
+    values = {
+        combine: run_objective(_fixed(0.99, 0.7, combine=combine), student, targets_of(teacher))
+        for combine in ("sum", "tail")
+    }
+    assert values["sum"].loss_sum < 0 < values["tail"].loss_sum
 
 
 def test_sparse_is_below_dense_by_no_more_than_the_head_leaves_out() -> None:
@@ -209,7 +220,7 @@ def test_sparse_is_below_dense_by_no_more_than_the_head_leaves_out() -> None:
     left_out = tail_p * kl_inside_tail(teacher, student, head)
     torch.testing.assert_close(gap, left_out.sum(), atol=1e-6, rtol=1e-6)
     # Any window: a head class that is partly masked shares the bucket with the tail.
-    rank = p.argsort(1, descending=True).argsort(1) + 1.0
+    rank = p.argsort(1, descending=True).argsort(1).double() + 1
     place = rank.log() / math.log(V)
     mask = torch.sigmoid((place - 0.2) / 0.05) * torch.sigmoid((0.8 - place) / 0.05)
     mask = torch.where((rank == 1) | ~head, (rank == 1).double(), mask)
@@ -267,14 +278,14 @@ def test_window_collapses_without_a_guard(combine: str) -> None:
 
 def test_quantile_equals_that_of_torch() -> None:
     rows = torch.rand(7, 31, dtype=torch.float64).sort(1).values
-    levels = torch.tensor([0.0, 0.1, 0.333, 0.5, 0.9, 0.999, 1.0]).double().requires_grad_()
+    levels = torch.tensor([0.01, 0.11, 0.34, 0.51, 0.91, 0.999, 1.0]).double().requires_grad_()
     found = quantile(rows, levels)
     expected = torch.stack([torch.quantile(r, u) for r, u in zip(rows, levels, strict=True)])
     torch.testing.assert_close(found, expected)
     of_found, of_expected = (
-        torch.autograd.grad(x[:-1].sum(), levels)[0] for x in (found, expected)
+        torch.autograd.grad(values[:-1].sum(), levels)[0] for values in (found, expected)
     )
-    torch.testing.assert_close(of_found[:-1], of_expected[:-1])
+    torch.testing.assert_close(of_found, of_expected)
 
 
 @pytest.mark.parametrize("combine", COMBINES)

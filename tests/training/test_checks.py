@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeCache, record
+from fakes import VOCAB, FakeCache, record
 from tiny import Family
 
 from cachekd.errors import ConfigError, MismatchError, TeacherError
@@ -123,3 +123,28 @@ def test_a_tail_model_needs_a_unigram() -> None:
     with pytest.raises(ConfigError, match="recode"):
         checks.check_needs(Needs(unigram=True), [FakeCache([record([5, 6, 7])])])
     checks.check_needs(Needs(unigram=True), [FakeCache([record([5, 6, 7])], unigram=np.ones(4))])
+
+
+def _selected(**selection: Any) -> Any:
+    cache = FakeCache([record([5, 6, 7])], name="kept")
+    cache.identity.capture["selection"].clear()
+    cache.identity.capture["selection"].update(selection)
+    return cache
+
+
+def test_heads_must_hold_the_mass_that_is_asked_for() -> None:
+    narrow = _selected(kind="top_p", k=64, p=0.9, min_k=1)
+    checks.check_needs(Needs(mass=0.9), [narrow])
+    with pytest.raises(ConfigError, match=r"'kept'.*--logits-top-p 0.9.*--logits-top-p 0.95"):
+        checks.check_needs(Needs(mass=0.95), [narrow])
+    checks.check_needs(Needs(mass=0.95), [_selected(kind="top_k", k=64)])
+    with pytest.raises(ConfigError, match="top-p 0.95 or more"):
+        checks.check_needs(Needs(mass=0.95), [_selected(kind="top_k", k=64), narrow])
+
+
+def test_whole_distributions_where_they_are_needed() -> None:
+    checks.check_needs(Needs(full=True), [_selected(kind="top_k", k=VOCAB)])
+    checks.check_needs(Needs(full=True), [_selected(kind="top_p", k=VOCAB, p=1.0, min_k=1)])
+    for selection in ({"kind": "top_k", "k": VOCAB - 1}, {"kind": "top_p", "k": VOCAB, "p": 0.99}):
+        with pytest.raises(ConfigError, match=r"whole distribution.*--logits-selection full"):
+            checks.check_needs(Needs(full=True), [_selected(**selection)])
