@@ -8,7 +8,8 @@ Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022, Eq. 7. With g the ta
 
 over the entries, the target where it is no entry, and one bucket for all other tokens. Masses of
 what is not the target are summed from their parts, and a q_g above a half is taken from them, so
-that nothing is lost where q_g is nearly 1; only of a target outside the entries the rest of the tail is a difference.
+that nothing is lost where q_g is nearly 1; only of a target outside the entries the rest of the
+tail is a difference.
 """
 
 from __future__ import annotations

@@ -104,7 +104,9 @@ def test_short_heads_are_used_whole_and_counted() -> None:
     teacher, student = logits(20, 4), logits(20, 5)
     targets = targets_of(teacher, top_p=0.7)
     head = dense_set(teacher, "top_p", 0.7, 0)
-    output = run_objective(build("clipping", {"clip_p": 0.999, "loss": {"kd": 1}}), student, targets)
+    output = run_objective(
+        build("clipping", {"clip_p": 0.999, "loss": {"kd": 1}}), student, targets
+    )
     expected = (targets["weights"] * dense_clipped(teacher, student, head, "full")).sum()
     torch.testing.assert_close(output.loss_sum, expected)
     torch.testing.assert_close(output.metrics["short_rows"], targets["weights"].sum())
@@ -123,7 +125,9 @@ def test_what_each_support_wants_of_the_student() -> None:
     escaped = torch.where(kept, teacher, teacher + 4)
     losses = {}
     for support in SUPPORTS:
-        objective = build("clipping", {"clip_p": 0.9, "student_support": support, "loss": {"kd": 1}})
+        objective = build(
+            "clipping", {"clip_p": 0.9, "student_support": support, "loss": {"kd": 1}}
+        )
         for name, student in (("teacher", teacher), ("escaped", escaped)):
             loss = run_objective(objective, student, targets_of(teacher)).loss_sum
             losses[support, name] = loss.item()

@@ -18,7 +18,6 @@ from cachekd.losses.paired import Paired
 from cachekd.losses.ragged import entry_rows
 from cachekd.losses.reference import dense_forward_kl, kl_inside_tail
 from cachekd.objectives import build
-from cachekd.types import TargetTensors
 
 COMBINES = ["tail", "sum", "renorm"]
 EVERY = [(space, how) for space in ("logrank", "quantile", "value") for how in COMBINES]
@@ -130,19 +129,18 @@ def test_full_input_equals_dense_code() -> None:
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-7)
 
 
-def _dense_sides(teacher: Tensor, student: Tensor) -> tuple[Paired, TargetTensors]:
+def _dense_sides(teacher: Tensor, student: Tensor) -> Paired:
     targets = targets_of(teacher)
     log_q = torch.log_softmax(student, 1)
     row_n = entry_rows(targets["offsets"])
     none = torch.full((len(teacher),), -torch.inf, dtype=torch.float64)
-    sides = Paired(
+    return Paired(
         log_p_n=targets["logprobs"],
         tail_R=none,
         log_q_n=log_q[row_n, targets["ids"]],
         rest_R=none,
         row_n=row_n,
     )
-    return sides, targets
 
 
 class Fixed(torch.nn.Module):
@@ -179,7 +177,7 @@ def test_window_of_everything_with_a_tail_is_forward_kl() -> None:
 @pytest.mark.parametrize("limits", [(0.9, 0.05), (0.5, 0.2), (0.99, 0.6), (0.3, 0.0)])
 def test_tail_is_never_negative_nor_above_forward_kl(limits: tuple[float, float]) -> None:
     teacher, student = logits(30, 7), logits(30, 8)
-    sides, targets = _dense_sides(teacher, student)
+    sides = _dense_sides(teacher, student)
     place_n = (torch.arange(1, V + 1).double().log() / math.log(V)).repeat(30)
     mask_n = torch.sigmoid((place_n - limits[1]) / 0.05) * torch.sigmoid(
         (limits[0] - place_n) / 0.05
@@ -233,7 +231,7 @@ def test_sparse_is_below_dense_by_no_more_than_the_head_leaves_out() -> None:
 
 
 def test_the_printed_form_trains_no_window_in_float32() -> None:
-    """METHODS of the paper's Eq. 7 in value space: the gradient is 0; in log-ranks it is not."""
+    """Eq. 7 compares levels with probabilities: its gradient is 0; in log-ranks it is not."""
     targets = single(targets_of(logits(12, 11)))
     student = logits(12, 12).float().requires_grad_()
     largest = {}
@@ -249,7 +247,7 @@ def test_the_printed_form_trains_no_window_in_float32() -> None:
 
 def _trained(guard: float, combine: str) -> tuple[float, float]:
     """Coverage and loss after the window was trained on fixed distributions."""
-    vocab, rows = 200, 24
+    vocab, rows = 100, 12
     generator = torch.Generator().manual_seed(0)
     base = -1.2 * torch.arange(1, vocab + 1).double().log()
     noise = torch.randn(2, rows, vocab, generator=generator, dtype=torch.float64)
@@ -257,8 +255,8 @@ def _trained(guard: float, combine: str) -> tuple[float, float]:
     student = teacher + 0.9 * noise[1]
     targets = single(targets_of(teacher))
     objective = build("dac_kl", {"guard": guard, "combine": combine, "hidden": 16, "inputs": 8})
-    optimizer = torch.optim.Adam(objective.learned().parameters(), lr=0.02)
-    for _ in range(150):
+    optimizer = torch.optim.Adam(objective.learned().parameters(), lr=0.05)
+    for _ in range(60):
         output = run_objective(objective, student.float(), targets)
         optimizer.zero_grad()
         (output.loss_sum / output.weight_sum).backward()

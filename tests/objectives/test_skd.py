@@ -30,7 +30,9 @@ def made(seed: int = 2, **options: Any) -> Any:
     return objective
 
 
-def dense_skd(objective: Any, student: Tensor, targets: TargetTensors, temperature: float) -> Tensor:
+def dense_skd(
+    objective: Any, student: Tensor, targets: TargetTensors, temperature: float
+) -> Tensor:
     """KL(p' || q) + KL(p || p') of each row over head and one tail class, one row at a time."""
     net, head = objective.learned(), inside(targets)
     decoded = densify(targets, V, temperature)
