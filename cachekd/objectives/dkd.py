@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 class DKDOptions:
     """Options of ``--objective dkd``.
 
-    In KL the weight of NCKD is 1 - p_g: with beta = 1 every row counts as one in which the teacher
-    gives the target nothing. The default 2 is for the other side, a mean of p_g of one half, where
-    beta = 1 / (1 - p_g) keeps the parts at the sizes that they have in KL divided by 1 - p_g; the
-    metric ``target_p`` says what the mean is. The paper's 1 to 8 are for images at T = 4.
+    In KL the weight of NCKD is 1 - p_g, so never above 1: with beta = 1 a row in which the teacher
+    gives the target nothing weighs as in KL, and other rows more. The default 2 is above KL on
+    every row, which is what the method is for, and stays far from the 8 of the paper: that is for
+    image classes, of which a teacher is nearly sure. The metric ``target_p`` is the mean of p_g.
     """
 
     temperature: float = option(
