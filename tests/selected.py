@@ -27,7 +27,7 @@ def targets_of(teacher_NV: Tensor, top_p: float = 1.0, seed: int = 0) -> TargetT
         **targets,
         "next_ids": next_ids,
         "next_logprob": log_p_NV.gather(1, next_ids[:, None])[:, 0],
-        "entropy": -(log_p_NV.exp() * log_p_NV).sum(1),
+        "entropy": torch.special.entr(log_p_NV.exp()).sum(1),
         "weights": torch.linspace(0.5, 1.5, rows, dtype=torch.float64),
         "document": (torch.arange(rows) >= rows // 2).long(),
     }

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from cachekd.errors import ConfigError
-from cachekd.losses.paired import Paired, kl_part
+from cachekd.losses.paired import Paired, by_rank, kl_part
 from cachekd.losses.ragged import entry_rows, segment_logsumexp, segment_sum, times
 from cachekd.losses.targets import decode_targets
 from cachekd.types import TargetTensors
@@ -178,11 +178,9 @@ def best(
         most = 1 if keep == "argmax" else math.ceil(share * vocab)
         return Kept(keep_n=rank_n <= most, short_R=offsets.diff() < most)
     log_p_n, tail_R = decode_targets(targets, 1.0)
-    place_n = offsets[row_n] + rank_n - 1
-    sorted_n = torch.empty_like(log_p_n).index_copy_(0, place_n, log_p_n)
-    sums_n = torch.cumsum(sorted_n.double().exp(), 0)
+    sums_n = torch.cumsum(by_rank(log_p_n, rank_n, offsets).double().exp(), 0)
     before_n = torch.cat([sums_n.new_zeros(1), sums_n])
-    better_n = before_n[place_n] - before_n[offsets[row_n]]
+    better_n = before_n[offsets[row_n] + rank_n - 1] - before_n[offsets[row_n]]
     keep_n = (better_n < mass) | (rank_n == 1)
     return Kept(keep_n=keep_n, short_R=tail_R.exp() > 1 - mass + _ROUNDING)
 

@@ -70,26 +70,30 @@ def refuse_sampled(targets: TargetTensors) -> None:
         )
 
 
-def order(values_n: Tensor, row_n: Tensor) -> Tensor:
-    """Indices that sort entries by row, and in a row largest first; what is equal stays, [n]."""
-    by_value_n = torch.argsort(values_n, descending=True, stable=True)
-    return by_value_n[torch.argsort(row_n[by_value_n], stable=True)]
-
-
 def ranks(values_n: Tensor, offsets: Tensor) -> Tensor:
-    """Rank of each entry in its row by its value, from 1, int64 [n]."""
+    """Rank of each entry in its row, from 1 for the largest, int64 [n].
+
+    Of equal values the one that comes first is before.
+    """
     row_n = entry_rows(offsets)
+    by_value_n = torch.argsort(values_n, descending=True, stable=True)
+    order_n = by_value_n[torch.argsort(row_n[by_value_n], stable=True)]
     rank_n = torch.empty_like(row_n)
-    places_n = torch.arange(1, len(row_n) + 1, device=row_n.device)
-    rank_n[order(values_n, row_n)] = places_n - offsets[row_n]
+    rank_n[order_n] = torch.arange(1, len(row_n) + 1, device=row_n.device) - offsets[row_n]
     return rank_n
+
+
+def by_rank(values_n: Tensor, rank_n: Tensor, offsets: Tensor) -> Tensor:
+    """Values of entries, each row in the order of its ranks, [n]."""
+    place_n = offsets[entry_rows(offsets)] + rank_n - 1
+    return torch.empty_like(values_n).index_copy_(0, place_n, values_n)
 
 
 def at_ranks(values_n: Tensor, offsets: Tensor, ranks_W: Tensor, fill_R: Tensor) -> Tensor:
     """Values at some ranks (from 1) of rows whose entries are in order, [R, W].
 
     Args:
-        values_n: entries, each row in the order that its ranks mean.
+        values_n: of entries, see `by_rank`.
         offsets: of the rows.
         ranks_W: the ranks.
         fill_R: what stands where a row has fewer entries.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cachekd.losses.clipping import logaddexp
-from cachekd.losses.paired import at_ranks, kl_part, order
+from cachekd.losses.paired import at_ranks, by_rank, kl_part, ranks
 from cachekd.losses.ragged import entry_rows, segment_logsumexp, segment_sum
 
 _SEED = 0
@@ -79,16 +79,14 @@ def simplify(
         of each row, [N]; all carry a gradient to the simplifier.
     """
     row_n, rows, best = entry_rows(offsets), len(tail_N), net.best
-    order_n = order(log_p_n, row_n)
-    rank_n = torch.empty_like(order_n)
-    rank_n[order_n] = torch.arange(len(order_n), device=order_n.device) - offsets[row_n]
+    rank_n = ranks(log_p_n, offsets)
     lowest_N = torch.full_like(tail_N, -_LOWEST)
     ranks_K = torch.arange(1, best + 1, device=offsets.device)
-    best_NK = at_ranks(log_p_n[order_n], offsets, ranks_K, lowest_N)
+    best_NK = at_ranks(by_rank(log_p_n, rank_n, offsets), offsets, ranks_K, lowest_N)
     inputs_NF = torch.cat([best_NK, tail_N[:, None]], 1).clamp_min(-_LOWEST)
     delta_NF = net(inputs_NF, document_N)
-    seen_n = rank_n < best
-    delta_n = torch.where(seen_n, delta_NF[row_n, rank_n.clamp(max=best - 1)], 0)
+    delta_n = delta_NF[row_n, rank_n.clamp(max=best) - 1]
+    delta_n = torch.where(rank_n <= best, delta_n, torch.zeros_like(delta_n))
     moved_n, moved_N = log_p_n + delta_n, tail_N + delta_NF[:, best]
     norm_N = logaddexp(segment_logsumexp(moved_n, row_n, rows), moved_N)
     simple_n, simple_N = moved_n - norm_N[row_n], moved_N - norm_N

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from cachekd.losses.paired import Paired, at_ranks, order
+from cachekd.losses.paired import Paired, at_ranks, by_rank
 from cachekd.losses.ragged import segment_sum, times
 from cachekd.types import TargetTensors
 
@@ -53,7 +53,9 @@ def compact_width(best: int) -> int:
     return 2 * best + _SKETCH + 5
 
 
-def compact_inputs(sides: Paired, targets: TargetTensors, vocab: int, best: int) -> Tensor:
+def compact_inputs(
+    sides: Paired, targets: TargetTensors, rank_n: Tensor, vocab: int, best: int
+) -> Tensor:
     """What a sparse cache tells of a row, [R, F], each number about 0 to 1 in size.
 
     In order: log p of the best classes; log q at the same ids; log p at 8 ranks spaced evenly in
@@ -63,14 +65,14 @@ def compact_inputs(sides: Paired, targets: TargetTensors, vocab: int, best: int)
     """
     offsets, rows = targets["offsets"], len(sides.tail_R)
     with torch.no_grad():
-        order_n = order(sides.log_p_n, sides.row_n)
         outside_R = (vocab - offsets.diff()).clamp_min(1).log()
         ranks_K = torch.arange(1, best + 1, device=offsets.device)
         spaced = [round(vocab ** (i / (_SKETCH - 1))) for i in range(_SKETCH)]
         sketch_S = torch.tensor(spaced, device=offsets.device)
-        log_p_n, mean_R = sides.log_p_n[order_n], sides.tail_R - outside_R
+        log_p_n, mean_R = by_rank(sides.log_p_n, rank_n, offsets), sides.tail_R - outside_R
+        log_q_n = by_rank(sides.log_q_n, rank_n, offsets)
         p_RK = at_ranks(log_p_n, offsets, ranks_K, mean_R)
-        q_RK = at_ranks(sides.log_q_n[order_n], offsets, ranks_K, sides.rest_R - outside_R)
+        q_RK = at_ranks(log_q_n, offsets, ranks_K, sides.rest_R - outside_R)
         sketch_RS = at_ranks(log_p_n, offsets, sketch_S, mean_R)
         q_n, rest_R = sides.log_q_n.exp(), sides.rest_R.exp()
         h_q_R = -segment_sum(times(q_n, sides.log_q_n), sides.row_n, rows)

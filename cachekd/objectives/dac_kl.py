@@ -170,7 +170,7 @@ class DACKL:
 
         sides = paired(student, targets, self.temperature)
         rank_n = ranks(sides.log_p_n, targets["offsets"])
-        upper_R, lower_R = self.learned()(self._inputs(sides, targets))
+        upper_R, lower_R = self.learned()(self._inputs(sides, targets, rank_n))
         mask_n = self._mask(sides, targets, rank_n, upper_R, lower_R)
         kl_R = window_kl(sides, mask_n, self.options.combine, rank_n == 1)
         held_n = mask_n.masked_fill(rank_n == 1, 1.0)
@@ -191,12 +191,12 @@ class DACKL:
         }
         return summed(targets, terms, metrics)
 
-    def _inputs(self, sides: Paired, targets: TargetTensors) -> Tensor:
+    def _inputs(self, sides: Paired, targets: TargetTensors, rank_n: Tensor) -> Tensor:
         from cachekd.losses.window import compact_inputs, full_inputs
 
         if self.options.input == "full":
             return full_inputs(sides, targets, self._vocab)
-        return compact_inputs(sides, targets, self._vocab, self.options.inputs)
+        return compact_inputs(sides, targets, rank_n, self._vocab, self.options.inputs)
 
     def _mask(
         self,

@@ -323,6 +323,21 @@ def test_every_process_builds_the_same_window_and_draws_nothing() -> None:
     assert (lower / upper).tolist() == pytest.approx([0.1192] * 3, abs=1e-4)
 
 
+@pytest.mark.parametrize(("space", "combine"), [*EVERY, ("value", "literal")])
+def test_corners_stay_finite(space: str, combine: str) -> None:
+    """A teacher with classes of no probability, and a student that is all on the worst of them."""
+    teacher = logits(4, 17).float()
+    teacher[:, 5:] = -torch.inf
+    student = torch.full((4, V), -300.0)
+    student[:, 9] = 0.0
+    student.requires_grad_()
+    objective = build("dac_kl", {"space": space, "combine": combine, "inputs": BEST})
+    output = run_objective(objective, student, single(targets_of(teacher)))
+    found = torch.autograd.grad(output.loss_sum, [student, *objective.learned().parameters()])
+    assert output.loss_sum.isfinite()
+    assert all(gradient.isfinite().all() for gradient in found)
+
+
 def test_no_rows_give_a_zero_that_can_be_trained() -> None:
     student = torch.zeros(0, V, requires_grad=True)
     output = run_objective(build("dac_kl", {}), student, targets_of(torch.zeros(0, V)))
