@@ -64,3 +64,12 @@ def test_every_process_builds_the_same_window_and_draws_nothing() -> None:
     upper, lower = first(torch.randn(3, first.inner.in_features))
     assert upper.tolist() == pytest.approx([0.8808] * 3, abs=1e-4)
     assert (lower / upper).tolist() == pytest.approx([0.1192] * 3, abs=1e-4)
+
+
+def test_a_very_wide_input_says_what_it_costs(caplog: pytest.LogCaptureFixture) -> None:
+    for vocab, warned in ((1_000, False), (100_000, True)):
+        caplog.clear()
+        objective = build("dac_kl", {"input": "full", "hidden": 40})
+        objective.prepare(targets_of(logits(1)), vocab)
+        assert objective.learned().inner.in_features == 3 * vocab
+        assert ("12.0 M weights" in caplog.text) == warned
