@@ -182,7 +182,8 @@ class TargetTensors(TypedDict):
     head (see `TopKLogits.weights`); for losses that ask for it ``unigram`` float32 [V], the
     teacher's mean distribution. ``cache`` int64 [N]: the place, among the caches of a dataset, of
     the one that a row is from; ``expert`` bool [N], of routed samples: whether that is the cache
-    called expert. ``span`` int64 [N]: number of the phrase that a row's token belongs
+    called expert. ``document`` int64 [N]: which of a batch's documents a row belongs to,
+    ascending. ``span`` int64 [N]: number of the phrase that a row's token belongs
     to, -1 outside phrases; rows of one phrase are neighbours. ``span_factor`` float32 [N]: what a
     pair of neighbours that begins in this row counts. ``shapes`` {name: float32 [V]}: how tail
     models spread a tail.
@@ -201,6 +202,7 @@ class TargetTensors(TypedDict):
     unigram: NotRequired[Tensor]
     cache: NotRequired[Tensor]
     expert: NotRequired[Tensor]
+    document: NotRequired[Tensor]
     span: NotRequired[Tensor]
     span_factor: NotRequired[Tensor]
     shapes: NotRequired[dict[str, Tensor]]

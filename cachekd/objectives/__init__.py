@@ -34,6 +34,7 @@ class Needs:
         sampled: whether sampled entries serve it: only what is linear in the teacher's p.
         unigram: whether it takes the teacher's mean distribution, which priors hold.
         full: whether heads must be the whole vocabulary.
+        mass: teacher probability that heads must hold; 0 for any.
         dense: whether it reads whole logits of a chunk (`StudentRows.logits`).
         next_row: whether a row looks at the row after it; the last row of a chunk then comes again
             as the first of the next one, and counts once.
@@ -51,6 +52,7 @@ class Needs:
     sampled: bool = False
     unigram: bool = False
     full: bool = False
+    mass: float = 0.0
     dense: bool = False
     next_row: bool = False
     attention: float = 0.0

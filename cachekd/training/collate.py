@@ -184,6 +184,7 @@ def collate_targets(chosen: Sequence[tuple[Record, Int64]]) -> TargetTensors:
         "next_ids": _tensor([r.input_ids[1 + rows] for r, _, rows, _, _ in picked], np.int64),
         "next_logprob": _tensor([logits.next_logprob[rows] for _, logits, rows, _, _ in picked]),
         "entropy": _tensor([logits.entropy[rows] for _, logits, rows, _, _ in picked]),
+        "document": _tensor([np.full(len(p[2]), i) for i, p in enumerate(picked)], np.int64),
         "weights": _tensor([np.full(len(rows), r.weight) for r, _, rows, _, _ in picked]),
         "lognorm": {
             t: _tensor([logits.lognorm[t][rows] for _, logits, rows, _, _ in picked])

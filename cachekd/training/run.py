@@ -20,7 +20,15 @@ from cachekd.errors import ConfigError
 from cachekd.objectives import Needs, Objective, build
 from cachekd.signals import StopFlag, stop_on_signals
 from cachekd.store.reader import Cache, open_cache
-from cachekd.training import caveats, checkpoints, checks, outcome, record, student
+from cachekd.training import (
+    attention_checks,
+    caveats,
+    checkpoints,
+    checks,
+    outcome,
+    record,
+    student,
+)
 from cachekd.training.arguments import resume_of, training_arguments
 from cachekd.training.options import dataset_options
 
@@ -130,7 +138,7 @@ def _checked(config: TrainConfig) -> Inputs:
     checks.check_student(folder, everything)
     caveats.warn_of_coarse_start(needs, caches)
     checks.check_start(needs, caches, folder)
-    mapping = checks.check_attention(needs, everything, folder, loss_mask)
+    mapping = attention_checks.check_attention(needs, everything, folder, loss_mask)
     max_length = checks.resolve_max_length(config.max_length, folder)
     if config.packing and max_length is None:
         raise ConfigError("packing: the student does not say its context; set max_length")

@@ -47,7 +47,7 @@ class DistillTrainer(RunTrainer):
         data_collator: a `cachekd.training.collate.Collator`.
         packing_capacity: tokens of a packed row; None trains padded rows. Evaluation is padded.
         attention_mapping: what of the student's attention learns from what, for an objective that
-            gives attention a weight (see `cachekd.training.checks.check_attention`).
+            gives attention a weight (see `cachekd.training.attention_checks.check_attention`).
         **kwargs: arguments of `cachekd.training.base.RunTrainer` and `transformers.Trainer`.
 
     Raises:

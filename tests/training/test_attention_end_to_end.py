@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from cachekd.objectives import Needs
 from cachekd.store.reader import open_cache
 from cachekd.training.attention import StudentAttention
-from cachekd.training.checks import check_attention
+from cachekd.training.attention_checks import check_attention
 from cachekd.training.collate import Collator
 from cachekd.training.loader import CacheDataset
 

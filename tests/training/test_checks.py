@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeCache, record
+from fakes import VOCAB, FakeCache, record
 from tiny import Family
 
 from cachekd.config import AttentionConfig
@@ -21,7 +21,7 @@ from cachekd.data.attention import AttentionShape, attention_spec
 from cachekd.errors import ConfigError, MismatchError, TeacherError
 from cachekd.objectives import Needs
 from cachekd.store.identity import tokenizer_facts
-from cachekd.training import checks
+from cachekd.training import attention_checks, checks
 
 RECORDS = [record([1, 2, 3])]
 Copy = Callable[[Path, str], Path]
@@ -122,19 +122,19 @@ def _attending(cache: Any, source_layers: int = 4, **changes: Any) -> Any:
 
 def test_attention_is_mapped_onto_the_student(family: Family) -> None:
     cache = _attending(_cache(family))
-    assert checks.check_attention(Needs(), [_cache(family)], family.student) is None
-    mapping = checks.check_attention(Needs(attention=1.0), [cache], family.student)
+    assert attention_checks.check_attention(Needs(), [_cache(family)], family.student) is None
+    mapping = attention_checks.check_attention(Needs(attention=1.0), [cache], family.student)
     assert mapping is not None and (mapping.student.layers, mapping.student.heads) == (1, 2)
     assert [(pair.student, pair.place) for pair in mapping.layers] == [(0, 1)]
     assert mapping.heads.teacher == ((0, 1), (2, 3))
     coarser = _attending(_cache(family), keys=4, rows="response", share=0.5)
-    checks.check_attention(Needs(attention=1.0), [cache, coarser], family.student)
+    attention_checks.check_attention(Needs(attention=1.0), [cache, coarser], family.student)
 
 
 def test_attention_that_was_not_captured_names_the_flag(family: Family) -> None:
     caches = [_attending(_cache(family)), FakeCache(RECORDS, name="plain")]
     with pytest.raises(ConfigError, match=r"'plain' holds no attention.*--attention maps"):
-        checks.check_attention(Needs(attention=0.5), caches, family.student)
+        attention_checks.check_attention(Needs(attention=0.5), caches, family.student)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_captures_of_other_layers_or_heads_do_not_go_together(
 ) -> None:
     caches = [_attending(_cache(family)), _attending(_cache(family), **difference)]
     with pytest.raises(MismatchError, match=f"(?s)attention.*{named}"):
-        checks.check_attention(Needs(attention=1.0), caches, family.student)
+        attention_checks.check_attention(Needs(attention=1.0), caches, family.student)
 
 
 def test_students_that_cannot_learn_the_attention_are_refused(
@@ -158,17 +158,17 @@ def test_students_that_cannot_learn_the_attention_are_refused(
 ) -> None:
     needs, cache = Needs(attention=1.0), _attending(_cache(family), layers=[0, 1])
     with pytest.raises(MismatchError, match="--attention-layers"):
-        checks.check_attention(needs, [cache], family.student)
+        attention_checks.check_attention(needs, [cache], family.student)
     some = _attending(_cache(family), heads=[0, 1])
     with pytest.raises(MismatchError, match="--attention-heads all or mean"):
-        checks.check_attention(needs, [some], family.student)
+        attention_checks.check_attention(needs, [some], family.student)
     responses = _attending(_cache(family), rows="response")
     with pytest.raises(MismatchError, match="--attention-rows all"):
-        checks.check_attention(needs, [responses], family.student, LossMask.ALL)
+        attention_checks.check_attention(needs, [responses], family.student, LossMask.ALL)
     unsaid = copy_of(family.student, "unsaid")
     (unsaid / "config.json").write_text("{}")
     with pytest.raises(MismatchError, match="does not state"):
-        checks.check_attention(needs, [_attending(_cache(family))], unsaid)
+        attention_checks.check_attention(needs, [_attending(_cache(family))], unsaid)
 
 
 def test_checks_need_no_torch() -> None:
@@ -203,3 +203,28 @@ def test_text_of_the_teacher_must_be_there() -> None:
     checks.check_needs(Needs(), [cache])
     cache.totals = {"samples": 1, "generated": 1}
     checks.check_needs(Needs(generated=True), [cache])
+
+
+def _selected(**selection: Any) -> Any:
+    cache = FakeCache([record([5, 6, 7])], name="kept")
+    cache.identity.capture["selection"].clear()
+    cache.identity.capture["selection"].update(selection)
+    return cache
+
+
+def test_heads_must_hold_the_mass_that_is_asked_for() -> None:
+    narrow = _selected(kind="top_p", k=64, p=0.9, min_k=1)
+    checks.check_needs(Needs(mass=0.9), [narrow])
+    with pytest.raises(ConfigError, match=r"'kept'.*--logits-top-p 0.9.*--logits-top-p 0.95"):
+        checks.check_needs(Needs(mass=0.95), [narrow])
+    checks.check_needs(Needs(mass=0.95), [_selected(kind="top_k", k=64)])
+    with pytest.raises(ConfigError, match=r"top-p 0\.95 or more"):
+        checks.check_needs(Needs(mass=0.95), [_selected(kind="top_k", k=64), narrow])
+
+
+def test_whole_distributions_where_they_are_needed() -> None:
+    checks.check_needs(Needs(full=True), [_selected(kind="top_k", k=VOCAB)])
+    checks.check_needs(Needs(full=True), [_selected(kind="top_p", k=VOCAB, p=1.0, min_k=1)])
+    for selection in ({"kind": "top_k", "k": VOCAB - 1}, {"kind": "top_p", "k": VOCAB, "p": 0.99}):
+        with pytest.raises(ConfigError, match=r"whole distribution.*--logits-selection full"):
+            checks.check_needs(Needs(full=True), [_selected(**selection)])

@@ -105,6 +105,7 @@ def test_layout_of_a_packed_batch() -> None:
     assert batch["labels"].tolist() == [[-100, -100, 7, -100, 9], [-100, 9, -100, -100, -100]]
     assert batch["rows"].tolist() == [1, 3, 5]
     assert batch["targets"]["next_ids"].tolist() == [7, 9, 9]
+    assert batch["targets"]["document"].tolist() == [0, 1, 2]
 
 
 def test_layout_of_a_padded_batch() -> None:
