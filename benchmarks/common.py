@@ -7,8 +7,11 @@ import os
 import platform
 import statistics
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,14 @@ def median(values: list[float]) -> float:
     return float(f"{statistics.median(values):.4g}")
 
 
-def save(name: str, result: dict[str, Any]) -> None:
-    """Write ``results/<name>.json`` with the command that made it, and print it."""
-    RESULTS.mkdir(exist_ok=True)
+def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a process of its own, forked from this one."""
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def save(name: str, result: dict[str, Any], *, keep: bool = True) -> None:
+    """Print a result, and write ``results/<name>.json`` with the command that made it."""
     content = {
         "command": "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *_arguments()]),
         "date": datetime.now(UTC).date().isoformat(),
@@ -41,7 +49,9 @@ def save(name: str, result: dict[str, Any]) -> None:
         **result,
     }
     text = json.dumps(content, indent=1, sort_keys=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
+    if keep:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)
 
 
