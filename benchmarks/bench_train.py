@@ -27,8 +27,9 @@ import numpy as np
 import torch
 import training_setup as setup
 from common import in_child, median, save
+from training_live import LiveTrainer
 from training_turns import Times, Turns
-from training_ways import OBJECTIVES, Bench, GatherTrainer, LiveTrainer, TimedDataset
+from training_ways import OBJECTIVES, Bench, GatherTrainer, TimedDataset
 
 OF_FULL, OF_FUSED = 1.05, 1.10
 
@@ -55,6 +56,7 @@ class Table:
 
     @property
     def name(self) -> str:
+        """Key of the result."""
         return f"V={self.vocab} {'bfloat16' if self.bf16 else 'float32'}"
 
     @property
@@ -153,10 +155,10 @@ def over(own: dict[int, Times], base: dict[int, Times]) -> dict[str, float]:
 
 
 def _loader(trainer: Any, times: dict[int, Times]) -> dict[str, float]:
-    """Milliseconds a step to read and decode records and to collate them, no worker, and share."""
+    """Processor milliseconds a step to read, decode and collate records, no worker; and share."""
     dataset, collator = trainer.train_dataset, trainer.data_collator
     decode, collate = dataset.seconds / dataset.batches, collator.seconds / dataset.batches
-    step = median([wall for wall, _ in times.values()])
+    step = median([cpu for _, cpu in times.values()])
     return {
         "decode_ms": round(1e3 * decode, 2),
         "collate_ms": round(1e3 * collate, 2),

@@ -1,34 +1,30 @@
 """Ways to train the same student on the same documents, each as a Trainer.
 
 Ours: `DistillTrainer` on caches. Beside it what others do or would write: plain supervised
-fine-tuning by `transformers.Trainer`, cached targets on whole logits, live teachers with whole
-logits, Liger's chunked loss; and a live teacher within our fused pass. All share one student's
-weights and one optimiser, whose learning rate is 0: a step costs the same, and losses of different
-ways can be compared at any step.
+fine-tuning by `transformers.Trainer`, cached targets on whole logits, and live teachers (see
+training_live). All share one student's weights and one optimiser, whose learning rate is 0: a step
+costs the same, and losses of different ways can be compared at any step.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import training_setup as setup
-from torch import Tensor
-from torch.utils.data import Dataset, SequentialSampler
+from training_live import LiveTrainer, Rows
 from transformers import Trainer, TrainingArguments, default_data_collator
 
-from cachekd.losses.student import StudentRows
-from cachekd.objectives import Needs, build
+from cachekd.objectives import build
 from cachekd.training.collate import Collator
 from cachekd.training.loader import CacheDataset
 from cachekd.training.order import EpochSampler
 from cachekd.training.trainer import DistillTrainer
-from cachekd.types import Batch, ObjectiveOutput, TargetTensors
+from cachekd.types import Batch, ObjectiveOutput
 
 OBJECTIVES = ("jsd", "skew", "reverse_kl", "symmetric", "tvd")
 
@@ -70,6 +66,7 @@ class Bench:
         return {"model": setup.shared(self.student), "optimizers": (self.optimizer, None)}
 
     def teacher(self, times: int) -> Any:
+        """Modules of a teacher of so many times the student, over weights that are made once."""
         if times not in self._teachers:
             self._teachers[times] = setup.teacher(self.sizes.vocab, times)
         return setup.shared(self._teachers[times])
@@ -79,18 +76,22 @@ class Bench:
         rows = [{"input_ids": ids, "labels": ids} for ids in self.ordered]
         return Trainer(
             args=TrainingArguments(**self.settings()),
-            train_dataset=_Rows(rows),
+            train_dataset=Rows(rows),
             data_collator=default_data_collator,
             **self.common(),
         )
 
     def cached(
-        self, objective: str, cache: str = "k64", kind: type[DistillTrainer] | None = None, **of: Any
+        self,
+        objective: str,
+        cache: str = "k64",
+        kind: type[DistillTrainer] | None = None,
+        **of: Any,
     ) -> DistillTrainer:
         """Our trainer on a cache."""
         made, dataset = build(objective, of), TimedDataset(str(self.folder / cache))
         unigram = dataset.unigram() if made.needs().unigram else None
-        return (kind or DistillTrainer)(
+        return kind(
             args=TrainingArguments(**self.settings()),
             objective=made,
             train_dataset=dataset,
@@ -103,48 +104,35 @@ class Bench:
         return kind(
             teacher=self.teacher(times),
             args=TrainingArguments(**self.settings()),
-            train_dataset=_Rows(self.ordered, self.sizes.vocab),
+            train_dataset=Rows(self.ordered, self.sizes.vocab),
             **self.common(),
         )
 
 
-class _Rows(Dataset[Any]):
-    """Documents without a teacher, in order."""
-
-    def __init__(self, rows: Sequence[Any], vocab_size: int = 0) -> None:
-        self._rows, self.vocab_size = rows, vocab_size
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._rows[index]
-
-
 class TimedDataset(CacheDataset):
-    """Counts the seconds in which records are read and decoded."""
+    """Counts the processor seconds in which records are read and decoded."""
 
     seconds, batches = 0.0, 0
 
     def __getitems__(self, indices: Any) -> Any:
         """See `CacheDataset`."""
-        started = time.perf_counter()
+        started = time.process_time()
         items = super().__getitems__(indices)
-        self.seconds += time.perf_counter() - started
+        self.seconds += time.process_time() - started
         self.batches += 1
         return items
 
 
 class TimedCollator(Collator):
-    """Counts the seconds in which batches are made of records."""
+    """Counts the processor seconds in which batches are made of records."""
 
     seconds = 0.0
 
     def __call__(self, items: Any) -> Batch:
         """See `Collator`."""
-        started = time.perf_counter()
+        started = time.process_time()
         batch = super().__call__(items)
-        self.seconds += time.perf_counter() - started
+        self.seconds += time.process_time() - started
         return batch
 
 
@@ -169,150 +157,3 @@ class GatherTrainer(DistillTrainer):
         return ObjectiveOutput(
             loss_sum=0.9 * kl + 0.1 * ce, weight_sum=targets["weights"].sum(), metrics={}
         )
-
-
-class LiveKL:
-    """Forward KL over the vocabulary, of teacher logits that exist for a chunk of rows at a time.
-
-        KL = sum_v p_v (t_v - z_v) - log sum exp t + log sum exp z
-    """
-
-    def __init__(self, weight_VD: Tensor) -> None:
-        self._weight_VD = weight_VD
-
-    def needs(self) -> Needs:
-        """Whole logits of a chunk."""
-        return Needs(dense=True)
-
-    def learned(self) -> None:
-        """Nothing."""
-
-    def prepare(self, targets: TargetTensors, vocab_size: int) -> TargetTensors:
-        """As they are."""
-        return targets
-
-    def __call__(self, student: StudentRows, targets: TargetTensors) -> ObjectiveOutput:
-        """Sum over the rows of a chunk."""
-        with torch.no_grad():
-            hidden_RD: Tensor = targets["teacher"]  # type: ignore[typeddict-item]
-            teacher_RV = (hidden_RD.to(self._weight_VD.dtype) @ self._weight_VD.t()).float()
-            norm_R = teacher_RV.logsumexp(1)
-            p_RV = (teacher_RV - norm_R[:, None]).exp_()
-            fixed_R = teacher_RV.mul_(p_RV).sum(1) - norm_R
-        cross_R = (p_RV * student.logits()).sum(1)
-        kl_R = fixed_R - cross_R + student.outcomes(1.0).log_norm_R
-        weights_R = targets["weights"]
-        loss_sum = (weights_R * kl_R).sum()
-        return ObjectiveOutput(loss_sum=loss_sum, weight_sum=weights_R.sum(), metrics={})
-
-
-class LiveTrainer(DistillTrainer):
-    """A live teacher: its forward without gradients, then dense forward KL in our fused pass."""
-
-    def __init__(self, *, teacher: Any, args: TrainingArguments, **kwargs: Any) -> None:
-        self.teacher = teacher.to(torch.bfloat16) if args.bf16 else teacher
-        super().__init__(
-            args=args,
-            objective=LiveKL(self.teacher.lm_head.weight),
-            data_collator=token_batch,
-            **kwargs,
-        )
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        self.epoch_sampler = InOrder(self.train_dataset)
-        return self.epoch_sampler
-
-    def _objective_output(self, model: Any, batch: Batch, dataset: Any) -> ObjectiveOutput:
-        hidden_ND = self.hidden(batch).flatten(0, 1)[batch["rows"]]
-        targets: Any = {**batch["targets"], "teacher": hidden_ND}
-        return super()._objective_output(model, {**batch, "targets": targets}, dataset)
-
-    def hidden(self, batch: Batch) -> Tensor:
-        """The teacher's last hidden states [B, T, D]."""
-        with torch.no_grad():
-            states: Tensor = self.teacher.model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-            ).last_hidden_state
-        return states
-
-
-class DenseLiveTrainer(LiveTrainer):
-    """The same with whole logits of both, by `kl_div` of both `log_softmax`es."""
-
-    def _objective_output(self, model: Any, batch: Batch, dataset: Any) -> ObjectiveOutput:
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}  # type: ignore[literal-required]
-        own = model(**inputs, use_cache=False).logits[:, :-1]
-        with torch.no_grad():
-            theirs = self.teacher(**inputs, use_cache=False).logits[:, :-1]
-        log_q, log_p = torch.log_softmax(own.float(), -1), torch.log_softmax(theirs.float(), -1)
-        loss = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
-        return ObjectiveOutput(loss_sum=loss, weight_sum=batch["targets"]["weights"].sum())
-
-
-class LigerTrainer(LiveTrainer):
-    """The same by Liger's chunked loss, which makes logits of both a chunk of rows at a time."""
-
-    chunk = 1024
-
-    def _objective_output(self, model: Any, batch: Batch, dataset: Any) -> ObjectiveOutput:
-        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
-
-        loss = LigerFusedLinearJSDLoss(
-            weight_hard_loss=0.0,
-            weight_soft_loss=1.0,
-            beta=0.0,
-            compiled=False,
-            chunk_size=self.chunk,
-        )
-        inner, rows = self.accelerator.unwrap_model(model), batch["rows"]
-        own = inner.model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).last_hidden_state
-        mean = loss(
-            own.flatten(0, 1)[rows],
-            inner.lm_head.weight,
-            self.hidden(batch).flatten(0, 1)[rows],
-            self.teacher.lm_head.weight,
-            batch["targets"]["next_ids"],
-        )
-        weight = batch["targets"]["weights"].sum()
-        return ObjectiveOutput(loss_sum=mean * weight, weight_sum=weight)
-
-
-class SmallLigerTrainer(LigerTrainer):
-    """With chunks as long as ours."""
-
-    chunk = 256
-
-
-class InOrder(SequentialSampler):
-    """The same order in every epoch."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Nothing changes."""
-
-
-def token_batch(items: Sequence[list[int]]) -> Batch:
-    """Documents of one length, with targets that hold no entries."""
-    ids_BT = torch.tensor(items)
-    batch, length = ids_BT.shape
-    rows_N = (torch.arange(batch)[:, None] * length + torch.arange(length - 1)).flatten()
-    zeros_N, none = torch.zeros(len(rows_N)), torch.zeros(0)
-    return {
-        "input_ids": ids_BT,
-        "attention_mask": torch.ones_like(ids_BT),
-        "position_ids": torch.arange(length).expand(batch, -1),
-        "labels": ids_BT,
-        "rows": rows_N,
-        "targets": {
-            "offsets": torch.zeros(len(rows_N) + 1, dtype=torch.int64),
-            "ids": none.long(),
-            "logprobs": none,
-            "tail": zeros_N,
-            "next_ids": ids_BT[:, 1:].flatten(),
-            "next_logprob": zeros_N,
-            "entropy": zeros_N,
-            "weights": zeros_N + 1,
-            "lognorm": {},
-        },
-    }
