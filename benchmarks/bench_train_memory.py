@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run that saves nothing")
     arguments = parser.parse_args()
     vocabularies, tokens = ((2048, 4096), (256, 512)) if arguments.quick else (VOCABULARIES, TOKENS)
-    base = setup.Sizes(vocab=vocabularies[0], tokens=tokens[0 if arguments.quick else 1], steps=3)
+    base = setup.Sizes(vocab=vocabularies[0], tokens=tokens[1], steps=3)
     names = (*GROWTH, "kd_unigram", "gather", "live_full_logits", "live_fused")
     names += ("liger_chunk_1024", "liger_chunk_256") if arguments.liger else ()
     found = peaks(base, arguments.threads, names)
@@ -120,6 +120,7 @@ def main() -> None:
         "over_live_full_logits": over(found, "live_full_logits"),
         "target_met": found["kd"]["peak_mb"] <= OF_FULL * found["sft_full"]["peak_mb"],
     }
+    save("train_memory", result, keep=not arguments.quick)
     by_vocab = {v: setup.Sizes(vocab=v, tokens=base.tokens, steps=3) for v in vocabularies}
     by_tokens = {t: setup.Sizes(vocab=base.vocab, tokens=t, steps=3) for t in tokens}
     for what, sizes in (("vocabulary", by_vocab), ("tokens", by_tokens)):  # saved as they come

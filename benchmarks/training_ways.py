@@ -85,7 +85,7 @@ class Bench:
         self,
         objective: str,
         cache: str = "k64",
-        kind: type[DistillTrainer] | None = None,
+        kind: type[DistillTrainer] = DistillTrainer,
         **of: Any,
     ) -> DistillTrainer:
         """Our trainer on a cache."""
