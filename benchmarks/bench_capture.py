@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import median, save
+from common import forget_peak, median, resident, save
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cachekd.codecs import CodecHeader
@@ -194,18 +194,6 @@ def ways(bench: Bench) -> dict[str, Callable[[], Times]]:
     found["top_p, --writers 0"] = lambda: captured_inline(top_p)
     found["straightforward"] = straightforward
     return found
-
-
-def resident(what: str) -> int:
-    """Bytes of this process: VmRSS now, or VmHWM, the peak since `forget_peak` (Linux)."""
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
-
-
-def forget_peak() -> None:
-    """Start the peak anew: loading a model takes more than it holds."""
-    with open("/proc/self/clear_refs", "w") as clear:
-        clear.write("5")
 
 
 def peaks(arguments: argparse.Namespace, vocab: int, names: list[str]) -> dict[str, float]:

@@ -7,8 +7,11 @@ import os
 import platform
 import statistics
 import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +29,31 @@ def machine() -> dict[str, Any]:
     }
 
 
+def resident(what: str) -> int:
+    """Bytes of this process: VmRSS now, or VmHWM, the peak since `forget_peak` (Linux)."""
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+
+def forget_peak() -> None:
+    """Start the peak anew: loading a model takes more than it holds."""
+    with open("/proc/self/clear_refs", "w") as clear:
+        clear.write("5")
+
+
 def median(values: list[float]) -> float:
     """Median, four significant digits."""
     return float(f"{statistics.median(values):.4g}")
 
 
-def save(name: str, result: dict[str, Any]) -> None:
-    """Write ``results/<name>.json`` with the command that made it, and print it."""
-    RESULTS.mkdir(exist_ok=True)
+def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a process of its own, forked from this one."""
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def save(name: str, result: dict[str, Any], *, keep: bool = True) -> None:
+    """Print a result, and write ``results/<name>.json`` with the command that made it."""
     content = {
         "command": "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *_arguments()]),
         "date": datetime.now(UTC).date().isoformat(),
@@ -41,7 +61,9 @@ def save(name: str, result: dict[str, Any]) -> None:
         **result,
     }
     text = json.dumps(content, indent=1, sort_keys=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
+    if keep:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)
 
 
