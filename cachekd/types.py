@@ -157,8 +157,8 @@ class AttentionRows:
 class Record:
     """One sample as read from a cache: its tokens, who wrote them, and the teacher's targets.
 
-    ``attention`` is None where the cache holds none, or was opened without it; ``cache`` is the
-    place of its cache among those that a dataset reads.
+    ``attention`` is None where the cache holds none, or was opened without it; ``expert`` says of
+    a routed sample whether it is read from the cache called expert.
     """
 
     key: bytes
@@ -170,7 +170,7 @@ class Record:
     weight: float
     logits: TopKLogits
     attention: AttentionRows | None = None
-    cache: int = 0
+    expert: bool | None = None
 
 
 class TargetTensors(TypedDict):
@@ -180,8 +180,7 @@ class TargetTensors(TypedDict):
     ``next_logprob``, ``entropy`` and ``weights`` float32 [N], ``next_ids`` int64 [N],
     ``lognorm`` {T: float32 [N]}. With sampled entries ``entry_weights`` float32 [n], 0 on the exact
     head (see `TopKLogits.weights`); for losses that ask for it ``unigram`` float32 [V], the
-    teacher's mean distribution. ``cache`` int64 [N]: the place, among the caches of a dataset, of
-    the one that a row is from; ``expert`` bool [N], of routed samples: whether that is the cache
+    teacher's mean distribution. ``expert`` bool [N], of routed samples: whether that is the cache
     called expert. ``document`` int64 [N]: which of a batch's documents a row belongs to,
     ascending. ``span`` int64 [N]: number of the phrase that a row's token belongs
     to, -1 outside phrases; rows of one phrase are neighbours. ``span_factor`` float32 [N]: what a
@@ -200,7 +199,6 @@ class TargetTensors(TypedDict):
     lognorm: dict[float, Tensor]
     entry_weights: NotRequired[Tensor]
     unigram: NotRequired[Tensor]
-    cache: NotRequired[Tensor]
     expert: NotRequired[Tensor]
     document: NotRequired[Tensor]
     span: NotRequired[Tensor]

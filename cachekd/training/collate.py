@@ -190,8 +190,10 @@ def collate_targets(chosen: Sequence[tuple[Record, Int64]]) -> TargetTensors:
             t: _tensor([logits.lognorm[t][rows] for _, logits, rows, _, _ in picked])
             for t in shared
         },
-        "cache": _tensor([np.full(len(rows), r.cache) for r, _, rows, _, _ in picked], np.int64),
     }
+    routed = [np.full(len(rows), r.expert) for r, _, rows, _, _ in picked if r.expert is not None]
+    if len(routed) == len(picked):
+        targets["expert"] = _tensor(routed, np.bool_)
     weights = [logits.weights[at] for _, logits, _, _, at in picked if logits.weights is not None]
     if weights and len(weights) < len(picked):
         raise ConfigError(

@@ -27,7 +27,7 @@ from cachekd.training.choose import Chosen, everything, mixed, of_data
 from cachekd.training.mixture import Mixture, mixed_logits, mixing
 from cachekd.training.order import Index, Order
 from cachekd.training.ranks import Words, digest_words, words_of
-from cachekd.training.route import routed
+from cachekd.training.route import EXPERT, routed
 from cachekd.training.trained import trained_counts
 from cachekd.types import Float32, Int32, Int64, Record, TopKLogits
 
@@ -90,6 +90,7 @@ class CacheDataset(Dataset[Record | list[Record]]):
         self.order.check([cache.name for cache in self.caches], mixture=mixture is not None)
         self.vocab_size = int(self.caches[0].identity.source["vocab_size"])
         self._data = None if data is None else data.table
+        self._routed = route is not None
         self._choose(self._chosen(route, data, on_missing))
         self.dropped.update({} if data is None else data.left_out)
 
@@ -179,14 +180,15 @@ class CacheDataset(Dataset[Record | list[Record]]):
         ]
 
     def _named(self, record: Record, number: int, index: int) -> Record:
-        """A record with its cache, and as the data file has it."""
+        """A record with whose it is, if it is routed, and as the data file has it."""
+        expert = self.caches[number].name == EXPERT if self._routed else None
         if self._data is None or self._of_data is None:
-            return replace(record, cache=number)
+            return replace(record, expert=expert)
         table, at = self._data, int(self._of_data[index])
         prompt = int(table.prompt_lengths[at])
         return replace(
             record,
-            cache=number,
+            expert=expert,
             sample_id=table.ids[at],
             roles=table.roles(at),
             prompt_length=None if prompt < 0 else prompt,

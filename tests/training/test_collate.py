@@ -159,10 +159,12 @@ def test_only_shared_temperatures_are_kept() -> None:
     assert set(Collator()([item, fewer])["targets"]["lognorm"]) == {1.0}
 
 
-def test_rows_say_which_cache_they_are_from() -> None:
-    items = [replace(record([5, 6, 7]), cache=1), record([8, 9])]
-    assert Collator()(items)["targets"]["cache"].tolist() == [1, 1, 0]
-    assert Collator()([items])["targets"]["cache"].dtype == torch.int64
+def test_rows_of_routed_samples_say_whose_they_are() -> None:
+    items = [replace(record([5, 6, 7]), expert=True), replace(record([8, 9]), expert=False)]
+    for batch in (Collator()(items), Collator()([items])):
+        assert batch["targets"]["expert"].tolist() == [True, True, False]
+        assert batch["targets"]["expert"].dtype == torch.bool
+    assert "expert" not in Collator()([record([5, 6, 7])])["targets"]
 
 
 def test_seq_mean_is_the_mean_over_samples_of_their_means() -> None:

@@ -137,7 +137,7 @@ def test_workers_do_not_change_a_batch(order: Order, capacity: int | None) -> No
             dataset, batch_size=7, sampler=sampler, collate_fn=Collator(), num_workers=workers
         )
         return [
-            (b["input_ids"].tolist(), b["targets"]["ids"].tolist(), b["targets"]["cache"].tolist())
+            (b["input_ids"].tolist(), b["targets"]["ids"].tolist(), b["targets"]["tail"].tolist())
             for b in loader
         ]
 

@@ -57,13 +57,9 @@ def test_each_sample_learns_from_its_own_teacher_though_both_caches_hold_all() -
             "served by the cache 'expert'": 5,
         }
         assert summary(dataset)["samples_by_cache"] == {"expert": 5, "reference": 7}
-        expert = [cache.name for cache in caches].index("expert")
         rows = Collator()(dataset.records(range(12)))["targets"]
-        own = np.repeat(
-            [expert if dataset.record(i).domain else 1 - expert for i in range(12)],
-            dataset.lengths - 1,
-        )
-        assert rows["cache"].tolist() == own.tolist()
+        own = np.repeat([bool(dataset.record(i).domain) for i in range(12)], dataset.lengths - 1)
+        assert rows["expert"].tolist() == own.tolist()
 
 
 def test_named_domains_are_the_experts_and_other_labels_are_not() -> None:
