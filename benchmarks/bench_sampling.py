@@ -28,8 +28,8 @@ from cachekd.codecs._scalars import pack_scalars
 from cachekd.codecs._streams import pack
 from cachekd.codecs.packed import PackedCodec
 from cachekd.config import PrecomputeConfig
-from cachekd.losses.divergences import entry_rows
-from cachekd.losses.sampled import estimate
+from cachekd.losses.ragged import entry_rows
+from cachekd.losses.targets import estimate
 from cachekd.teachers import Selection
 from cachekd.teachers.hf import HFTeacher
 from cachekd.types import TopKLogits

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cachekd.capture import precompute
     from cachekd.config import PrecomputeConfig, TrainConfig
     from cachekd.evaluation.heldout import heldout_kl
+    from cachekd.losses.sparse import sparse_divergence
     from cachekd.store.reader import Cache, open_cache
     from cachekd.training.collate import Collator
     from cachekd.training.loader import CacheDataset
@@ -32,6 +33,7 @@ _HOMES = {
     "heldout_kl": "cachekd.evaluation.heldout",
     "open_cache": "cachekd.store.reader",
     "precompute": "cachekd.capture",
+    "sparse_divergence": "cachekd.losses.sparse",
     "train": "cachekd.training.run",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "heldout_kl",
     "open_cache",
     "precompute",
+    "sparse_divergence",
     "train",
 ]
 

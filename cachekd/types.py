@@ -183,7 +183,8 @@ class TargetTensors(TypedDict):
     teacher's mean distribution. ``cache`` int64 [N]: the place, among the caches of a dataset, of
     the one that a row is from. ``span`` int64 [N]: number of the phrase that a row's token belongs
     to, -1 outside phrases; rows of one phrase are neighbours. ``span_factor`` float32 [N]: what a
-    pair of neighbours that begins in this row counts.
+    pair of neighbours that begins in this row counts. ``shapes`` {name: float32 [V]}: how tail
+    models spread a tail.
     """
 
     offsets: Tensor
@@ -200,6 +201,38 @@ class TargetTensors(TypedDict):
     cache: NotRequired[Tensor]
     span: NotRequired[Tensor]
     span_factor: NotRequired[Tensor]
+    shapes: NotRequired[dict[str, Tensor]]
+
+
+class AttentionDocument(TypedDict):
+    """Where a document with attention is: its batch row and its first place there.
+
+    ``length``: its keys, L - 1; ``rows``: its query rows that are captured and trained.
+    """
+
+    batch_row: int
+    start: int
+    length: int
+    rows: int
+
+
+class AttentionTargets(TypedDict):
+    """The teacher's attention over the documents of a batch, for rows that are trained, as tensors.
+
+    Few tensors, as they pass from worker to trainer: R query rows of all ``documents``, in their
+    order. ``positions`` int64 [R]: query positions, each in its document, ascending there;
+    ``weights`` float32 [R]: sample weight times inverse probability of a row to be captured;
+    ``rest`` float32 [A, H, R]. ``keys`` int32 [n] and ``probs`` float32 [n] are ragged rows as in
+    `AttentionRows`, document after document: ``offsets`` int64 [A * H * R + 1].
+    """
+
+    documents: list[AttentionDocument]
+    positions: Tensor
+    weights: Tensor
+    rest: Tensor
+    offsets: Tensor
+    keys: Tensor
+    probs: Tensor
 
 
 class Batch(TypedDict):
@@ -207,7 +240,8 @@ class Batch(TypedDict):
 
     ``input_ids``, ``position_ids`` and ``labels`` (-100 where not trained, not shifted) int64
     [B, T]; ``attention_mask`` int64 [B, T], or None when documents are packed; ``rows`` int64 [N]:
-    indices into the flattened [B*T] student rows whose next token is trained.
+    indices into the flattened [B*T] student rows whose next token is trained. ``attention``, where
+    it was asked for: what rows of the student's attention learn from.
     """
 
     input_ids: Tensor
@@ -216,6 +250,7 @@ class Batch(TypedDict):
     labels: Tensor
     rows: Tensor
     targets: TargetTensors
+    attention: NotRequired[AttentionTargets]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

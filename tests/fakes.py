@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cachekd.store.identity import Identity
-from cachekd.types import Record, Role, TargetTensors, TopKLogits
+from cachekd.types import AttentionRows, Record, Role, TargetTensors, TopKLogits
 
 VOCAB = 48
 CONTEXT = 64
@@ -182,3 +182,45 @@ def student(seed: int = 0, *, double: bool = True, padded_vocab: int = 8, **chan
     )
     model = LlamaForCausalLM(config)
     return model.double() if double else model
+
+
+def attention_maps(length: int, heads: int, layers: int, window: int | None = None) -> Tensor:
+    """Random causal maps of a document with this many rows, float64 [A, H, R, R]."""
+    generator = torch.Generator().manual_seed(length)
+    shape = (layers, heads, length, length)
+    scores = torch.randn(shape, generator=generator, dtype=torch.float64) * 2
+    seen = torch.ones(length, length, dtype=torch.bool).tril()
+    if window is not None:
+        seen &= ~seen.tril(-window)
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1)
+
+
+def with_attention(
+    item: Record,
+    *,
+    layers: Sequence[int] = (0, 1),
+    heads: int = 2,
+    most: int | None = None,
+    rows: Sequence[int] | None = None,
+    weight: float = 1.0,
+    window: int | None = None,
+) -> Record:
+    """A record with the attention of `attention_maps`, all keys of a row or the most probable."""
+    length = len(item.input_ids) - 1
+    maps = attention_maps(length, heads, len(layers), window).numpy()
+    at = np.arange(length) if rows is None else np.array(rows, np.int64)
+    maps_AHRL = maps[:, :, at]
+    order = (-maps_AHRL).argsort(-1, kind="stable").argsort(-1)
+    kept = (order < (most or length)) & (np.arange(length) <= at[:, None])
+    attention = AttentionRows(
+        layers=np.array(layers, np.int32),
+        heads=np.arange(heads, dtype=np.int32),
+        rows=at.astype(np.int32),
+        weights=np.full(len(at), weight, np.float32),
+        offsets=np.concatenate([[0], kept.sum(-1).ravel().cumsum()]).astype(np.int64),
+        keys=kept.nonzero()[-1].astype(np.int32),
+        probs=maps_AHRL[kept].astype(np.float32),
+        rest=np.where(kept, 0, maps_AHRL).sum(-1).astype(np.float32),
+        length=length,
+    )
+    return replace(item, attention=attention)

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cachekd.data.alignment import LossMask
-from cachekd.losses.divergences import cross_entropy
-from cachekd.losses.teacher_kl import teacher_kl
+from cachekd.objectives import build
 from cachekd.training.collate import Collator
-from cachekd.training.forward import row_logits
+from cachekd.training.head import StudentHead
 from cachekd.training.loader import CacheDataset
+from cachekd.training.loss import batch_loss
 
 if TYPE_CHECKING:
     from cachekd.store.reader import Cache
-    from cachekd.types import TargetTensors
+    from cachekd.types import ObjectiveOutput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +68,15 @@ def heldout_kl(
     collate, training = Collator(loss_mask), model.training
     device = next(model.parameters()).device
     totals, rows = torch.zeros(4, dtype=torch.float64), 0
+    objective = build("kd", {"temperature": temperature})
     model.eval()
     try:
+        head = StudentHead(model, model)
         for start in range(0, len(dataset), batch_size):
             chosen = range(start, min(start + batch_size, len(dataset)))
             batch = _to(device, collate([dataset.record(i) for i in chosen]))
             with torch.no_grad():
-                logits_NV = row_logits(model, batch, dataset.vocab_size)
-                totals += _sums(logits_NV, batch["targets"], temperature).cpu()
+                totals += _sums(batch_loss(model, head, batch, objective, dataset.vocab_size))
             rows += len(batch["rows"])
     finally:
         model.train(training)
@@ -83,11 +84,9 @@ def heldout_kl(
     return HeldOut(kl=kl, ce=ce, tail_mass=mass, rows=rows)
 
 
-def _sums(logits_NV: torch.Tensor, targets: TargetTensors, temperature: float) -> torch.Tensor:
-    divergence = teacher_kl(logits_NV, targets, temperature)
-    ce_N = cross_entropy(logits_NV, targets["next_ids"])
-    columns = (divergence.kl_N, ce_N, divergence.student_tail_mass_N, torch.ones_like(ce_N))
-    return torch.stack(columns).double() @ targets["weights"].double()
+def _sums(output: ObjectiveOutput) -> torch.Tensor:
+    columns = [output.metrics[name] for name in ("kl", "ce", "tail_mass")]
+    return torch.stack([*columns, output.weight_sum]).double().cpu()
 
 
 def _to(device: torch.device, value: Any) -> Any:

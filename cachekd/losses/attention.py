@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cachekd.data.attention import AttentionShape, AttentionSpec
 from cachekd.errors import MismatchError
 
 MEAN = (-1,)
@@ -34,6 +35,36 @@ class HeadGroups:
 
     student: tuple[tuple[int, ...], ...]
     teacher: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionMapping:
+    """What of a student learns from what of a capture.
+
+    Attributes:
+        student: layers and heads of the student.
+        layers: pairs of layers.
+        heads: groups of heads, the same in every pair.
+    """
+
+    student: AttentionShape
+    layers: tuple[LayerPair, ...]
+    heads: HeadGroups
+
+
+def map_attention(
+    student: AttentionShape, teacher_layers: int, spec: AttentionSpec
+) -> AttentionMapping:
+    """The mapping of a student to a capture of a teacher of this depth.
+
+    Raises:
+        MismatchError: see `map_layers` and `map_heads`.
+    """
+    return AttentionMapping(
+        student=student,
+        layers=map_layers(student.layers, teacher_layers, spec.layers),
+        heads=map_heads(student.heads, spec.teacher_heads, spec.heads),
+    )
 
 
 def teacher_layer(student: int, student_layers: int, teacher_layers: int) -> int:

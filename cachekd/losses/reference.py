@@ -1,7 +1,7 @@
 """The same divergences in slow, obvious float64 code: what the fast ones are measured against.
 
-Dense in, dense out: full teacher logits, full student logits, one loop a row where that is clearer.
-Used by tests and by reports that compare a sparse loss with the dense one.
+Dense in, dense out: full teacher logits or maps, full student ones, one loop a row where that is
+clearer. Used by tests and by reports that compare a sparse loss with the dense one.
 """
 
 from __future__ import annotations
@@ -41,6 +41,44 @@ def dense_forward_kl(teacher_NV: Tensor, student_NV: Tensor, temperature: float 
     log_q = torch.log_softmax(student_NV.double() / temperature, -1)
     p = log_p.exp()
     return torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p)).sum(-1)
+
+
+def dense_divergence(name: str, p_NV: Tensor, q_NV: Tensor, weight: float = 0.5) -> Tensor:
+    """A divergence of `cachekd.losses.divergences` of two dense distributions, row by row, [N].
+
+    Written from the formulas, with probabilities; what is 0 on its left counts nothing.
+
+    Args:
+        name: which.
+        p_NV: teacher.
+        q_NV: student, differentiable.
+        weight: w of the formulas.
+    """
+    m = weight * p_NV + (1 - weight) * q_NV
+    if name == "forward_kl":
+        return _kl(p_NV, q_NV)
+    if name == "reverse_kl":
+        return _kl(torch.where(p_NV > 0, q_NV, torch.zeros_like(q_NV)), p_NV)
+    if name == "jeffreys":
+        of = [dense_divergence(one, p_NV, q_NV) for one in ("forward_kl", "reverse_kl")]
+        return (1 - weight) * of[0] + weight * of[1]
+    if name == "jsd":
+        return weight * _kl(p_NV, m) + (1 - weight) * _kl(q_NV, m)
+    if name == "skew_kl":
+        return _kl(p_NV, m)
+    if name == "skew_reverse_kl":
+        return _kl(q_NV, (1 - weight) * p_NV + weight * q_NV)
+    assert name == "tvd", name
+    return (p_NV - q_NV).abs().sum(-1) / 2
+
+
+def _kl(left: Tensor, right: Tensor) -> Tensor:
+    """Sum of left log(left / right), which need not be distributions, [N]."""
+    some = left > 0
+    ratio = torch.where(some, left, torch.ones_like(left)) / torch.where(
+        some, right, torch.ones_like(right)
+    )
+    return (left * ratio.log()).sum(-1)
 
 
 def densify(targets: TargetTensors, vocab_size: int, temperature: float = 1.0) -> DenseTargets:
@@ -85,3 +123,49 @@ def kl_inside_tail(
     log_p, log_q = torch.log_softmax(log_p, -1), torch.log_softmax(log_q, -1)
     p = log_p.exp()
     return torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p)).sum(-1)
+
+
+def dense_attention_maps(
+    query_HTD: Tensor,
+    key_GTD: Tensor,
+    scaling: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Whole causal attention maps of one document, float64 [H, T, T]."""
+    heads, length, _ = query_HTD.shape
+    seen = torch.ones(length, length, dtype=torch.bool).tril()
+    if window is not None:
+        seen &= ~torch.ones_like(seen).tril(-window)
+    maps = []
+    for head in range(heads):
+        key = key_GTD[head * len(key_GTD) // heads]
+        scores = query_HTD[head].double() @ key.double().T * scaling
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        maps.append(torch.softmax(scores.masked_fill(~seen, -torch.inf), -1))
+    return torch.stack(maps)
+
+
+def dense_attention_kl(
+    teacher_HTT: Tensor, student_HTT: Tensor, weights_T: Tensor, kept_HTT: Tensor | None = None
+) -> Tensor:
+    """Sum over rows of weight times the mean over heads of KL(teacher || student).
+
+    Args:
+        teacher_HTT: causal maps.
+        student_HTT: causal maps.
+        weights_T: weight of each row.
+        kept_HTT: keys that are told apart; the others of a row are one outcome. None: all are.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for head, (teacher, student) in enumerate(zip(teacher_HTT, student_HTT, strict=True)):
+        for row in range(len(weights_T)):
+            p, q = teacher[row, : row + 1].double(), student[row, : row + 1].double()
+            if kept_HTT is not None:
+                kept = kept_HTT[head, row, : row + 1]
+                p = torch.cat([p[kept], p[~kept].sum()[None]])
+                q = torch.cat([q[kept], q[~kept].sum()[None]])
+            some = p > 0
+            total = total + weights_T[row] * (p[some] * (p[some] / q[some]).log()).sum()
+    return total / len(teacher_HTT)

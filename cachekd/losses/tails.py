@@ -14,77 +14,106 @@ With b_v = 0, log(unigram_v) / 2, or -log(rank_v), and a = 1 but for log_rank, a
 at temperature 1. At another T the tail mass that the decode law gives is spread with a / T. The
 divergence is 0 when the student equals the decoded target, head and tail. A capture at k = V has no
 tail, and every model is then exact.
+
+Where a is 1 for all rows, forward KL needs of the student's tail only one product with the shape
+s_v = exp(b_v / T) a row, which costs next to nothing (`linear_tail`); else whole logits.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from cachekd.errors import ConfigError
-from cachekd.losses.divergences import (
-    ForwardKL,
-    chunks,
-    decode_targets,
-    entry_rows,
-    segment_sum,
-    times,
-)
+from cachekd.losses.ragged import entry_rows, segment_sum
+from cachekd.losses.student import StudentRows
 from cachekd.types import TargetTensors
 
-TAILS = ("bucket", "flat", "unigram", "log_rank")
 _STEEPEST, _HALVINGS = 8.0, 40
 
 
-def modelled_forward_kl(
-    logits_NV: Tensor, targets: TargetTensors, temperature: float, tail: str
-) -> ForwardKL:
-    """KL(teacher || student) of each row, the tail spread by a model; without the factor T^2.
+def add_shape(targets: TargetTensors, vocab: int, temperature: float, tail: str) -> TargetTensors:
+    """Targets with the shape that `linear_tail` takes, under its name."""
+    log_shape_V = _log_shape(targets, vocab, tail) / temperature
+    name = _shape_name(tail, temperature)
+    taken: TargetTensors = {
+        **targets,
+        "shapes": {**targets.get("shapes", {}), name: log_shape_V.exp()},
+    }
+    return taken
+
+
+def linear_tail(
+    student: StudentRows, targets: TargetTensors, tail_R: Tensor, temperature: float, tail: str
+) -> Tensor:
+    """What the modelled tail adds to forward KL, [R]: sum of p (log p - log q) outside entries.
 
     Args:
-        logits_NV: student logits over the real vocabulary.
-        targets: ragged targets; with ``unigram`` [V] for the models that rest on it.
+        student: the student at these rows.
+        targets: with the shape, see `add_shape`.
+        tail_R: log tail mass at the temperature.
+        temperature: T above 0.
+        tail: flat or unigram.
+    """
+    name = _shape_name(tail, temperature)
+    shape_V = targets["shapes"][name].double()
+    entropy_V = shape_V * shape_V.log()
+    outside_R = _outside(shape_V, targets)
+    none_R = (tail_R == -torch.inf) | (outside_R <= 0)
+    safe_R = torch.where(none_R, torch.ones_like(outside_R), outside_R)
+    log_p_R = _outside(entropy_V, targets) / safe_R - safe_R.log()
+    zeros_R = torch.zeros_like(tail_R)
+    tail_R = torch.where(none_R, zeros_R, tail_R)
+    log_q_R = student.tail_dot(name) / (temperature * safe_R.to(tail_R.dtype))
+    log_q_R = log_q_R - student.outcomes(temperature).log_norm_R
+    kl_R = tail_R.exp() * (tail_R + log_p_R.to(tail_R.dtype) - log_q_R)
+    return torch.where(none_R, zeros_R, kl_R)
+
+
+def dense_tail(
+    student: StudentRows, targets: TargetTensors, tail_R: Tensor, temperature: float, tail: str
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of teacher and student in the tail, [R, V]; the teacher's -inf elsewhere.
+
+    Args:
+        student: the student at these rows, whole logits included.
+        targets: targets of these rows; with ``unigram`` [V] for the models that rest on it.
+        tail_R: log tail mass at the temperature.
         temperature: T above 0.
         tail: flat, unigram or log_rank.
-
-    Raises:
-        ConfigError: there is no such model, the temperature was not captured, or the targets come
-            without a unigram.
     """
+    logits_RV = student.logits()
+    log_q_RV = torch.log_softmax(logits_RV / temperature, 1)
     with torch.no_grad():
-        shape_V, steepness_N = _shape(targets, logits_NV.shape[1], tail)
-        head_n, tail_N = decode_targets(targets, temperature)
-    kl_N, mass_N = _ModelledKL.apply(  # type: ignore[no-untyped-call]
-        logits_NV,
-        (targets["offsets"], targets["ids"], head_n, tail_N),
-        (shape_V, steepness_N / temperature),
-        temperature,
-    )
-    return ForwardKL(kl_N=kl_N, student_tail_mass_N=mass_N)
+        log_shape_V = _log_shape(targets, logits_RV.shape[1], tail).to(log_q_RV.dtype)
+        log_p_RV = log_shape_V.expand_as(log_q_RV) / temperature
+        if tail == "log_rank":
+            steep_R = log_rank_exponent(targets, logits_RV.shape[1]).to(log_q_RV.dtype)
+            log_p_RV = log_p_RV * steep_R[:, None]
+        at = (entry_rows(targets["offsets"]), targets["ids"])
+        log_p_RV = log_p_RV.contiguous().index_put_(at, log_p_RV.new_tensor(-torch.inf))
+        norm_R = torch.logsumexp(log_p_RV, 1)
+        # A row whose head is the whole vocabulary has no tail to spread.
+        shift_R = torch.where(norm_R == -torch.inf, torch.zeros_like(norm_R), tail_R - norm_R)
+        return log_p_RV + shift_R[:, None], log_q_RV
 
 
-def log_tail(
-    shape_V: Tensor, steepness_N: Tensor, tail_N: Tensor, rows: slice, at: tuple[Tensor, Tensor]
-) -> Tensor:
-    """Log-probabilities of the tail of some rows, [R, V]; -inf on their heads ``at``."""
-    log_p_RV = steepness_N[rows, None] * shape_V
-    log_p_RV.index_put_(at, log_p_RV.new_tensor(-torch.inf))
-    norm_R = torch.logsumexp(log_p_RV, 1)
-    # A row whose head is the whole vocabulary has no tail to spread.
-    shift_R = torch.where(norm_R == -torch.inf, torch.zeros_like(norm_R), tail_N[rows] - norm_R)
-    return log_p_RV.add_(shift_R[:, None])
+def _outside(values_V: Tensor, targets: TargetTensors) -> Tensor:
+    """Sum over the tokens that are no entry of a row, float64 [R]."""
+    own_n = values_V[targets["ids"]]
+    inside_R = segment_sum(own_n, entry_rows(targets["offsets"]), len(targets["tail"]))
+    return values_V.sum() - inside_R
 
 
-def _shape(targets: TargetTensors, vocab: int, tail: str) -> tuple[Tensor, Tensor]:
-    """B [V] and a [N] of the module's text."""
-    tail_N = targets["tail"]
-    ones_N = torch.ones_like(tail_N)
+def _shape_name(tail: str, temperature: float) -> str:
+    return f"{tail} {temperature:g}"
+
+
+def _log_shape(targets: TargetTensors, vocab: int, tail: str) -> Tensor:
+    """B [V] of the module's text."""
+    device = targets["tail"].device
     if tail == "flat":
-        return torch.zeros(vocab, dtype=tail_N.dtype, device=tail_N.device), ones_N
-    if tail not in TAILS:
-        raise ConfigError(f"tail: expected one of {', '.join(TAILS)}; found {tail!r}")
+        return torch.zeros(vocab, device=device)
     unigram = targets.get("unigram")
     if unigram is None:
         raise ConfigError(
@@ -92,11 +121,11 @@ def _shape(targets: TargetTensors, vocab: int, tail: str) -> tuple[Tensor, Tenso
             "cache with a prior (cachekd merge --recode gives it one), or --tail flat"
         )
     if tail == "unigram":
-        return 0.5 * unigram.to(tail_N.dtype).clamp_min(1e-30).log(), ones_N
-    rank_V = torch.empty_like(unigram, dtype=tail_N.dtype)
+        return 0.5 * unigram.clamp_min(1e-30).log()
+    rank_V = torch.empty_like(unigram)
     order = torch.argsort(unigram, descending=True, stable=True)
-    rank_V[order] = torch.arange(1, vocab + 1, dtype=tail_N.dtype, device=tail_N.device)
-    return -rank_V.log(), log_rank_exponent(targets, vocab)
+    rank_V[order] = torch.arange(1, vocab + 1, dtype=unigram.dtype, device=device)
+    return -rank_V.log()
 
 
 def log_rank_exponent(targets: TargetTensors, vocab: int) -> Tensor:
@@ -123,49 +152,3 @@ def log_rank_exponent(targets: TargetTensors, vocab: int) -> Tensor:
         low_N = torch.where(too_much_N, middle_N, low_N)
         high_N = torch.where(too_much_N, high_N, middle_N)
     return ((low_N + high_N) / 2).to(targets["tail"].dtype)
-
-
-Head = tuple[Tensor, Tensor, Tensor, Tensor]
-Shape = tuple[Tensor, Tensor]
-
-
-class _ModelledKL(torch.autograd.Function):
-    """Sum over all tokens of p (log p - log q), p dense in the tail, with d/dz = (q - p) / T."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits_NV: Tensor, head: Head, shape: Shape, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        offsets, ids, head_n, tail_N = head
-        dtype = torch.promote_types(logits_NV.dtype, torch.float32)
-        head_n, tail_N, row_n = head_n.to(dtype), tail_N.to(dtype), entry_rows(offsets)
-        shape_V, steepness_N = (part.to(dtype) for part in shape)
-        kl_N, mass_N = torch.empty_like(tail_N), torch.ones_like(tail_N)
-        for rows, entries in chunks(offsets, logits_NV.shape[1]):
-            log_q_RV = torch.log_softmax(logits_NV[rows].to(dtype) / temperature, 1)
-            at = (row_n[entries] - rows.start, ids[entries])
-            log_p_RV = log_tail(shape_V, steepness_N, tail_N, rows, at)
-            p_RV = log_p_RV.exp()
-            gap_RV = torch.where(p_RV > 0, log_p_RV - log_q_RV, torch.zeros_like(p_RV))
-            kl_N[rows] = (p_RV * gap_RV).sum(1)
-            gap_n = head_n[entries] - log_q_RV[at]
-            kl_N[rows] += segment_sum(times(head_n[entries].exp(), gap_n), at[0], len(p_RV))
-            mass_N[rows] -= segment_sum(log_q_RV[at].exp(), at[0], len(p_RV))
-        ctx.temperature = temperature
-        ctx.save_for_backward(logits_NV, offsets, ids, head_n, tail_N, shape_V, steepness_N)
-        ctx.mark_non_differentiable(mass_N)
-        return kl_N, mass_N
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        logits_NV, offsets, ids, head_n, tail_N, shape_V, steepness_N = ctx.saved_tensors
-        row_n, grad_NV = entry_rows(offsets), torch.empty_like(logits_NV)
-        scale_N = grads[0] / ctx.temperature
-        for rows, entries in chunks(offsets, logits_NV.shape[1]):
-            at = (row_n[entries] - rows.start, ids[entries])
-            grad_RV = torch.softmax(logits_NV[rows].to(head_n.dtype) / ctx.temperature, 1)
-            grad_RV -= log_tail(shape_V, steepness_N, tail_N, rows, at).exp_()
-            grad_RV.index_put_(at, -head_n[entries].exp(), accumulate=True)
-            grad_NV[rows] = grad_RV.mul_(scale_N[rows, None]).to(grad_NV.dtype)
-        return grad_NV, None, None, None

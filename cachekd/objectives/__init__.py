@@ -79,7 +79,7 @@ class Objective(Protocol):
         """Parameters that are trained beside the student's, or None."""
         ...
 
-    def prepare(self, targets: TargetTensors) -> TargetTensors:
+    def prepare(self, targets: TargetTensors, vocab_size: int) -> TargetTensors:
         """The targets of a whole batch, before it is taken apart in chunks of rows.
 
         What comes back may carry a gradient to `learned`.

@@ -1,18 +1,21 @@
 """What must hold before a student is loaded, checked from small files: no torch, no weights.
 
-In: opened caches, the student's folder, what the objective needs. Out: nothing, or the length that
-samples are cut to; a wrong pair raises, with both sides named.
+In: opened caches, the student's folder, what the objective needs. Out: nothing, the length that
+samples are cut to, or which layers learn from which; a wrong pair raises, with both sides named.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from cachekd.data.alignment import LossMask
+from cachekd.data.attention import AttentionSpec, attention_shape
 from cachekd.data.models import context_length, model_config, weight_files
-from cachekd.errors import ConfigError, MismatchError
+from cachekd.errors import ConfigError, MismatchError, TeacherError
+from cachekd.losses.attention import AttentionMapping, map_attention
 from cachekd.store.identity import refuse_difference, tokenizer_facts
 
 if TYPE_CHECKING:
@@ -134,12 +137,79 @@ def _check_selection(needs: Needs, caches: Sequence[Cache]) -> None:
             f"cache {sampled[0].name!r} holds sampled entries, others do not; their losses are "
             "not estimated alike. Train on captures of one selection"
         )
+    cut = [c for c in caches if c.identity.capture["selection"]["kind"] != "full"]
+    if needs.full and cut:
+        raise ConfigError(
+            f"the objective reads the teacher's whole distribution; cache {cut[0].name!r} holds "
+            f"{cut[0].identity.capture['selection']['kind']}. Capture again with "
+            "--logits-selection full"
+        )
     if needs.unigram and all(cache.unigram() is None for cache in caches):
         raise ConfigError(
             f"the objective needs the teacher's unigram, which cache {caches[0].name!r} does not "
             "hold: it was captured with a codec that learns none. Give it one with "
             f"cachekd merge {caches[0].url} --recode --out NEW"
         )
+
+
+def check_attention(
+    needs: Needs,
+    caches: Sequence[Cache],
+    folder: Path,
+    loss_mask: LossMask = LossMask.AUTO,
+) -> AttentionMapping | None:
+    """What of the student learns from what of the captured attention; None without such a loss.
+
+    Raises:
+        ConfigError: a cache holds no attention; names the flag that would have captured it.
+        MismatchError: caches hold attention of different layers or heads, or only of responses
+            where all tokens are trained; or the student has no counterparts of them.
+    """
+    if not needs.attention:
+        return None
+    specs = [_attention(cache) for cache in caches]
+    first = _learned_from(caches[0], specs[0])
+    for cache, spec in zip(caches, specs, strict=True):
+        refuse_difference(
+            "train, attention",
+            first,
+            _learned_from(cache, spec),
+            f"cache {caches[0].name!r}",
+            f"cache {cache.name!r}",
+        )
+        if spec.rows == "response" and loss_mask is LossMask.ALL:
+            raise MismatchError(
+                f"cache {cache.name!r} holds attention of response rows, but all tokens are to be "
+                "trained. Train on completions, or capture again with --attention-rows all"
+            )
+    try:
+        student = attention_shape(model_config(folder))
+    except TeacherError as error:
+        raise MismatchError(
+            f"train: the config.json of the student {folder} does not state its layers and heads, "
+            "which the attention loss maps. Train without attention loss"
+        ) from error
+    return map_attention(student, first["teacher_layers"], specs[0])
+
+
+def _attention(cache: Cache) -> AttentionSpec:
+    if cache.identity.attention is None:
+        raise ConfigError(
+            f"cache {cache.name!r} holds no attention, which the objective learns from. Capture "
+            "again with --attention maps (or --attention qk for long documents), or set the weight "
+            "of the attention loss to 0"
+        )
+    return AttentionSpec.from_json(cache.identity.attention)
+
+
+def _learned_from(cache: Cache, spec: AttentionSpec) -> Mapping[str, Any]:
+    """What must be the same in caches that are trained on together."""
+    return {
+        "layers": list(spec.layers),
+        "heads": list(spec.heads),
+        "teacher_heads": spec.teacher_heads,
+        "teacher_layers": attention_shape(cache.identity.source["config"]).layers,
+    }
 
 
 def resolve_max_length(asked: int | None, folder: Path) -> int | None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.errors import ConfigError, MismatchError
+from cachekd.training.attention_targets import collate_attention
 from cachekd.types import Batch, Float32, Int64, Record, TargetTensors
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Collator:
         pad_token_id: id that fills rows up; no loss comes from it.
         pad_to_multiple_of: rows are filled up to a multiple of this many tokens.
         unigram: the teacher's mean distribution [V], for losses that take it.
+        attention: whether batches hold the teacher's attention; see `Batch`.
     """
 
     def __init__(
@@ -43,17 +45,20 @@ class Collator:
         pad_token_id: int = 0,
         pad_to_multiple_of: int | None = None,
         unigram: Float32 | None = None,
+        attention: bool = False,
     ) -> None:
         self.loss_mask = loss_mask
         self.pad_token_id = pad_token_id
         self.multiple = pad_to_multiple_of or 1
         self.unigram = unigram
+        self.attention = attention
 
     def __call__(self, items: Sequence[Record] | Sequence[list[Record]]) -> Batch:
         """Collate records, or lists of records that share a row each.
 
         Raises:
-            MismatchError: a row is to be trained that was not captured.
+            MismatchError: a row is to be trained that was not captured, or attention is asked for
+                and a record has none.
             ConfigError: some records hold sampled entries and some do not.
         """
         import torch
@@ -71,7 +76,7 @@ class Collator:
                 chosen.append((record, trained))
             tokens.finish(number)
         positions = tokens.positions if packed else np.broadcast_to(np.arange(width), tokens.shape)
-        return {
+        batch: Batch = {
             "input_ids": torch.from_numpy(tokens.input_ids),
             "attention_mask": None if packed else torch.from_numpy(tokens.mask),
             "position_ids": torch.from_numpy(positions.copy()),
@@ -79,6 +84,9 @@ class Collator:
             "rows": torch.from_numpy(np.concatenate(tokens.rows)),
             "targets": self._targets(chosen),
         }
+        if self.attention:
+            batch["attention"] = collate_attention(documents, [rows for _, rows in chosen])
+        return batch
 
     def _targets(self, chosen: Sequence[tuple[Record, Int64]]) -> TargetTensors:
         targets = collate_targets(chosen)

@@ -7,10 +7,9 @@ first cache's samples were, and the collator and loss that go with it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -20,14 +19,13 @@ from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.samples import prepare
 from cachekd.data.sources import read_rows
 from cachekd.errors import ConfigError
-from cachekd.losses.divergences import cross_entropy
+from cachekd.objectives import Needs
 from cachekd.training.collate import Collator
-from cachekd.training.forward import row_logits
 from cachekd.types import Int64, ObjectiveOutput, Record, Sample, TargetTensors, TopKLogits
 
 if TYPE_CHECKING:
+    from cachekd.losses.student import StudentRows
     from cachekd.store.identity import Identity
-    from cachekd.types import Batch
 
 _LONGEST = int(np.iinfo(np.int32).max)
 
@@ -119,24 +117,40 @@ class TextDataset(Dataset[Record]):
 
 
 class TextCollator(Collator):
-    """Batches whose targets are the next tokens and their weights alone."""
+    """Batches of records without entries: no row has to have been captured."""
 
     def _trained(self, record: Record) -> Int64:
         rows = trained_rows(record.roles, record.prompt_length, self.loss_mask)
         return np.flatnonzero(rows).astype(np.int64)
 
-    def _targets(self, chosen: Sequence[tuple[Record, Int64]]) -> TargetTensors:
-        targets = super()._targets(chosen)
-        return {"next_ids": targets["next_ids"], "weights": targets["weights"]}  # type: ignore[typeddict-item]
 
+class TextLoss:
+    """Cross entropy of the next token: the objective of rows that have no targets."""
 
-def text_loss(model: Any, batch: Batch, vocab_size: int) -> ObjectiveOutput:
-    """Cross entropy over the rows of a batch, as an objective would give it."""
-    targets = batch["targets"]
-    ce_N = cross_entropy(row_logits(model, batch, vocab_size), targets["next_ids"])
-    weights_N = targets["weights"].to(ce_N.dtype)
-    ce_sum = (weights_N * ce_N).sum()
-    return ObjectiveOutput(loss_sum=ce_sum, weight_sum=weights_N.sum(), metrics={"ce": ce_sum})
+    Options: ClassVar[type] = type(None)
+
+    def __init__(self, options: None = None) -> None:
+        pass
+
+    def needs(self) -> Needs:
+        """Nothing."""
+        return Needs(temperatures=())
+
+    def learned(self) -> None:
+        """Nothing."""
+
+    def prepare(self, targets: TargetTensors, vocab_size: int) -> TargetTensors:
+        """The targets as they are."""
+        return targets
+
+    def __call__(self, student: StudentRows, targets: TargetTensors) -> ObjectiveOutput:
+        """Sums over the rows of a chunk, with the metric ``ce``."""
+        ce_R = -student.next_log_q()
+        weights_R = targets["weights"].to(ce_R.dtype)
+        ce_sum = (weights_R * ce_R).sum()
+        return ObjectiveOutput(
+            loss_sum=ce_sum, weight_sum=weights_R.sum(), metrics={"ce": ce_sum.detach()}
+        )
 
 
 def _as_captured(data: tuple[str, ...], identity: Identity, max_length: int | None) -> DataConfig:

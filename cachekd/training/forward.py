@@ -1,6 +1,6 @@
 """One forward pass of the student over a batch, and the proof that packing is safe with it.
 
-In: a model of transformers and a `Batch`. Out: logits of the trained rows over the real vocabulary.
+In: a model of transformers and a `Batch`. Out: logits, or what is made of them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ if TYPE_CHECKING:
 _SHORT = 8
 
 
-def row_logits(model: Any, batch: Batch, vocab_size: int) -> Tensor:
-    """Student logits of the trained rows, [N, V], cut to the real vocabulary."""
+def run_student(model: Any, batch: Batch) -> Any:
+    """The model's output for a batch, padded or packed."""
     inputs: dict[str, Any] = {"input_ids": batch["input_ids"]}
     if batch["attention_mask"] is None:
         inputs["position_ids"] = batch["position_ids"]
     else:
         # Rows are padded on the right, where the model's own positions are the right ones.
         inputs["attention_mask"] = batch["attention_mask"]
-    logits_BTV: Tensor = model(**inputs, use_cache=False).logits
-    return logits_BTV.flatten(0, 1)[batch["rows"], :vocab_size]
+    return model(**inputs, use_cache=False)
 
 
 def check_packing(model: Any, vocab_size: int, device: Any, rows: int = 1) -> None:
@@ -49,7 +48,7 @@ def check_packing(model: Any, vocab_size: int, device: Any, rows: int = 1) -> No
     restarted = torch.arange(_SHORT, device=device).repeat(2)[None].expand(rows, -1)
     running = torch.arange(2 * _SHORT, device=device)[None].expand(rows, -1)
     ones = torch.ones_like(joined)
-    with _inference(model):
+    with inference(model):
         expected = _logits(model, input_ids=alone, attention_mask=ones[:1, :_SHORT])
         try:
             packed = _logits(model, input_ids=joined, position_ids=restarted)
@@ -81,7 +80,8 @@ def _name(model: Any) -> str:
 
 
 @contextmanager
-def _inference(model: Any) -> Iterator[None]:
+def inference(model: Any) -> Iterator[None]:
+    """Within, the model is in eval mode and nothing is differentiated."""
     training = model.training
     model.eval()
     try:

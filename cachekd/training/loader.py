@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.packed import Keys, Places
 from cachekd.errors import ConfigError, MismatchError
+from cachekd.training.attention_targets import cut_attention
 from cachekd.training.checks import check_one_tokenizer
 from cachekd.types import Float32, Int32, Record, TopKLogits
 
@@ -196,6 +197,7 @@ def truncate(record: Record, length: int) -> Record:
         roles=record.roles[:length],
         prompt_length=prompt,
         logits=logits,
+        attention=cut_attention(record.attention, length - 1) if record.attention else None,
     )
 
 

@@ -18,8 +18,10 @@ from torch.utils.data import DataLoader
 
 from cachekd.errors import ConfigError
 from cachekd.training.base import RunTrainer
-from cachekd.training.eval_text import TextDataset, text_loss
-from cachekd.training.forward import check_packing, row_logits
+from cachekd.training.eval_text import TextDataset, TextLoss
+from cachekd.training.forward import check_packing
+from cachekd.training.head import StudentHead
+from cachekd.training.loss import batch_loss
 from cachekd.training.order import EpochSampler
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class DistillTrainer(RunTrainer):
         self._evaluation: dict[str, Tensor] = {}
         self._evaluation_batches = 0
         self._packing_checked = False
+        self._head: StudentHead | None = None
         # For Trainers that do not know `loss_is_scaled_for_ga`: they ask this whether the loss is
         # already divided by the size of the accumulated batch.
         self.model_accepts_loss_kwargs = True
@@ -100,8 +103,10 @@ class DistillTrainer(RunTrainer):
         return (loss, None) if return_outputs else loss
 
     def _objective_output(self, model: Any, batch: Batch, dataset: Any) -> ObjectiveOutput:
-        logits_NV = row_logits(model, batch, self._vocab_size(dataset))
-        return self.objective(logits_NV, batch["targets"])
+        if self._head is None:
+            self._head = StudentHead(model, self.accelerator.unwrap_model(model))
+        objective = TextLoss() if isinstance(dataset, TextDataset) else self.objective
+        return batch_loss(model, self._head, batch, objective, self._vocab_size(dataset))
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: Any) -> Tensor | None:
         """Row weights of the accumulated batch, over all processes."""
@@ -164,10 +169,7 @@ class DistillTrainer(RunTrainer):
         batch = self._prepare_inputs(inputs)
         dataset = self.callback_handler.eval_dataloader.dataset
         with torch.no_grad(), self.compute_loss_context_manager():
-            if isinstance(dataset, TextDataset):
-                output = text_loss(model, batch, dataset.vocab_size)
-            else:
-                output = self._objective_output(model, batch, dataset)
+            output = self._objective_output(model, batch, dataset)
         if self._evaluation_batches > 0:
             _add(self._evaluation, output)
             self._evaluation_batches -= 1

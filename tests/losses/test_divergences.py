@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import pytest
 import torch
+from chunks import cross_entropy_rows, divergence_rows, tail_mass_rows
 from fakes import VOCAB, sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
 from cachekd.errors import ConfigError
-from cachekd.losses import divergences
-from cachekd.losses.divergences import cross_entropy, decode_targets, entry_rows, forward_kl
+from cachekd.losses.choice import Divergence
+from cachekd.losses.ragged import entry_rows
 from cachekd.losses.reference import (
     bucket_forward_kl,
     dense_forward_kl,
     densify,
     kl_inside_tail,
 )
+from cachekd.losses.targets import decode_targets
+from cachekd.types import TargetTensors
+
+
+def forward_kl(
+    logits_NV: torch.Tensor, targets: TargetTensors, temperature: float = 1.0
+) -> torch.Tensor:
+    return divergence_rows(logits_NV, targets, Divergence(temperature=temperature))
 
 
 def _pair(rows: int, seed: int = 0, vocab: int = VOCAB) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,11 +47,11 @@ def test_whole_vocabulary_equals_dense(temperature: float) -> None:
     student.requires_grad_()
     found = forward_kl(student, sparse(teacher), temperature)
     expected = dense_forward_kl(teacher, student, temperature)
-    torch.testing.assert_close(found.kl_N, expected, atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
     torch.testing.assert_close(
-        _gradient(found.kl_N, student), _gradient(expected, student), atol=1e-12, rtol=1e-10
+        _gradient(found, student), _gradient(expected, student), atol=1e-12, rtol=1e-10
     )
-    assert found.student_tail_mass_N.abs().max() == 0
+    assert tail_mass_rows(student, sparse(teacher), temperature).abs().max() == 0
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -50,9 +59,8 @@ def test_gap_to_dense_is_what_the_bucket_leaves_out(temperature: float) -> None:
     teacher, student = _pair(30, seed=1)
     targets = sparse(teacher, top_p=0.99)
     decoded = densify(targets, VOCAB, temperature)
-    gap = (
-        dense_forward_kl(teacher, student, temperature)
-        - forward_kl(student, targets, temperature).kl_N
+    gap = dense_forward_kl(teacher, student, temperature) - forward_kl(
+        student, targets, temperature
     )
     inside = kl_inside_tail(teacher, student, decoded.in_head_NV, temperature)
     assert gap.min() > 1e-4
@@ -65,19 +73,16 @@ def test_gap_to_dense_is_what_the_bucket_leaves_out(temperature: float) -> None:
     seed=st.integers(0, 999),
     top_p=st.sampled_from([0.3, 0.9, 0.999, 1.0]),
     temperature=st.sampled_from([1.0, 2.0]),
-    chunk=st.sampled_from([1, 2 * VOCAB, 1 << 24]),
 )
 def test_equals_the_reference_in_value_and_gradient(
-    rows: int, seed: int, top_p: float, temperature: float, chunk: int
+    rows: int, seed: int, top_p: float, temperature: float
 ) -> None:
     teacher, student = _pair(rows, seed)
     student.requires_grad_()
     targets = sparse(teacher, top_p=top_p)
     expected = bucket_forward_kl(densify(targets, VOCAB, temperature), student, temperature)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(divergences, "CHUNK_ELEMENTS", chunk)
-        found = forward_kl(student, targets, temperature).kl_N
-        gradient = _gradient(found, student)
+    found = forward_kl(student, targets, temperature)
+    gradient = _gradient(found, student)
     torch.testing.assert_close(found, expected, atol=1e-11, rtol=1e-9)
     torch.testing.assert_close(gradient, _gradient(expected, student), atol=1e-11, rtol=1e-9)
 
@@ -86,7 +91,7 @@ def test_gradient_is_the_derivative() -> None:
     teacher, student = _pair(3, seed=2, vocab=9)
     targets = sparse(teacher, top_p=0.9)
     assert torch.autograd.gradcheck(
-        lambda logits: forward_kl(logits, targets, 2.0).kl_N, student.requires_grad_()
+        lambda logits: forward_kl(logits, targets, 2.0), student.requires_grad_()
     )
 
 
@@ -106,7 +111,7 @@ def test_student_at_the_decoded_target_has_no_loss_and_no_gradient(
     logits = (tail_N - outside.clamp(min=1).log())[:, None].repeat(1, VOCAB)
     logits[row_n, targets["ids"]] = head_n
     logits = (logits * temperature).requires_grad_()
-    loss = forward_kl(logits, targets, temperature).kl_N
+    loss = forward_kl(logits, targets, temperature)
     assert loss.abs().max() < 2e-6
     assert _gradient(loss, logits).abs().max() < 2e-6
 
@@ -131,7 +136,7 @@ def test_everything_stays_finite_in_the_corners() -> None:
     student = torch.full((4, VOCAB), -1e4)
     student[:, 0] = 0.0
     student.requires_grad_()
-    loss = forward_kl(student, targets, 1.0).kl_N
+    loss = forward_kl(student, targets, 1.0)
     assert torch.isfinite(loss).all()
     assert torch.isfinite(_gradient(loss, student)).all()
     # One entry a row, and a student that has all but left the tail: p_tail / q_tail overflows.
@@ -139,7 +144,7 @@ def test_everything_stays_finite_in_the_corners() -> None:
     peaked = torch.full((3, VOCAB), -300.0)
     peaked[torch.arange(3), narrow["ids"]] = 0.0
     peaked.requires_grad_()
-    loss = forward_kl(peaked, narrow, 1.0).kl_N
+    loss = forward_kl(peaked, narrow, 1.0)
     gradient = _gradient(loss, peaked)
     assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
     assert (gradient[torch.arange(3), narrow["ids"]] > 0.01).all()
@@ -156,14 +161,15 @@ def test_row_without_targets_counts_nothing() -> None:
     }
     for temperature in (1.0, 2.0):
         found = forward_kl(student, targets, temperature)
-        assert found.kl_N.abs().max() < 1e-12
-        assert _gradient(found.kl_N, student).abs().max() < 1e-12
-        assert found.student_tail_mass_N.tolist() == pytest.approx([1.0])
+        assert found.abs().max() < 1e-12
+        assert _gradient(found, student).abs().max() < 1e-12
+        mass = tail_mass_rows(student, targets, temperature)
+        assert mass.tolist() == pytest.approx([1.0])
 
 
 def test_no_rows_at_all() -> None:
     logits = torch.zeros(0, VOCAB, requires_grad=True)
-    loss = forward_kl(logits, sparse(torch.zeros(0, VOCAB))).kl_N.sum()
+    loss = forward_kl(logits, sparse(torch.zeros(0, VOCAB))).sum()
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None and logits.grad.shape == (0, VOCAB)
@@ -174,7 +180,7 @@ def test_student_mass_outside_the_head() -> None:
     targets = sparse(teacher, top_p=0.8)
     inside = densify(targets, VOCAB).in_head_NV
     expected = torch.softmax(student, -1).masked_fill(inside, 0).sum(-1)
-    found = forward_kl(student, targets).student_tail_mass_N
+    found = tail_mass_rows(student, targets)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
 
 
@@ -186,7 +192,7 @@ def test_no_worse_than_the_naive_way_in_low_precision(dtype: torch.dtype) -> Non
     naive = functional.kl_div(
         torch.log_softmax(low.float(), -1), torch.softmax(teacher.float(), -1), reduction="none"
     ).sum(-1)
-    found = forward_kl(low, sparse(teacher)).kl_N
+    found = forward_kl(low, sparse(teacher))
     assert found.dtype == torch.float32
     assert (found - exact).abs().max() <= (naive - exact).abs().max() + 1e-6
 
@@ -200,7 +206,9 @@ def test_missing_temperature_names_the_flag() -> None:
 def test_cross_entropy_is_the_usual_one() -> None:
     logits = _pair(12, seed=7)[1].requires_grad_()
     ids = torch.arange(12) % VOCAB
-    found = cross_entropy(logits, ids)
+    targets = sparse(_pair(12)[0], top_p=0.9)
+    targets["next_ids"] = ids
+    found = cross_entropy_rows(logits, targets)
     expected = functional.cross_entropy(logits, ids, reduction="none")
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(_gradient(found, logits), _gradient(expected, logits))
@@ -210,5 +218,5 @@ def test_shifted_targets_are_seen() -> None:
     """The comparison with dense code has teeth: targets one row late are another loss."""
     teacher, student = _pair(20, seed=8)
     expected = dense_forward_kl(teacher, student)
-    shifted = forward_kl(student, sparse(teacher.roll(1, 0))).kl_N
+    shifted = forward_kl(student, sparse(teacher.roll(1, 0)))
     assert (shifted - expected).abs().max() > 0.1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from chunks import divergence_rows, tail_mass_rows
 from fakes import sparse
 from torch import Tensor
 
 from cachekd.errors import ConfigError
+from cachekd.losses.choice import Divergence
 from cachekd.losses.reference import dense_forward_kl
-from cachekd.losses.sampled import estimate, sampled_forward_kl
-from cachekd.losses.teacher_kl import teacher_kl
+from cachekd.losses.targets import estimate
 from cachekd.types import TargetTensors
 
 V, ROWS = 30, 5
@@ -46,7 +47,7 @@ def test_loss_and_gradient_are_those_of_the_estimate() -> None:
     p_hat[rows, targets["ids"]] = estimate(targets)
     mine = torch.randn(ROWS, V, dtype=torch.float64).requires_grad_()
     dense = mine.detach().clone().requires_grad_()
-    found = sampled_forward_kl(mine, targets, 1.0).kl_N
+    found = divergence_rows(mine, targets, Divergence())
     expected = -(p_hat * torch.log_softmax(dense, 1)).sum(1) - targets["entropy"]
     assert torch.allclose(found, expected, atol=1e-12)
     found.sum().backward()
@@ -65,7 +66,7 @@ def test_unbiased_for_value_and_gradient() -> None:
     draws = []
     for _ in range(600):
         z = student.detach().clone().requires_grad_()
-        kl_N = teacher_kl(z, drawn(truth, 0.08, generator)).kl_N
+        kl_N = divergence_rows(z, drawn(truth, 0.08, generator), Divergence())
         kl_N.sum().backward()
         assert z.grad is not None
         draws.append(torch.cat([kl_N.detach(), z.grad.flatten()]))
@@ -84,14 +85,20 @@ def test_draws_without_a_head_are_their_weights() -> None:
     targets["tail"] = torch.zeros(2)
     targets["entropy"] = torch.zeros(2)
     assert estimate(targets).tolist() == [0.25, 0.75, 1.0]
-    found = teacher_kl(torch.zeros(2, 4, dtype=torch.float64), targets)
-    assert torch.allclose(found.kl_N, torch.full((2,), 4.0).double().log())
-    assert found.student_tail_mass_N.tolist() == [1.0, 1.0], "all is outside an empty head"
+    zeros = torch.zeros(2, 4, dtype=torch.float64)
+    found = divergence_rows(zeros, targets, Divergence())
+    assert torch.allclose(found, torch.full((2,), 4.0).double().log())
+    mass = tail_mass_rows(zeros, targets).tolist()
+    assert mass == pytest.approx([1.0, 1.0]), "all is outside an empty head"
 
 
 def test_what_has_no_unbiased_estimate_is_refused() -> None:
     targets = drawn(teacher(), 0.05, torch.Generator())
-    with pytest.raises(ConfigError, match="temperature 1"):
-        teacher_kl(torch.zeros(ROWS, V), targets, 2.0)
-    with pytest.raises(ConfigError, match="tail"):
-        teacher_kl(torch.zeros(ROWS, V), targets, 1.0, "flat")
+    for refused in (
+        {"temperature": 2.0},
+        {"tail": "flat"},
+        {"name": "reverse_kl"},
+        {"name": "tvd"},
+    ):
+        with pytest.raises(ConfigError, match="nothing else without bias"):
+            divergence_rows(torch.zeros(ROWS, V), targets, Divergence(**refused))

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from chunks import run_objective
 from fakes import VOCAB, sparse
 from torch.nn import functional
 
@@ -27,7 +28,8 @@ def test_terms_are_weighted_sums() -> None:
     teacher, student = _data()
     targets = sparse(teacher)
     targets["weights"] = torch.linspace(0, 2, 9, dtype=torch.float64)
-    output = build("kd", {"temperature": 2.0, "loss": {"ce": 0.25, "kd": 0.5}})(student, targets)
+    objective = build("kd", {"temperature": 2.0, "loss": {"ce": 0.25, "kd": 0.5}})
+    output = run_objective(objective, student, targets)
     kl = (targets["weights"] * dense_forward_kl(teacher, student, 2.0)).sum()
     ce = functional.cross_entropy(student, targets["next_ids"], reduction="none")
     ce = (targets["weights"] * ce).sum()
@@ -47,7 +49,7 @@ def test_default_weights_and_needs() -> None:
 def test_term_without_weight_is_measured_but_not_trained() -> None:
     teacher, student = _data()
     targets = sparse(teacher)
-    output = build("kd", {"loss": {"ce": 1.0}})(student, targets)
+    output = run_objective(build("kd", {"loss": {"ce": 1.0}}), student, targets)
     expected = functional.cross_entropy(student, targets["next_ids"], reduction="sum")
     torch.testing.assert_close(output.loss_sum, expected)
     assert output.metrics["kl"] > 1
@@ -57,7 +59,7 @@ def test_term_without_weight_is_measured_but_not_trained() -> None:
 
 def test_no_rows_give_a_zero_that_can_be_trained() -> None:
     logits = torch.zeros(0, VOCAB, requires_grad=True)
-    output = build("kd", {})(logits, sparse(torch.zeros(0, VOCAB)))
+    output = run_objective(build("kd", {}), logits, sparse(torch.zeros(0, VOCAB)))
     output.loss_sum.backward()
     assert output.loss_sum.item() == output.weight_sum.item() == 0
 
@@ -66,7 +68,7 @@ def test_no_rows_give_a_zero_that_can_be_trained() -> None:
     ("options", "message"),
     [
         ({"temprature": 2.0}, "Did you mean 'temperature'"),
-        ({"loss": {"kl": 1.0}}, "Known: ce, kd"),
+        ({"loss": {"kl": 1.0}}, "Known: ce, kd, attention"),
         ({"loss": {"kd": -1.0}}, ">= 0"),
         ({"loss": {"kd": 0.0}}, "above 0"),
         ({"loss": {"kd": "x"}}, "a number"),

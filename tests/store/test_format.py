@@ -101,7 +101,7 @@ def test_plans_name_the_rows_of_their_shards(real: Path) -> None:
 
 def test_decoded_rows_have_mass_one(real: Path) -> None:
     """Also what the loss decodes is what the format says."""
-    from cachekd.losses.divergences import decode_targets
+    from cachekd.losses.targets import decode_targets
     from cachekd.training.collate import collate_targets
 
     for record in cachekd.open_cache(str(real)):

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pytest
 from fakes import FakeCache, record
 from tiny import Family
 
+from cachekd.config import AttentionConfig
+from cachekd.data.alignment import LossMask
+from cachekd.data.attention import AttentionShape, attention_spec
 from cachekd.errors import ConfigError, MismatchError, TeacherError
 from cachekd.objectives import Needs
 from cachekd.store.identity import tokenizer_facts
@@ -98,6 +102,73 @@ def test_length_is_the_context_unless_less_is_asked(family: Family) -> None:
 def test_context_is_found_where_models_keep_it(tmp_path: Path, config: dict[str, Any]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert checks.resolve_max_length(None, tmp_path) == (64 if config else None)
+
+
+def _attending(cache: Any, source_layers: int = 4, **changes: Any) -> Any:
+    settings = AttentionConfig(attention="maps", attention_layers=(1, 3), attention_keys=8)
+    shape = AttentionShape(layers=4, heads=4, key_heads=2, head_width=8)
+    facts = attention_spec(settings, shape).to_json() | changes
+    source = {
+        **cache.identity.source,
+        "config": {
+            "num_hidden_layers": source_layers,
+            "num_attention_heads": 4,
+            "hidden_size": 32,
+        },
+    }
+    cache.identity = replace(cache.identity, attention=facts, attention_id="id", source=source)
+    return cache
+
+
+def test_attention_is_mapped_onto_the_student(family: Family) -> None:
+    cache = _attending(_cache(family))
+    assert checks.check_attention(Needs(), [_cache(family)], family.student) is None
+    mapping = checks.check_attention(Needs(attention=1.0), [cache], family.student)
+    assert mapping is not None and (mapping.student.layers, mapping.student.heads) == (1, 2)
+    assert [(pair.student, pair.place) for pair in mapping.layers] == [(0, 1)]
+    assert mapping.heads.teacher == ((0, 1), (2, 3))
+    coarser = _attending(_cache(family), keys=4, rows="response", share=0.5)
+    checks.check_attention(Needs(attention=1.0), [cache, coarser], family.student)
+
+
+def test_attention_that_was_not_captured_names_the_flag(family: Family) -> None:
+    caches = [_attending(_cache(family)), FakeCache(RECORDS, name="plain")]
+    with pytest.raises(ConfigError, match=r"'plain' holds no attention.*--attention maps"):
+        checks.check_attention(Needs(attention=0.5), caches, family.student)
+
+
+@pytest.mark.parametrize(
+    ("difference", "named"),
+    [
+        ({"layers": [0, 3]}, "layers"),
+        ({"heads": [0, 1]}, "heads"),
+        ({"source_layers": 8}, "teacher_layers: 4 / 8"),
+    ],
+)
+def test_captures_of_other_layers_or_heads_do_not_go_together(
+    family: Family, difference: dict[str, Any], named: str
+) -> None:
+    caches = [_attending(_cache(family)), _attending(_cache(family), **difference)]
+    with pytest.raises(MismatchError, match=f"(?s)attention.*{named}"):
+        checks.check_attention(Needs(attention=1.0), caches, family.student)
+
+
+def test_students_that_cannot_learn_the_attention_are_refused(
+    family: Family, copy_of: Copy
+) -> None:
+    needs, cache = Needs(attention=1.0), _attending(_cache(family), layers=[0, 1])
+    with pytest.raises(MismatchError, match="--attention-layers"):
+        checks.check_attention(needs, [cache], family.student)
+    some = _attending(_cache(family), heads=[0, 1])
+    with pytest.raises(MismatchError, match="--attention-heads all or mean"):
+        checks.check_attention(needs, [some], family.student)
+    responses = _attending(_cache(family), rows="response")
+    with pytest.raises(MismatchError, match="--attention-rows all"):
+        checks.check_attention(needs, [responses], family.student, LossMask.ALL)
+    unsaid = copy_of(family.student, "unsaid")
+    (unsaid / "config.json").write_text("{}")
+    with pytest.raises(MismatchError, match="does not state"):
+        checks.check_attention(needs, [_attending(_cache(family))], unsaid)
 
 
 def test_checks_need_no_torch() -> None:

@@ -17,10 +17,12 @@ from cachekd.errors import ConfigError, MismatchError
 from cachekd.losses.reference import dense_forward_kl
 from cachekd.objectives import build
 from cachekd.training.collate import Collator
-from cachekd.training.forward import row_logits
+from cachekd.training.head import StudentHead
+from cachekd.training.loss import batch_loss
 from cachekd.types import Record
 
 MODEL = student()
+HEAD = StudentHead(MODEL, MODEL)
 
 ids = st.lists(st.integers(0, VOCAB - 1), min_size=2, max_size=9)
 
@@ -37,9 +39,7 @@ def _records(draw: st.DrawFn) -> Record:
 
 def _loss(batch: Any) -> tuple[float, float]:
     with torch.no_grad():
-        output = build("kd", {"temperature": 2.0})(
-            row_logits(MODEL, batch, VOCAB), batch["targets"]
-        )
+        output = batch_loss(MODEL, HEAD, batch, build("kd", {"temperature": 2.0}), VOCAB)
     return output.loss_sum.item(), output.weight_sum.item()
 
 
@@ -76,9 +76,7 @@ def _dense_loss(item: Record, prompt: int) -> float:
 def _kd_loss(item: Record) -> float:
     batch = Collator(LossMask.COMPLETION)([item])
     with torch.no_grad():
-        output = build("kd", {"loss": {"kd": 1.0}})(
-            row_logits(MODEL, batch, VOCAB), batch["targets"]
-        )
+        output = batch_loss(MODEL, HEAD, batch, build("kd", {"loss": {"kd": 1.0}}), VOCAB)
     return output.loss_sum.item()
 
 
