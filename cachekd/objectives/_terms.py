@@ -138,6 +138,10 @@ def _weighted(name: str, values: list[Any], terms: Sequence[Term]) -> float:
     return float(sum(term.weight * value for term, value in zip(terms, values, strict=True)))
 
 
+def _greatest(name: str, values: list[Any], terms: Sequence[Term]) -> Any:
+    return max(values)
+
+
 def _same(name: str, values: list[Any], terms: Sequence[Term]) -> Any:
     wanted = {t.name: value for t, value in zip(terms, values, strict=True) if value is not None}
     if len(set(wanted.values())) > 1:
@@ -155,6 +159,7 @@ _MERGE: dict[str, _Merge] = {
     "sampled": _all,
     "unigram": _any,
     "full": _any,
+    "mass": _greatest,
     "dense": _any,
     "next_row": _any,
     "attention": _weighted,

@@ -72,7 +72,7 @@ def resume_of(training: Mapping[str, Any]) -> str | bool:
 
 
 class _Secret(str):
-    """A token that works in this process, and is empty in a file that its owner is pickled to."""
+    """A token that works in this process, and is empty in every file that its owner is saved to."""
 
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         return str, ("",)

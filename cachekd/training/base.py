@@ -55,7 +55,7 @@ class RunTrainer(transformers.Trainer):  # type: ignore[misc]
         self.eval_text = eval_text
         self.meter = Meter()
         self.add_callback(MeterCallback(self.meter))
-        self.learned = learned.module_of(objective)
+        self.learned = objective.learned()
         if self.learned is not None:
             if self.is_deepspeed_enabled or self.is_fsdp_enabled:
                 raise ConfigError(

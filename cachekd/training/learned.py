@@ -8,7 +8,7 @@ processes equal parameters and averaged gradients.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -18,17 +18,7 @@ from torch import Tensor, nn
 
 from cachekd.errors import ConfigError
 
-if TYPE_CHECKING:
-    from cachekd.objectives import Objective
-
 FILE = "objective.safetensors"
-
-
-def module_of(objective: Objective) -> nn.Module | None:
-    """What an objective learns; None of one that has nothing to learn."""
-    learned = getattr(objective, "learned", None)
-    module: nn.Module | None = learned() if learned is not None else None
-    return module
 
 
 def add_group(optimizer: Any, module: nn.Module, learning_rate: float) -> None:
