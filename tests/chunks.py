@@ -64,4 +64,4 @@ def tail_mass_rows(logits_NV: Tensor, targets: TargetTensors, temperature: float
 def run_objective(objective: Any, logits_NV: Tensor, targets: TargetTensors) -> ObjectiveOutput:
     """An objective's sums of whole logits, as training takes them."""
     prepared = objective.prepare(targets, logits_NV.shape[1])
-    return logits_loss(logits_NV, prepared, objective, reading_of(objective))
+    return logits_loss(logits_NV, prepared, objective, reading_of(objective, logits_NV.shape[1]))

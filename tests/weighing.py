@@ -19,7 +19,7 @@ class Weighing(KD):
         super().__init__(options)
         self.module = torch.nn.ParameterDict({"a": torch.nn.Parameter(torch.tensor(0.25))})
 
-    def learned(self) -> torch.nn.Module:
+    def learned(self, vocab_size: int = 0) -> torch.nn.Module:
         return self.module
 
     def __call__(self, student: Any, targets: Any) -> Any:

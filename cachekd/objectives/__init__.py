@@ -77,8 +77,12 @@ class Objective(Protocol):
         """What must have been captured."""
         ...
 
-    def learned(self) -> nn.Module | None:
-        """Parameters that are trained beside the student's, or None."""
+    def learned(self, vocab_size: int = 0) -> nn.Module | None:
+        """Parameters that are trained beside the student's, or None.
+
+        The same module whenever it is asked for; equal ones in every process. A vocabulary of 0 is
+        one that is not known yet.
+        """
         ...
 
     def prepare(self, targets: TargetTensors, vocab_size: int) -> TargetTensors:

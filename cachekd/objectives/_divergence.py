@@ -94,7 +94,7 @@ class DivergenceObjective:
             dense=self.spec.dense,
         )
 
-    def learned(self) -> None:
+    def learned(self, vocab_size: int = 0) -> None:
         """Nothing beside the student."""
 
     def prepare(self, targets: TargetTensors, vocab_size: int) -> TargetTensors:

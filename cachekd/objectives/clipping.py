@@ -97,7 +97,7 @@ class Clipping:
         mass = float(self.options.clip_p) if self.options.keep == "top_p" else 0.0
         return Needs(temperatures=(self.temperature,), mass=mass)
 
-    def learned(self) -> None:
+    def learned(self, vocab_size: int = 0) -> None:
         """Nothing beside the student."""
 
     def prepare(self, targets: TargetTensors, vocab_size: int) -> TargetTensors:

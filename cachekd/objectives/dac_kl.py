@@ -119,24 +119,23 @@ class DACKL:
         full = self.options.space == "quantile" or self.options.input == "full"
         return Needs(temperatures=(self.temperature,), full=full)
 
-    def learned(self) -> WindowNet:
+    def learned(self, vocab_size: int = 0) -> WindowNet:
         """The sub-network.
 
         Raises:
-            ConfigError: its input is the full one, and no targets were prepared yet: its width is
-                that of the vocabulary.
+            ConfigError: its input is the full one, as wide as the vocabulary, which is not known.
         """
         from cachekd.losses.window import WindowNet, compact_width
 
+        self._vocab = vocab_size or self._vocab
         if self._net is not None:
             return self._net
         width = compact_width(self.options.inputs)
         if self.options.input == "full":
             if not self._vocab:
                 raise ConfigError(
-                    "input full: the sub-network is as wide as the vocabulary, which is known "
-                    "once targets are prepared; call prepare() before learned(), or use "
-                    "--input compact"
+                    "input full: the sub-network is as wide as the vocabulary, which is not known "
+                    "yet: call learned(vocab_size), or use --input compact"
                 )
             width = 3 * self._vocab
             if width * self.options.hidden > _LARGE:

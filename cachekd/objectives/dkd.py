@@ -86,7 +86,7 @@ class DKD:
         """The log-normaliser of the temperature, and exact heads."""
         return Needs(temperatures=(self.temperature,))
 
-    def learned(self) -> None:
+    def learned(self, vocab_size: int = 0) -> None:
         """Nothing beside the student."""
 
     def prepare(self, targets: TargetTensors, vocab_size: int) -> TargetTensors:

@@ -33,7 +33,7 @@ class SFT:
         """Nothing of a teacher; of whom the targets are does not matter."""
         return Needs(sampled=True, one_teacher=False)
 
-    def learned(self) -> None:
+    def learned(self, vocab_size: int = 0) -> None:
         """Nothing beside the student."""
 
     def prepare(self, targets: TargetTensors, vocab_size: int) -> TargetTensors:

@@ -78,7 +78,7 @@ class SKD:
         """The log-normaliser of the temperature, and exact heads."""
         return Needs(temperatures=(self.temperature,))
 
-    def learned(self) -> Simplifier:
+    def learned(self, vocab_size: int = 0) -> Simplifier:
         """The simplifier."""
         from cachekd.losses.simplifier import Simplifier
 

@@ -52,7 +52,7 @@ class Span:
         """Phrases, and of the student whole logits of neighbouring rows."""
         return Needs(dense=True, next_row=True, spans=self.chunker)
 
-    def learned(self) -> None:
+    def learned(self, vocab_size: int = 0) -> None:
         """Nothing beside the student."""
 
     def prepare(self, targets: TargetTensors, vocab_size: int) -> TargetTensors:

@@ -57,12 +57,12 @@ class Sum:
         """What any term needs, or all of them together."""
         return merged(self.terms)
 
-    def learned(self) -> nn.Module | None:
+    def learned(self, vocab_size: int = 0) -> nn.Module | None:
         """What the terms learn, each under its name."""
         from torch import nn
 
         if self._learned is None:
-            modules = {term.name: term.objective.learned() for term in self.terms}
+            modules = {term.name: term.objective.learned(vocab_size) for term in self.terms}
             found = {name: module for name, module in modules.items() if module is not None}
             self._learned = nn.ModuleDict(found) if found else None
         return self._learned

@@ -55,7 +55,8 @@ class RunTrainer(transformers.Trainer):  # type: ignore[misc]
         self.eval_text = eval_text
         self.meter = Meter()
         self.add_callback(MeterCallback(self.meter))
-        self.learned = objective.learned()
+        vocab_size = getattr(self.train_dataset, "vocab_size", 0)
+        self.learned = objective.learned(vocab_size)
         if self.learned is not None:
             if self.is_deepspeed_enabled or self.is_fsdp_enabled:
                 raise ConfigError(

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from cachekd.training.head import StudentHead
 
 
-def reading_of(objective: Objective) -> Reading:
+def reading_of(objective: Objective, vocab_size: int) -> Reading:
     """What an objective reads of a student."""
-    needs, module = objective.needs(), objective.learned()
+    needs, module = objective.needs(), objective.learned(vocab_size)
     learned = [] if module is None else [p for p in module.parameters() if p.requires_grad]
     return Reading(
         temperatures=needs.temperatures,
@@ -69,7 +69,7 @@ def _prediction_loss(
     model: Any, head: StudentHead, batch: Batch, objective: Objective, vocab_size: int
 ) -> ObjectiveOutput:
     targets = objective.prepare(batch["targets"], vocab_size)
-    reading, rows_N = reading_of(objective), batch["rows"]
+    reading, rows_N = reading_of(objective, vocab_size), batch["rows"]
     if head.facts is None:
         logits_NV = run_student(model, batch).logits.flatten(0, 1)[rows_N]
         return logits_loss(logits_NV, targets, objective, reading, vocab_size)

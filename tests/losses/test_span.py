@@ -58,7 +58,7 @@ def _expected(teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
 def test_equals_the_dense_formula_whatever_the_chunks(chunk: int | None) -> None:
     teacher, student = _pair()
     objective = build("span", {})
-    reading = replace(reading_of(objective), chunk=chunk)
+    reading = replace(reading_of(objective, VOCAB), chunk=chunk)
     output = logits_loss(student, _targets(teacher), objective, reading)
     expected = _expected(teacher, student)
     torch.testing.assert_close(output.loss_sum, expected, atol=1e-7, rtol=1e-7)

@@ -250,7 +250,7 @@ def test_needs_and_refusals() -> None:
     assert not build("dac_kl", {"temperature": 2.0}).needs().full
     assert build("dac_kl", {"space": "quantile"}).needs().full
     assert build("dac_kl", {"input": "full"}).needs().full
-    with pytest.raises(ConfigError, match=r"prepare\(\) before learned\(\)"):
+    with pytest.raises(ConfigError, match=r"learned\(vocab_size\)"):
         build("dac_kl", {"input": "full"}).learned()
     short = targets_of(logits(4, 1), top_p=0.9)
     with pytest.raises(ConfigError, match=r"all 40 classes.*--logits-selection full"):

@@ -70,6 +70,5 @@ def test_a_very_wide_input_says_what_it_costs(caplog: pytest.LogCaptureFixture) 
     for vocab, warned in ((1_000, False), (100_000, True)):
         caplog.clear()
         objective = build("dac_kl", {"input": "full", "hidden": 40})
-        objective.prepare(targets_of(logits(1)), vocab)
-        assert objective.learned().inner.in_features == 3 * vocab
+        assert objective.learned(vocab).inner.in_features == 3 * vocab
         assert ("12.0 M weights" in caplog.text) == warned

@@ -40,7 +40,7 @@ class Tilted:
     def needs(self) -> Needs:
         return Needs(temperatures=(1.0,), dense=True, attention=0.5)
 
-    def learned(self) -> nn.Module:
+    def learned(self, vocab_size: int = 0) -> nn.Module:
         return self.factor
 
     def prepare(self, targets: TargetTensors, vocab_size: int) -> TargetTensors:
@@ -112,7 +112,7 @@ def test_equals_the_weighted_sum_of_its_terms_alone(name: str, chunk: int | None
     objective: Any = build("sum", {"terms": TERMS[name]})
 
     def run(one: Any) -> ObjectiveOutput:
-        reading = replace(reading_of(one), chunk=chunk)
+        reading = replace(reading_of(one, VOCAB), chunk=chunk)
         return logits_loss(student, one.prepare(targets, VOCAB), one, reading)
 
     module = objective.learned()
