@@ -3,9 +3,10 @@
 Each way in a fresh process: the first step brings up the optimiser's state and is not counted;
 then freed memory is given back, and the peak of resident memory in the second step is taken, less
 what was resident before it. Weights, optimiser and a live teacher's weights are so left out; the
-gradients of the parameters are within, and ``gradients_mb`` says how much they are. Every
-allocation of 64 KiB or more is a mapping of its own, so that what is freed is given back (Linux,
-glibc). In float32, by the trainers of bench_train.py.
+gradients of the parameters are within, and ``gradients_mb`` says how much they are. ``body`` is a
+step without head and loss: what stands over it is their own. Every allocation of 64 KiB or more is
+a mapping of its own, so that what is freed is given back (Linux, glibc). In float32, by the
+trainers of bench_train.py.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ import training_setup as setup
 from common import forget_peak, in_child, resident, save
 from training_live import DenseLiveTrainer, LigerTrainer, LiveTrainer, SmallLigerTrainer
 from training_turns import Turns
-from training_ways import Bench, GatherTrainer
+from training_ways import Bench, BodyTrainer, GatherTrainer
 
 OF_FULL = 0.4
 VOCABULARIES, TOKENS = (32_768, 65_536, 131_072), (512, 1024, 4096)
-GROWTH = ("sft_full", "sft_fused", "kd")
+GROWTH = ("body", "sft_full", "sft_fused", "kd")
 _MMAP_THRESHOLD = -3
 """Of malloc.h."""
 
@@ -37,6 +38,7 @@ _MMAP_THRESHOLD = -3
 def ways(bench: Bench) -> dict[str, Callable[[], Any]]:
     """Trainers by name."""
     return {
+        "body": partial(bench.cached, "sft", kind=BodyTrainer),
         "sft_full": bench.sft_full,
         "sft_fused": partial(bench.cached, "sft"),
         "kd": partial(bench.cached, "kd"),
@@ -93,12 +95,11 @@ def over(found: dict[str, dict[str, float]], base: str) -> dict[str, dict[str, f
     }
 
 
-def grown(rows: dict[str, dict[str, dict[str, float]]]) -> dict[str, list[float]]:
-    """Peak of each size over that of the first."""
-    first = next(iter(rows.values()))
+def of_head(rows: dict[str, dict[str, dict[str, float]]]) -> dict[str, list[float]]:
+    """What head and loss take over the body, megabytes at each size."""
     return {
-        name: [round(row[name]["peak_mb"] / first[name]["peak_mb"], 2) for row in rows.values()]
-        for name in first
+        name: [round(row[name]["peak_mb"] - row["body"]["peak_mb"], 1) for row in rows.values()]
+        for name in GROWTH[1:]
     }
 
 
@@ -130,7 +131,7 @@ def main() -> None:
             else peaks(one, arguments.threads, GROWTH)
             for size, one in sizes.items()
         }
-        result[f"growth_with_{what}"] = {"peaks": rows, "over_smallest": grown(rows)}
+        result[f"growth_with_{what}"] = {"peaks": rows, "over_body_mb": of_head(rows)}
         save("train_memory", result, keep=not arguments.quick)
 
 

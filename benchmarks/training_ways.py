@@ -157,3 +157,16 @@ class GatherTrainer(DistillTrainer):
         return ObjectiveOutput(
             loss_sum=0.9 * kl + 0.1 * ce, weight_sum=targets["weights"].sum(), metrics={}
         )
+
+
+class BodyTrainer(DistillTrainer):
+    """No head and no loss: what the layers before it cost alone."""
+
+    def _objective_output(self, model: Any, batch: Batch, dataset: Any) -> ObjectiveOutput:
+        body = self.accelerator.unwrap_model(model).model
+        hidden_BTD = body(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        ).last_hidden_state
+        return ObjectiveOutput(
+            loss_sum=hidden_BTD.float().square().sum(), weight_sum=batch["targets"]["weights"].sum()
+        )
