@@ -1,21 +1,17 @@
 """What objectives of one divergence have in common: options, needs, and the weighted sum.
 
-    loss = ce * CE(next token, T = 1)  +  kd * T^2 * D(teacher_T, student_T)
-
-The factor T^2 keeps the size of the gradient of soft targets level when T changes (Hinton, Vinyals
-and Dean, "Distilling the Knowledge in a Neural Network", section 2).
+loss = ce * CE(next token, T = 1)  +  kd * T^2 * D(teacher_T, student_T)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cachekd.config import check_choices, option
-from cachekd.errors import ConfigError
+from cachekd.config import option
 from cachekd.losses.choice import TAILS, Divergence
-from cachekd.objectives import Needs, unknown
+from cachekd.objectives import Needs
+from cachekd.objectives._soft import SoftObjective, SoftOptions
 
 if TYPE_CHECKING:
     from cachekd.losses.student import StudentRows
@@ -23,12 +19,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DivergenceOptions:
+class DivergenceOptions(SoftOptions):
     """Options of every objective that is one divergence."""
 
-    temperature: float = option(
-        1.0, "Temperature of the divergence; it must have been captured.", group="Objective"
-    )
     tail: str = option(
         "bucket",
         "What is said of the mass outside the stored head: bucket keeps it as one outcome; flat, "
@@ -37,35 +30,13 @@ class DivergenceOptions:
         choices=TAILS,
         group="Objective",
     )
-    loss: Mapping[str, float] = option(
-        {"ce": 0.1, "kd": 0.9},
-        "Weights of cross entropy and divergence, as ce=0.1 kd=0.9; a term left out counts 0.",
-        group="Objective",
-    )
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_terms(self.loss, ("ce", "kd"))
+        SoftOptions.__post_init__(self)
         Divergence(temperature=self.temperature, tail=self.tail)
 
 
-def check_terms(loss: Mapping[str, float], known: tuple[str, ...]) -> None:
-    """Refuse weights of a loss that cannot be used.
-
-    Raises:
-        ConfigError: a term that the objective does not have, a weight that is no number >= 0, or
-            no weight above 0.
-    """
-    for name, weight in loss.items():
-        if name not in known:
-            raise ConfigError(unknown(name, list(known), "a term of the loss"))
-        if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-            raise ConfigError(f"loss: expected {name} to be a number >= 0; found {weight!r}")
-    if not any(loss.values()):
-        raise ConfigError(f"loss: expected a weight above 0; found {dict(loss)}")
-
-
-class DivergenceObjective:
+class DivergenceObjective(SoftObjective):
     """One divergence and cross entropy; a method is a sub-class that says which divergence.
 
     Attributes:
@@ -76,10 +47,9 @@ class DivergenceObjective:
     Options: ClassVar[type] = DivergenceOptions
 
     def __init__(self, options: Any) -> None:
+        super().__init__(options)
         self.spec = self.divergence(options)
         self.metric = "kl" if self.spec.name == "forward_kl" else self.spec.name
-        self.ce = float(options.loss.get("ce", 0.0))
-        self.kd = float(options.loss.get("kd", 0.0))
 
     def divergence(self, options: Any) -> Divergence:
         """Which divergence these options mean."""
@@ -93,9 +63,6 @@ class DivergenceObjective:
             sampled=self.spec.linear,
             dense=self.spec.dense,
         )
-
-    def learned(self, vocab_size: int = 0) -> None:
-        """Nothing beside the student."""
 
     def prepare(self, targets: TargetTensors, vocab_size: int) -> TargetTensors:
         """The shape of the tail model, where there is one."""

@@ -18,14 +18,13 @@ bound of the full KL either way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cachekd.config import check_choices, option
+from cachekd.config import option
 from cachekd.errors import ConfigError
 from cachekd.objectives import Needs
-from cachekd.objectives._divergence import check_terms
+from cachekd.objectives._soft import SoftObjective, SoftOptions
 from cachekd.objectives._sums import summed
 
 if TYPE_CHECKING:
@@ -34,12 +33,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClippingOptions:
+class ClippingOptions(SoftOptions):
     """Options of ``--objective clipping``."""
 
-    temperature: float = option(
-        1.0, "Temperature of the divergence; it must have been captured.", group="Objective"
-    )
     keep: str = option(
         "top_p",
         "Which classes are kept. top_p: the fewest that hold clip-p of the mass; top_share: the "
@@ -58,17 +54,9 @@ class ClippingOptions:
         choices=("full", "restricted", "tail"),
         group="Objective",
     )
-    loss: Mapping[str, float] = option(
-        {"ce": 0.1, "kd": 0.9},
-        "Weights of cross entropy and divergence, as ce=0.1 kd=0.9; a term left out counts 0.",
-        group="Objective",
-    )
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_terms(self.loss, ("ce", "kd"))
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature: expected above 0; found {self.temperature}")
+        SoftOptions.__post_init__(self)
         if not 0 < self.clip_p <= 1:
             raise ConfigError(f"clip_p: expected above 0, at most 1; found {self.clip_p}")
         if not 0 < self.clip_share <= 1:
@@ -80,25 +68,19 @@ class ClippingOptions:
             )
 
 
-class Clipping:
+class Clipping(SoftObjective):
     """See the module's text."""
 
     Options: ClassVar[type] = ClippingOptions
 
     def __init__(self, options: Any) -> None:
-        self.options = options
-        self.temperature = float(options.temperature)
-        self.ce = float(options.loss.get("ce", 0.0))
-        self.kd = float(options.loss.get("kd", 0.0))
+        super().__init__(options)
         self._vocab = 0
 
     def needs(self) -> Needs:
         """Exact heads, of the mass that is clipped at; the temperature's normaliser."""
         mass = float(self.options.clip_p) if self.options.keep == "top_p" else 0.0
         return Needs(temperatures=(self.temperature,), mass=mass)
-
-    def learned(self, vocab_size: int = 0) -> None:
-        """Nothing beside the student."""
 
     def prepare(self, targets: TargetTensors, vocab_size: int) -> TargetTensors:
         """The same targets; the vocabulary says how many classes a share is."""

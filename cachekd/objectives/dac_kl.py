@@ -21,10 +21,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from cachekd.config import check_choices, option
+from cachekd.config import option
 from cachekd.errors import ConfigError
 from cachekd.objectives import Needs
-from cachekd.objectives._divergence import check_terms
+from cachekd.objectives._soft import SoftObjective, SoftOptions
 from cachekd.objectives._sums import summed
 
 if TYPE_CHECKING:
@@ -40,12 +40,9 @@ _LARGE = 10_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DACKLOptions:
+class DACKLOptions(SoftOptions):
     """Options of ``--objective dac_kl``."""
 
-    temperature: float = option(
-        1.0, "Temperature of the divergence; it must have been captured.", group="Objective"
-    )
     space: str = option(
         "logrank",
         "What the limits of the window mean. logrank: log(rank) / log V, 0 the most probable; "
@@ -85,9 +82,8 @@ class DACKLOptions:
     )
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_terms(self.loss, ("ce", "kd"))
-        for name in ("temperature", "tau", "inputs", "hidden"):
+        SoftOptions.__post_init__(self)
+        for name in ("tau", "inputs", "hidden"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: expected above 0; found {getattr(self, name)}")
         if not 0 <= self.guard < float("inf"):
@@ -101,16 +97,13 @@ class DACKLOptions:
             )
 
 
-class DACKL:
+class DACKL(SoftObjective):
     """See the module's text."""
 
     Options: ClassVar[type] = DACKLOptions
 
     def __init__(self, options: Any) -> None:
-        self.options = options
-        self.temperature = float(options.temperature)
-        self.ce = float(options.loss.get("ce", 0.0))
-        self.kd = float(options.loss.get("kd", 0.0))
+        super().__init__(options)
         self._net: WindowNet | None = None
         self._vocab = 0
 

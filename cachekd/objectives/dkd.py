@@ -12,14 +12,13 @@ for all tokens outside it; TCKD is exact, for the next token's probability is al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from cachekd.config import check_choices, option
+from cachekd.config import option
 from cachekd.errors import ConfigError
 from cachekd.objectives import Needs
-from cachekd.objectives._divergence import check_terms
+from cachekd.objectives._soft import SoftObjective, SoftOptions
 from cachekd.objectives._sums import summed
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DKDOptions:
+class DKDOptions(SoftOptions):
     """Options of ``--objective dkd``.
 
     In KL the weight of NCKD is 1 - p_g, so never above 1: with beta = 1 a row in which the teacher
@@ -39,9 +38,6 @@ class DKDOptions:
     image classes, of which a teacher is nearly sure. The metric ``target_p`` is the mean of p_g.
     """
 
-    temperature: float = option(
-        1.0, "Temperature of both parts; it must have been captured.", group="Objective"
-    )
     alpha: float = option(1.0, "Weight of target against rest (TCKD).", group="Objective")
     beta: float = option(
         2.0, "Weight of the rest (NCKD); in KL it is 1 - p of the target.", group="Objective"
@@ -53,17 +49,9 @@ class DKDOptions:
         choices=("gold", "argmax"),
         group="Objective",
     )
-    loss: Mapping[str, float] = option(
-        {"ce": 0.1, "kd": 0.9},
-        "Weights of cross entropy and both parts, as ce=0.1 kd=0.9; a term left out counts 0.",
-        group="Objective",
-    )
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_terms(self.loss, ("ce", "kd"))
-        if not self.temperature > 0:
-            raise ConfigError(f"temperature: expected above 0; found {self.temperature}")
+        SoftOptions.__post_init__(self)
         for name in ("alpha", "beta"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}: expected a number >= 0; found {getattr(self, name)}")
@@ -71,27 +59,14 @@ class DKDOptions:
             raise ConfigError("alpha and beta: expected one of them above 0; found 0 and 0")
 
 
-class DKD:
+class DKD(SoftObjective):
     """See the module's text."""
 
     Options: ClassVar[type] = DKDOptions
 
-    def __init__(self, options: Any) -> None:
-        self.options = options
-        self.temperature = float(options.temperature)
-        self.ce = float(options.loss.get("ce", 0.0))
-        self.kd = float(options.loss.get("kd", 0.0))
-
     def needs(self) -> Needs:
         """The log-normaliser of the temperature, and exact heads."""
         return Needs(temperatures=(self.temperature,))
-
-    def learned(self, vocab_size: int = 0) -> None:
-        """Nothing beside the student."""
-
-    def prepare(self, targets: TargetTensors, vocab_size: int) -> TargetTensors:
-        """The targets as they are."""
-        return targets
 
     def __call__(self, student: StudentRows, targets: TargetTensors) -> ObjectiveOutput:
         """Weighted sums over some rows.

@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 from cachekd.config import check_choices, option
 from cachekd.losses.choice import Divergence
 from cachekd.objectives import Needs
-from cachekd.objectives._divergence import DivergenceObjective, DivergenceOptions, check_terms
+from cachekd.objectives._divergence import DivergenceObjective, DivergenceOptions
+from cachekd.objectives._soft import check_terms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,14 +15,13 @@ starts at 0, so that training starts as plain KD.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from cachekd.config import check_choices, option
+from cachekd.config import option
 from cachekd.errors import ConfigError
 from cachekd.objectives import Needs
-from cachekd.objectives._divergence import check_terms
+from cachekd.objectives._soft import SoftObjective, SoftOptions
 from cachekd.objectives._sums import summed
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SKDOptions:
+class SKDOptions(SoftOptions):
     """Options of ``--objective skd``."""
 
     temperature: float = option(
@@ -48,30 +47,21 @@ class SKDOptions:
         "becomes the student.",
         group="Objective",
     )
-    loss: Mapping[str, float] = option(
-        {"ce": 0.1, "kd": 0.9},
-        "Weights of cross entropy and divergence, as ce=0.1 kd=0.9; a term left out counts 0.",
-        group="Objective",
-    )
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_terms(self.loss, ("ce", "kd"))
-        for name in ("temperature", "inputs", "hidden", "anchor"):
+        SoftOptions.__post_init__(self)
+        for name in ("inputs", "hidden", "anchor"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}: expected above 0; found {getattr(self, name)}")
 
 
-class SKD:
+class SKD(SoftObjective):
     """See the module's text."""
 
     Options: ClassVar[type] = SKDOptions
 
     def __init__(self, options: Any) -> None:
-        self.options = options
-        self.temperature = float(options.temperature)
-        self.ce = float(options.loss.get("ce", 0.0))
-        self.kd = float(options.loss.get("kd", 0.0))
+        super().__init__(options)
         self._net: Simplifier | None = None
 
     def needs(self) -> Needs:
