@@ -168,9 +168,8 @@ class FakeCache:
             for item in self.records
         ]
         keys = [item.key for item in self.records]
-        return collect(
-            [read_samples("fake", write_samples(samples, keys, self.sample_ids, range(len(keys))))]
-        )
+        data = write_samples(samples, keys, self.sample_ids, range(len(keys)))
+        return collect([(read_samples("fake", data), False)])
 
     def shards_of(self, numbers: Any) -> Any:
         """Five samples a shard, in the order of the cache."""

@@ -92,7 +92,7 @@ def read_samples_of(config: TrainConfig, caches: Sequence[Cache], student: Path)
     keys = keys_of(samples)
     ids = sample_ids(samples, keys)
     shard = write_samples(samples, keys, ids, range(len(samples)))
-    table = collect([read_samples("data", shard)])
+    table = collect([(read_samples("data", shard), False)])
     return DataSamples(table=table, samples=samples, left_out=dict(prepared.skipped))
 
 

@@ -89,7 +89,8 @@ def test_spans_of_a_table_are_the_rows_of_each_sample(samples, mode):
     ]
     keys = keys_of(made)
     ids = [bytes([i + 1]) * 16 for i in range(len(made))]
-    table = collect([read_samples("t", write_samples(made, keys, ids, range(len(made))))])
+    data = write_samples(made, keys, ids, range(len(made)))
+    table = collect([(read_samples("t", data), False)])
     starts, stops = trained_spans(table, mode)
     for i, sample in enumerate(made):
         trained = np.zeros(len(sample.roles), bool)
