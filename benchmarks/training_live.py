@@ -48,7 +48,7 @@ class LiveKL:
         """Whole logits of a chunk."""
         return Needs(dense=True)
 
-    def learned(self) -> None:
+    def learned(self, vocab_size: int = 0) -> None:
         """Nothing."""
 
     def prepare(self, targets: TargetTensors, vocab_size: int) -> TargetTensors:

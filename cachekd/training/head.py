@@ -45,7 +45,7 @@ class StudentHead:
         base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
         self._module: Any = base.get_output_embeddings() if _has_head(base) else None
         self.facts: HeadFacts | None = None
-        self._function: Callable[[Tensor, Head], None] | None = None
+        self._function: Callable[[Tensor, Head], Tensor] | None = None
         # One object for all steps, which a compiled model breaks its graph at and knows again.
         self._forward = torch.compiler.disable(self._call)  # type: ignore[no-untyped-call]
         why = self._prove(model, base)
@@ -57,10 +57,11 @@ class StudentHead:
             )
 
     @contextmanager
-    def replaced(self, function: Callable[[Tensor, Head], None]) -> Iterator[None]:
+    def replaced(self, function: Callable[[Tensor, Head], Tensor]) -> Iterator[None]:
         """Within, the model's head calls a function of hidden states [B, T, D] and the head.
 
-        The model goes on with empty logits [B, T, 1].
+        The model goes on with logits [B, T, 1] that are all what the function returned: data
+        parallelism looks for the parameters of a step in the graph of the model's output.
         """
         assert self.facts is not None, "only a proven head may be replaced"
         before, self._function = vars(self._module).get("forward"), function
@@ -80,8 +81,8 @@ class StudentHead:
         head = Head(
             weight_VD=module.weight, bias_V=module.bias, scale=facts.scale, softcap=facts.softcap
         )
-        self._function(hidden_BTD, head)
-        return hidden_BTD.new_zeros((*hidden_BTD.shape[:-1], 1))
+        value = self._function(hidden_BTD, head)
+        return value.to(hidden_BTD.dtype).expand(*hidden_BTD.shape[:-1], 1)
 
     def _prove(self, model: Any, base: Any) -> str | None:
         """Find the facts; why they cannot be found, or None."""

@@ -75,9 +75,10 @@ def _prediction_loss(
         return logits_loss(logits_NV, targets, objective, reading, vocab_size)
     found: list[ObjectiveOutput] = []
 
-    def fused(hidden_BTD: Tensor, weights: Head) -> None:
+    def fused(hidden_BTD: Tensor, weights: Head) -> Tensor:
         hidden_ND = hidden_BTD.flatten(0, 1)[rows_N]
         found.append(fused_loss(hidden_ND, weights, targets, objective, reading, vocab_size))
+        return found[-1].loss_sum
 
     with head.replaced(fused):
         run_student(model, batch)

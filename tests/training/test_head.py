@@ -172,6 +172,7 @@ def test_products_run_in_the_dtype_of_autocast() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of the compiler's own look at logits
 def test_a_compiled_student_is_compiled_once() -> None:
     model, graphs = _model("Llama"), []
 
