@@ -69,10 +69,10 @@ class HeadRows:
         self._work = torch.promote_types(dtype, torch.float32)
         self._hidden_ND = hidden_ND.to(dtype)
         self._weight_VD = head.weight_VD[:vocab_size].to(dtype)
-        self._of_hidden = torch.zeros_like(self._hidden_ND) if wanted[0] else None
+        self._of_hidden = self._zeros(hidden_ND) if wanted[0] else None
         self._of_weight = self._zeros(head.weight_VD) if wanted[1] else None
         self._of_bias = self._zeros(head.bias_V) if wanted[2] and head.bias_V is not None else None
-        self._buffer = torch.empty(0, dtype=self._work, device=self.device)
+        self._buffer = torch.empty((0, vocab_size), dtype=self._work, device=self.device)
         self._capped_RV: Tensor | None = None
 
     def _zeros(self, like: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cachekd.config import option
+from cachekd.errors import ConfigError
 from cachekd.objectives import Needs
 from cachekd.objectives._terms import Term, merged, terms_of
 from cachekd.types import ObjectiveOutput
@@ -64,6 +65,9 @@ class Sum:
         if self._learned is None:
             modules = {term.name: term.objective.learned(vocab_size) for term in self.terms}
             found = {name: module for name, module in modules.items() if module is not None}
+            taken = sorted(name for name in found if hasattr(nn.ModuleDict, name))
+            if taken:
+                raise ConfigError(f"terms: {taken[0]!r} cannot name a term that learns; rename it")
             self._learned = nn.ModuleDict(found) if found else None
         return self._learned
 

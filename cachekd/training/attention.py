@@ -55,8 +55,12 @@ class _Pass:
     seen: set[int] = field(default_factory=set)
 
     def went_back(self, gradient: Tensor) -> None:
-        """Called with the gradient of its loss."""
-        self.waits = False
+        """Called with the gradient of its loss, which then lets go of the graph and of this pass.
+
+        The targets stay until the next pass: checkpointing may yet run a layer again.
+        """
+        assert self.total is not None and self.loss is not None, "it has a gradient"
+        self.waits, self.total, self.loss = False, self.total.detach(), self.loss.detach()
 
 
 class StudentAttention:

@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 
 def collate_attention(
-    documents: Sequence[Sequence[Record]], trained: Iterable[Int64]
+    documents: Sequence[Sequence[Record]], trained: Iterable[Int64], *, seq_mean: bool = False
 ) -> AttentionTargets:
     """What a batch holds of the attention of its records.
 
     Args:
         documents: records of each batch row, one after the other from its first place.
         trained: trained rows of each record, in the same order.
+        seq_mean: whether the trained rows of a sample share its weight.
 
     Raises:
         MismatchError: a record has no attention, or lacks it for a row that is trained though no
@@ -44,9 +45,11 @@ def collate_attention(
     for batch_row, row in enumerate(documents):
         start = 0
         for record in row:
-            part = _trained_part(record, next(rows))
+            own = next(rows)
+            part = _trained_part(record, own)
             parts.append(part)
-            weights.append(part.weights * np.float32(record.weight))
+            share = record.weight / max(len(own), 1) if seq_mean else record.weight
+            weights.append(part.weights * np.float32(share))
             if len(part.rows):
                 places.append(
                     {

@@ -105,6 +105,13 @@ class RunTrainer(transformers.Trainer):  # type: ignore[misc]
         # The first process now ends the checkpoint, so the files of all must be there.
         self.accelerator.wait_for_everyone()
 
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """An epoch, unless the run ended already: a checkpoint of its last step trains no more."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**kwargs)
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         try:
             return bool(super()._determine_best_metric(metrics, trial))

@@ -162,8 +162,6 @@ def check_needs(needs: Needs, caches: Sequence[Cache], *, mixture: bool = False)
         if kind != "logits":
             raise ConfigError(f"the objective needs targets of kind {kind!r}; caches hold logits")
     for cache in caches:
-        if needs.generated:
-            _check_written(cache)
         captured = {1.0, *map(float, cache.identity.capture["temperatures"])}
         missing = sorted(set(needs.temperatures) - captured)
         if missing:
@@ -175,13 +173,20 @@ def check_needs(needs: Needs, caches: Sequence[Cache], *, mixture: bool = False)
             )
 
 
-def _check_written(cache: Cache) -> None:
-    """Refuse a cache whose responses are all from the data."""
-    if not cache.totals.get("generated", 0):
-        raise ConfigError(
-            f"the objective needs responses that the teacher wrote, and cache {cache.name!r} "
-            "holds none: capture one with cachekd precompute --generate sample (or greedy)"
-        )
+def check_written(needs: Needs, caches: Sequence[Cache]) -> None:
+    """Refuse to train on responses of the data where the teacher's are wanted.
+
+    Raises:
+        ConfigError: some sample of a cache was not written by its teacher.
+    """
+    for cache in caches if needs.generated else ():
+        written, samples = int(cache.totals.get("generated", 0)), len(cache)
+        if written < samples:
+            raise ConfigError(
+                "the objective needs responses that the teacher wrote; of the "
+                f"{samples} samples of cache {cache.name!r} it wrote {written or 'none'}. Capture "
+                "a cache of their own with cachekd precompute --generate sample (or greedy)"
+            )
 
 
 def _check_selection(needs: Needs, caches: Sequence[Cache]) -> None:

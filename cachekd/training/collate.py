@@ -102,7 +102,9 @@ class Collator:
             "targets": self._targets(chosen),
         }
         if self.attention:
-            batch["attention"] = collate_attention(documents, [rows for _, rows in chosen])
+            batch["attention"] = collate_attention(
+                documents, [rows for _, rows in chosen], seq_mean=self.reduction == "seq_mean"
+            )
         return batch
 
     def _targets(self, chosen: Sequence[tuple[Record, Int64]]) -> TargetTensors:

@@ -55,6 +55,7 @@ class TextDataset(Dataset[Record]):
         loss_mask: which rows count.
         max_length: longer samples are cut to it.
         pad_token_id: id that fills rows up.
+        reduction: as of training, see `Collator`.
 
     Attributes:
         collate: makes batches of the records.
@@ -75,9 +76,10 @@ class TextDataset(Dataset[Record]):
         loss_mask: LossMask = LossMask.AUTO,
         max_length: int | None = None,
         pad_token_id: int = 0,
+        reduction: str = "token_mean",
     ) -> None:
         self.vocab_size = int(identity.source["vocab_size"])
-        self.collate = TextCollator(loss_mask, pad_token_id=pad_token_id)
+        self.collate = TextCollator(loss_mask, pad_token_id=pad_token_id, reduction=reduction)
         config = _as_captured(data, identity, max_length)
         prepared = prepare(
             read_rows(config),
@@ -146,12 +148,13 @@ def _as_captured(data: tuple[str, ...], identity: Identity, max_length: int | No
 
 
 def _worded(tokenizer: Any, identity: Identity) -> Any:
-    """A copy of the tokenizer with the chat template of the capture."""
+    """A copy of the tokenizer with the template and special tokens of the capture."""
     import copy
 
-    worded = copy.copy(tokenizer)
-    if identity.provenance.get("chat_template") is not None:
-        worded.chat_template = identity.provenance["chat_template"]
+    worded = copy.deepcopy(tokenizer)
+    for name in ("chat_template", "bos_token", "eos_token"):
+        if identity.provenance.get(name) is not None:
+            setattr(worded, name, identity.provenance[name])
     return worded
 
 

@@ -114,7 +114,7 @@ def _has_head(base: Any) -> bool:
 def _candidates(config: Any) -> list[HeadFacts]:
     """What configurations of transformers say of logits, most particular first."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    scales = [1.0]
+    scales = []
     for name, divides in (
         ("logit_scale", False),
         ("lm_head_multiplier", False),
@@ -123,6 +123,7 @@ def _candidates(config: Any) -> list[HeadFacts]:
         value = getattr(text, name, None)
         if isinstance(value, int | float) and value:
             scales.append(1 / value if divides else float(value))
+    scales.append(1.0)
     cap = getattr(text, "final_logit_softcapping", None)
     plain = [HeadFacts(scale=scale) for scale in scales]
     return plain if not cap else [*(replace(one, softcap=float(cap)) for one in plain), *plain]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from cachekd.losses.fused import Reading, fused_loss, logits_loss
@@ -68,7 +69,8 @@ def batch_loss(
 def _prediction_loss(
     model: Any, head: StudentHead, batch: Batch, objective: Objective, vocab_size: int
 ) -> ObjectiveOutput:
-    targets = objective.prepare(batch["targets"], vocab_size)
+    with torch.autocast(batch["input_ids"].device.type, enabled=False):
+        targets = objective.prepare(batch["targets"], vocab_size)
     reading, rows_N = reading_of(objective, vocab_size), batch["rows"]
     if head.facts is None:
         logits_NV = run_student(model, batch).logits.flatten(0, 1)[rows_N]

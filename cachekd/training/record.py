@@ -62,9 +62,20 @@ _SAME_WHEN_RESUMED = (
 
 
 def check_resumed(
-    folder: Path, samples_digest: str, caches: Sequence[Cache], config: Mapping[str, Any]
+    folder: Path,
+    samples_digest: str,
+    caches: Sequence[Cache],
+    config: Mapping[str, Any],
+    rows: Mapping[str, Any],
 ) -> None:
     """Refuse to continue a run on other samples, targets or another objective.
+
+    Args:
+        folder: of the run.
+        samples_digest: of the samples as they are now.
+        caches: as they are now.
+        config: settings as they are now.
+        rows: what else decides which rows are trained, as ``run.json`` names it.
 
     Raises:
         MismatchError: the recorded run trained on something else; names what differs.
@@ -77,6 +88,8 @@ def check_resumed(
         recorded = run["counts"]["samples_digest"]
         left = {name: run["config"][name] for name in _SAME_WHEN_RESUMED}
         left["captures"] = [cache["capture_id"] for cache in run["caches"]]
+        left |= {name: run[name] for name in rows}
+        left["order seed"] = _order_seed(run["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read ({error!r}); choose another folder") from error
     if recorded != samples_digest:
@@ -87,7 +100,14 @@ def check_resumed(
         )
     right = {name: config[name] for name in _SAME_WHEN_RESUMED}
     right["captures"] = [cache.identity.capture_id for cache in caches]
+    right |= {**rows, "order seed": _order_seed(config)}
     refuse_difference("resume", left, right, f"the run in {folder}", "this run")
+
+
+def _order_seed(config: Mapping[str, Any]) -> int:
+    """What the order of samples depends on beside the samples; transformers' default is 42."""
+    given = config["training"].get("data_seed")
+    return int(config["training"].get("seed", 42) if given is None else given)
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

@@ -86,7 +86,9 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
         **dataset_options(config, inputs.objective.needs(), inputs.caches, inputs.student),
     )
     if inputs.resume:
-        record.check_resumed(inputs.output, dataset.digest(), inputs.caches, resolved(config))
+        rows = {"loss_mask": str(inputs.loss_mask), "max_length": inputs.max_length}
+        now = resolved(config)
+        record.check_resumed(inputs.output, dataset.digest(), inputs.caches, now, rows)
     with redirect_stdout(sys.stderr), _bars(own=progress is not None), stop_on_signals() as stop:
         trainer = _trainer(inputs, dataset, stop, progress)
         facts = outcome.facts_of(inputs, dataset, trainer)
@@ -136,6 +138,7 @@ def _checked(config: TrainConfig) -> Inputs:
     folder = resolve_model(config.student, config.revision)
     student.refuse_adapter(folder)
     checks.check_student(folder, everything)
+    checks.check_written(needs, caches)
     caveats.warn_of_coarse_start(needs, caches)
     checks.check_start(needs, caches, folder)
     mapping = attention_checks.check_attention(needs, everything, folder, loss_mask)
@@ -239,6 +242,7 @@ def _evaluation(inputs: Inputs, tokenizer: Any) -> tuple[CacheDataset | None, Te
             loss_mask=inputs.loss_mask,
             max_length=inputs.max_length,
             pad_token_id=tokenizer.pad_token_id or 0,
+            reduction=inputs.config.reduction,
         )
     return held_out, text
 

@@ -182,9 +182,9 @@ class DistillTrainer(RunTrainer):
         dataset = self.callback_handler.eval_dataloader.dataset
         with torch.no_grad(), self.compute_loss_context_manager():
             output = self._objective_output(model, batch, dataset)
-        if self._evaluation_batches > 0:
-            _add(self._evaluation, output)
-            self._evaluation_batches -= 1
+        # A batch that is repeated counts 0, so that every process has the same sums to reduce.
+        _add(self._evaluation, output, factor=float(self._evaluation_batches > 0))
+        self._evaluation_batches -= 1
         return None, None, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -225,10 +225,10 @@ class _FollowEpoch(transformers.TrainerCallback):  # type: ignore[misc]
         self._trainer.epoch_sampler.set_epoch(int(state.epoch or 0))
 
 
-def _add(sums: dict[str, Tensor], output: ObjectiveOutput) -> None:
+def _add(sums: dict[str, Tensor], output: ObjectiveOutput, factor: float = 1.0) -> None:
     """Add the sums of a batch, detached and on their device, so that nothing waits for them."""
     counts = {_COUNT + name: value for name, value in output.counts.items()}
     parts = {"loss": output.loss_sum, "weight": output.weight_sum, **output.metrics, **counts}
     for name, value in parts.items():
-        value = value.detach().double()
+        value = factor * value.detach().double()
         sums[name] = sums[name] + value if name in sums else value

@@ -278,3 +278,12 @@ def test_what_needs_do_not_name_cannot_be_read() -> None:
     for of in ("logits", "outcomes"):
         with pytest.raises(ConfigError, match=r"needs\(\) do not"):
             fused_loss(hidden_ND, head, targets, lambda s, r, of=of: asks(s, r, of), Reading())
+
+
+def test_no_rows_in_half_precision() -> None:
+    hidden_ND, head, targets = _case(rows=0, dtype=torch.bfloat16)
+    found = _fused(hidden_ND, head, targets, ce=0.5)
+    assert found.loss_sum.item() == 0
+    assert all(
+        gradient.abs().sum() == 0 for gradient in _gradients(found.loss_sum, hidden_ND, head)
+    )

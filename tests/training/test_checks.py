@@ -198,11 +198,15 @@ def test_a_tail_model_needs_a_unigram() -> None:
 
 def test_text_of_the_teacher_must_be_there() -> None:
     cache = FakeCache([record([5, 6, 7])])
-    with pytest.raises(ConfigError, match=r"'fake' holds none: .*--generate sample"):
-        checks.check_needs(Needs(generated=True), [cache])
-    checks.check_needs(Needs(), [cache])
+    with pytest.raises(ConfigError, match=r"1 samples of cache 'fake' it wrote none.*--generate"):
+        checks.check_written(Needs(generated=True), [cache])
+    checks.check_written(Needs(), [cache])
     cache.totals = {"samples": 1, "generated": 1}
-    checks.check_needs(Needs(generated=True), [cache])
+    checks.check_written(Needs(generated=True), [cache])
+    some = FakeCache([record([5, 6, 7]), record([8, 9])])
+    some.totals = {"samples": 2, "generated": 1}
+    with pytest.raises(ConfigError, match=r"2 samples of cache 'fake' it wrote 1"):
+        checks.check_written(Needs(generated=True), [some])
 
 
 def _selected(**selection: Any) -> Any:

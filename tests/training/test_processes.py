@@ -40,7 +40,8 @@ trainer = DistillTrainer(
     model=student(),
     args=TrainingArguments(
         output_dir=out, max_steps=8 if not resume else 10, per_device_train_batch_size=size,
-        per_device_eval_batch_size=3, gradient_accumulation_steps=2, logging_steps=4,
+        per_device_eval_batch_size=8 if kind == "packed" else 3,
+        gradient_accumulation_steps=2, logging_steps=4,
         save_strategy="steps", save_steps=5, report_to="none", disable_tqdm=True, use_cpu=True,
         optim="sgd", learning_rate=0.5, lr_scheduler_type="constant", seed=5,
     ),

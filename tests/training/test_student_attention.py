@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -222,3 +224,31 @@ def test_wrong_mappings_and_batches_are_refused() -> None:
     cached = model(batch["input_ids"][:, :2], use_cache=True).past_key_values
     with pytest.raises(MismatchError, match="use_cache=False"), tap.watching(batch):
         model(batch["input_ids"][:, 2:], past_key_values=cached)
+
+
+def test_nothing_of_a_step_is_held_when_later_ones_have_run() -> None:
+    model = model_of("llama")
+    tap, held = StudentAttention(model, mapping_of()), []
+    for _ in range(4):
+        batch = Collator(attention=True)(records_of(None))
+        held.append(weakref.ref(batch["attention"]["probs"]))
+        tapped(tap, model, batch).backward()
+    del batch
+    gc.collect()
+    assert [reference() is None for reference in held] == [True, True, True, False]
+
+
+def test_means_over_samples_weigh_attention_as_they_weigh_targets() -> None:
+    """Of one sample both reductions are the same mean; a batch is the mean of its samples."""
+    model, records = model_of("llama"), records_of(None)
+    tap = StudentAttention(model, mapping_of())
+
+    def mean(items: Any, reduction: str) -> float:
+        batch = Collator(attention=True, reduction=reduction)(items)
+        return float(tapped(tap, model, batch).detach() / batch["targets"]["weights"].sum())
+
+    alone = [mean([item], "seq_mean") for item in records]
+    assert alone == pytest.approx([mean([item], "token_mean") for item in records], rel=1e-5)
+    weights = [item.weight for item in records]
+    expected = sum(w * m for w, m in zip(weights, alone, strict=True)) / sum(weights)
+    assert mean(records, "seq_mean") == pytest.approx(expected, rel=1e-5)
