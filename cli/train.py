@@ -16,7 +16,7 @@ import click
 
 from cachekd.config import TrainConfig
 from cachekd.errors import ConfigError
-from cachekd.plugins import find
+from cachekd.plugins import available, find
 
 from .options import (
     CONFIG_OPTION,
@@ -104,7 +104,7 @@ def _settings(
     if scalars or extra:
         refuse_unknown(list(training), _argument_names(), f"{where}: training")
         as_flags = [f"--{key}={value}" for key, value in scalars.items()]
-        training |= _parse_arguments([*as_flags, *extra])
+        training |= _parse_arguments([*as_flags, *extra], options)
     plain = {key: value for key, value in from_yaml.items() if key not in _NOT_FLAGS}
     values = values_of(TrainConfig, {k: v for k, v in given.items() if k in own}, plain)
     nested = from_yaml.get("objective_options") or {}
@@ -122,7 +122,19 @@ def _argument_names() -> list[str]:
     return [field.name for field in dataclasses.fields(TrainingArguments)]
 
 
-def _parse_arguments(extra: Sequence[str]) -> dict[str, Any]:
+def _refuse_of_others(name: str) -> None:
+    """Refuse an option that another objective has."""
+    having = [
+        objective
+        for objective in available("objectives")
+        if name
+        in (field.name for field in dataclasses.fields(find("objectives", objective).Options))
+    ]
+    if having:
+        raise ConfigError(f"flags: {name!r} is an option of the objectives {', '.join(having)}")
+
+
+def _parse_arguments(extra: Sequence[str], options: Any) -> dict[str, Any]:
     """Flags of `TrainingArguments` that were given, each of its type, and no defaults.
 
     Raises:
@@ -141,6 +153,8 @@ def _parse_arguments(extra: Sequence[str]) -> dict[str, Any]:
         names = [item[2:].partition("=")[0].replace("-", "_") for item in unknown[:1]]
         known = [f.name for f in dataclasses.fields(TrainConfig)] + _argument_names()
         if unknown[0].startswith("--"):
+            known += [field.name for field in dataclasses.fields(options)]
+            _refuse_of_others(names[0])
             refuse_unknown(names, known, "flags")
         raise ConfigError(f"unexpected argument {unknown[0]!r}")
     return {name: value for name, value in vars(found).items() if value is not absent}

@@ -7,7 +7,7 @@ work together are refused here, before a weight is loaded.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ def training_arguments(config: TrainConfig, *, own_progress: bool = False) -> An
     Raises:
         ConfigError: an unknown field, or settings that contradict each other.
     """
+    import torch
     from transformers import TrainingArguments
 
     given = {k: v for k, v in config.training.items() if k != "resume_from_checkpoint"}
@@ -43,6 +44,8 @@ def training_arguments(config: TrainConfig, *, own_progress: bool = False) -> An
         "output_dir": config.output_dir,
         "report_to": "none",
         "disable_tqdm": own_progress,
+        "logging_steps": 10,
+        "dataloader_pin_memory": torch.accelerator.is_available(),
         # A new process checks every shard in whole again: once a run, not once an epoch.
         "dataloader_persistent_workers": bool(given.get("dataloader_num_workers")),
         **_best_model(config, given),
@@ -50,9 +53,24 @@ def training_arguments(config: TrainConfig, *, own_progress: bool = False) -> An
     if config.lora_r is not None:
         defaults["label_names"] = ["labels"]  # they cannot be read off the forward of a peft model
     try:
-        return TrainingArguments(**(defaults | given))
+        arguments = TrainingArguments(**(defaults | given))
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"training: {error}") from error
+    _check_reports(arguments.report_to)
+    return arguments
+
+
+def _check_reports(names: Sequence[str]) -> None:
+    """Refuse a tracker whose package is not installed, before anything is loaded."""
+    from transformers.integrations import get_available_reporting_integrations
+
+    installed = get_available_reporting_integrations()
+    for name in names:
+        if name not in installed:
+            raise ConfigError(
+                f"report_to: expected one of what is installed ({', '.join(installed) or 'none'}); "
+                f"found {name}. Install it (pip install {name}), or leave it out"
+            )
 
 
 def resume_of(training: Mapping[str, Any]) -> str | bool:

@@ -1,6 +1,6 @@
 """What is allowed and yet worth a warning before a student is loaded, from small files alone.
 
-In: opened caches and what the objective needs. Out: log lines.
+In: opened caches, their samples, and what the objective needs. Out: log lines.
 """
 
 from __future__ import annotations
@@ -9,14 +9,19 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from cachekd.config import LEVEL_STEPS
 
 if TYPE_CHECKING:
     from cachekd.objectives import Needs
     from cachekd.store.reader import Cache
+    from cachekd.training.loader import CacheDataset
 
+_LOOKED_AT = 32
 logger = logging.getLogger(__name__)
 _FEW = 64
+_OFTEN = 0.01
 
 
 def warn_of_coarse_start(needs: Needs, caches: Sequence[Cache]) -> None:
@@ -48,3 +53,37 @@ def warn_of_coarse_start(needs: Needs, caches: Sequence[Cache]) -> None:
                 kept,
                 _FEW,
             )
+
+
+def warn_of_short_heads(needs: Needs, caches: Sequence[Cache]) -> None:
+    """Warn where heads often hold less than the mass that the objective asks for."""
+    for cache in caches if needs.mass else ():
+        chosen = np.unique(np.linspace(0, len(cache) - 1, _LOOKED_AT).astype(np.int64))
+        tails = np.concatenate([record.logits.tail for record in cache.read(chosen.tolist())])
+        tails = tails[tails < 0]  # 0 on rows that were not captured
+        short = float((-np.expm1(tails) < needs.mass).mean()) if len(tails) else 0.0
+        if short > _OFTEN:
+            logger.warning(
+                "cache %r: about %.0f %% of its heads hold less than %g of the teacher's mass, "
+                "which the objective asks for; such rows use all they have (metric short_rows). "
+                "Capture with a larger --logits-top-k, or ask for less",
+                cache.name,
+                100 * short,
+                needs.mass,
+            )
+
+
+def warn_of_samples(needs: Needs, dataset: CacheDataset) -> None:
+    """Warn of samples that are left out or cut, and of routing that routes nothing."""
+    if dataset.dropped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dataset.dropped.items())
+        logger.warning("%d samples are trained on; left out: %s", len(dataset), reasons)
+    if dataset.truncated:
+        logger.warning("%d samples are cut to %s tokens", dataset.truncated, dataset.max_length)
+    if needs.routed and len(set(dataset.cache_numbers.tolist())) == 1:
+        name = dataset.caches[int(dataset.cache_numbers[0])].name
+        logger.warning(
+            "every sample learns from the cache %r: none is routed to the other. Name the domains "
+            "of the expert with --expert-domains",
+            name,
+        )

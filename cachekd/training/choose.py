@@ -141,7 +141,10 @@ def _check_held(held: Mask, data: DataSamples, caches: Sequence[Cache], on_missi
         return
     names = ", ".join(repr(cache.name) for cache in caches)
     where = f"cache {names}" if len(caches) == 1 else f"the caches {names} that should serve them"
-    advice = "leave them out with --on-missing skip"
+    advice = (
+        "leave them out with --on-missing skip; rows that the capture cut or split are found with "
+        "--on-long as it was there"
+    )
     if len(missing) == len(held):
         advice = "check that --columns, --on-long and --domain-column are as at the capture"
     raise DataError(

@@ -14,6 +14,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cachekd.config import DataConfig, RowsConfig, TrainConfig
 from cachekd.data.samples import prepare
 from cachekd.data.sources import read_rows
@@ -83,8 +85,9 @@ def read_samples_of(config: TrainConfig, caches: Sequence[Cache], student: Path)
         read_rows(settings),
         settings,
         _tokenizer(student, recorded, trust=config.trust_remote_code),
-        # A capture that cut or split did it at the length of its longest sample.
-        context_length=longest,
+        # A capture that cut or split did it at the length of its longest sample. A row that is
+        # longer and is not cut is in no cache, and is counted as such.
+        context_length=int(np.iinfo(np.int32).max) if config.on_long == "fail" else longest,
         vocab_size=int(caches[0].identity.source["vocab_size"]),
         clock=datetime.fromisoformat(recorded["clock"]),
     )

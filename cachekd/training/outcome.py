@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cachekd.config import resolved
 from cachekd.errors import Incomplete
+from cachekd.plugins import find
 from cachekd.training import record
 from cachekd.training.page import REPORT, write_report
 
@@ -40,6 +41,14 @@ def facts_of(inputs: Inputs, dataset: CacheDataset, trainer: DistillTrainer) -> 
         "eval_cache": record.cache_facts(inputs.eval_cache) if inputs.eval_cache else None,
         "eval_data": _text_counts(trainer),
         "config": record.without_tokens(resolved(inputs.config)),
+        "objective": {
+            "name": inputs.config.objective,
+            "options": resolved(
+                find("objectives", inputs.config.objective).Options(
+                    **inputs.config.objective_options
+                )
+            ),
+        },
         "objective_needs": resolved(inputs.objective.needs()),
         "loss_mask": str(inputs.loss_mask),
         "max_length": inputs.max_length,

@@ -147,7 +147,8 @@ def _caches(facts: Mapping[str, Any]) -> Table:
 
 def _settings(facts: Mapping[str, Any]) -> dict[str, str]:
     config = {name: value for name, value in facts["config"].items() if name != "training"}
-    values = {**config, **facts["training_arguments"], "loss_mask": facts["loss_mask"]}
+    options = facts["objective"]["options"]
+    values = {**config, **options, **facts["training_arguments"], "loss_mask": facts["loss_mask"]}
     versions = {f"version of {name}": value for name, value in facts["versions"].items()}
     return {
         name: str(value)

@@ -85,6 +85,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
         max_length=inputs.max_length,
         **dataset_options(config, inputs.objective.needs(), inputs.caches, inputs.student),
     )
+    caveats.warn_of_samples(inputs.objective.needs(), dataset)
     if inputs.resume:
         rows = {"loss_mask": str(inputs.loss_mask), "max_length": inputs.max_length}
         now = resolved(config)
@@ -140,6 +141,7 @@ def _checked(config: TrainConfig) -> Inputs:
     checks.check_student(folder, everything)
     checks.check_written(needs, caches)
     caveats.warn_of_coarse_start(needs, caches)
+    caveats.warn_of_short_heads(needs, caches)
     checks.check_start(needs, caches, folder)
     mapping = attention_checks.check_attention(needs, everything, folder, loss_mask)
     max_length = checks.resolve_max_length(config.max_length, folder)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -120,6 +121,20 @@ class DistillTrainer(RunTrainer):
             model, self._head, batch, self.objective, dataset.vocab_size, self._attention
         )
 
+    def _held_out(self, model: Any, batch: Batch, dataset: Any) -> ObjectiveOutput:
+        """The objective's sums, and ``kl``, ``ce`` and ``tail_mass`` whatever the objective is.
+
+        So students of different objectives can be compared: forward KL to the stored teacher at
+        temperature 1. An objective that is forward KL itself tells it at its own temperature.
+        """
+        output = self._objective_output(model, batch, dataset)
+        if isinstance(dataset, TextDataset) or getattr(self.objective, "metric", "") == "kl":
+            return output
+        assert self._head is not None, "made with the objective's sums"
+        measure = build("kd", {"loss": {"kd": 1.0}})
+        common = batch_loss(model, self._head, batch, measure, dataset.vocab_size)
+        return replace(output, metrics={**output.metrics, **common.metrics})
+
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: Any) -> Tensor | None:
         """Row weights of the accumulated batch, over all processes."""
         weights = [batch["targets"]["weights"].to(device).sum() for batch in batch_samples]
@@ -181,7 +196,7 @@ class DistillTrainer(RunTrainer):
         batch = self._prepare_inputs(inputs)
         dataset = self.callback_handler.eval_dataloader.dataset
         with torch.no_grad(), self.compute_loss_context_manager():
-            output = self._objective_output(model, batch, dataset)
+            output = self._held_out(model, batch, dataset)
         # A batch that is repeated counts 0, so that every process has the same sums to reduce.
         _add(self._evaluation, output, factor=float(self._evaluation_batches > 0))
         self._evaluation_batches -= 1

@@ -15,6 +15,7 @@ from tiny import Family
 
 import cachekd
 from cachekd.config import TrainConfig
+from cachekd.errors import ConfigError
 from cachekd.training.arguments import training_arguments
 
 Make = Callable[..., TrainConfig]
@@ -72,6 +73,9 @@ def test_reporters_see_the_loss_parts(
 
     monkeypatch.setattr(_Reporter, "seen", [], raising=False)
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", _Reporter)
+    monkeypatch.setattr(
+        transformers.integrations, "get_available_reporting_integrations", lambda: ["tensorboard"]
+    )
     asked = UNSAVED | {"report_to": ["tensorboard"], "eval_strategy": "steps", "eval_steps": 3}
     cachekd.train(config(eval_cache=str(made.heldout_cache), training=asked))
     trained = [row for row in _Reporter.seen if "loss" in row]
@@ -148,3 +152,22 @@ def test_a_caller_with_progress_gets_every_step(
     assert [step for step, _, row in seen if "kl" in row] == [2, 4, 6]
     printed = capsys.readouterr()
     assert printed.out == "" and "'loss'" not in printed.err
+
+
+def test_a_reporter_that_is_not_installed_is_refused(
+    config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        transformers.integrations, "get_available_reporting_integrations", lambda: ["wandb"]
+    )
+    with pytest.raises(ConfigError, match=r"installed \(wandb\); found tensorboard.*pip install"):
+        training_arguments(config(training={"report_to": ["tensorboard"]}), own_progress=False)
+
+
+def test_the_record_has_the_options_that_were_used(config: Make, tmp_path: Path) -> None:
+    cachekd.train(config(objective="jsd", objective_options={"beta": 0.25}, training=UNSAVED))
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    assert run["objective"]["name"] == "jsd"
+    assert run["objective"]["options"]["beta"] == 0.25
+    assert run["objective"]["options"]["loss"] == {"ce": 0.1, "kd": 0.9}
+    assert "beta" in (tmp_path / "out/report.html").read_text()

@@ -224,3 +224,25 @@ def test_the_users_own_values_win(config: Make, made: Any, tmp_path: Path) -> No
     assert "load_best_model_at_end" not in used
     assert not list((tmp_path / "out").glob("checkpoint-*"))
     assert json.loads((tmp_path / "out" / "run.json").read_text())["steps"] == 6
+
+
+@pytest.mark.parametrize("objective", ["jsd", "sft", "skd"])
+def test_students_of_any_objective_can_be_compared(
+    config: Make, made: Any, tmp_path: Path, objective: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    options = {"temperature": 1.0} if objective == "skd" else {}
+    final = cachekd.train(
+        config(
+            objective=objective,
+            objective_options=options,
+            eval_cache=str(made.heldout_cache),
+            training=EVERY,
+        )
+    )["final_eval"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").float()
+    expected = heldout_kl(model, made.heldout_cache)
+    assert final["eval_kl"] == pytest.approx(expected.kl, rel=1e-4)
+    assert final["eval_ce"] == pytest.approx(expected.ce, rel=1e-4)
+    assert ("eval_jsd" in final) == (objective == "jsd")

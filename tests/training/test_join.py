@@ -99,8 +99,11 @@ def test_rows_cut_at_the_capture_are_found(family: Family, tmp_path: Path) -> No
         assert cache.lengths.max() == 48
         samples = _samples(family, cache, data, on_long=how)
         assert sorted(CacheDataset(cache, data=samples).sample_ids) == sorted(cache.sample_ids)
+    uncut = _samples(family, cache, data)
     with pytest.raises(DataError, match="--on-long"):
-        _samples(family, cache, data)
+        CacheDataset(cache, data=uncut)
+    some = CacheDataset(cache, data=uncut, on_missing="skip")
+    assert 0 < len(some) < 12 and some.dropped["not in the caches"] == 12 - len(some)
 
 
 def test_template_clock_and_eos_are_those_of_the_capture(
