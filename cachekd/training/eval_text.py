@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from cachekd.config import DataConfig
 from cachekd.data.alignment import LossMask, trained_rows
-from cachekd.data.samples import prepare
+from cachekd.data.samples import Prepared, prepare
 from cachekd.data.sources import read_rows
 from cachekd.errors import ConfigError
 from cachekd.training.collate import Collator
@@ -80,15 +80,7 @@ class TextDataset(Dataset[Record]):
     ) -> None:
         self.vocab_size = int(identity.source["vocab_size"])
         self.collate = TextCollator(loss_mask, pad_token_id=pad_token_id, reduction=reduction)
-        config = _as_captured(data, identity, max_length)
-        prepared = prepare(
-            read_rows(config),
-            config,
-            _worded(tokenizer, identity),
-            context_length=max_length or _LONGEST,
-            vocab_size=self.vocab_size,
-            clock=datetime.fromisoformat(identity.provenance["clock"]),
-        )
+        prepared = _prepared(data, identity, tokenizer, max_length)
         rows = [
             int(trained_rows(sample.roles, sample.prompt_length, loss_mask).sum())
             for sample in prepared.samples
@@ -122,6 +114,21 @@ class TextCollator(Collator):
     def _trained(self, record: Record) -> Int64:
         rows = trained_rows(record.roles, record.prompt_length, self.loss_mask)
         return np.flatnonzero(rows).astype(np.int64)
+
+
+def _prepared(
+    data: tuple[str, ...], identity: Identity, tokenizer: Any, max_length: int | None
+) -> Prepared:
+    """Samples of the data, made as those of the cache were."""
+    config = _as_captured(data, identity, max_length)
+    return prepare(
+        read_rows(config),
+        config,
+        _worded(tokenizer, identity),
+        context_length=max_length or _LONGEST,
+        vocab_size=int(identity.source["vocab_size"]),
+        clock=datetime.fromisoformat(identity.provenance["clock"]),
+    )
 
 
 def _as_captured(data: tuple[str, ...], identity: Identity, max_length: int | None) -> DataConfig:

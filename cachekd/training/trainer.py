@@ -211,9 +211,14 @@ class DistillTrainer(RunTrainer):
         super().log(logs, start_time)
 
     def leave_group(self) -> None:
-        """Leave the process group in good order; a process that only exits may be aborted."""
+        """Leave the process group in good order; a process that only exits may be aborted.
+
+        So may one that exits with a wrapped model, whose reducer has threads in the group.
+        """
         if self.args.world_size > 1:
             self.accelerator.wait_for_everyone()
+            self.model_wrapped = self.model
+            self.accelerator.free_memory()
             self.accelerator.end_training()
 
     def _means(self, sums: Mapping[str, Tensor]) -> dict[str, float]:

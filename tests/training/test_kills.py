@@ -62,7 +62,16 @@ print(json.dumps(codes))
 
 def _killed(family: Family, cache: Path, root: Path, seed: int, *further: object) -> list[int]:
     """Exit codes: of the whole run, of the killed ones (-9), of the last."""
-    flags = ["--cache", cache, "--student", family.student, "--max-steps", 24, "--use-cpu", "true"]
+    flags = [
+        "--cache",
+        f"main={cache}",
+        "--student",
+        family.student,
+        "--max-steps",
+        24,
+        "--use-cpu",
+        "true",
+    ]
     flags += ["--save-steps", 1, "--save-total-limit", 3, "--learning-rate", 0.01]
     flags += ["--per-device-train-batch-size", 2, "--logging-steps", 5, *further]
     tests = str(Path(__file__).parents[1])
@@ -91,6 +100,7 @@ def _state(folder: Path, *names: str) -> dict[str, torch.Tensor]:
     [
         ("padded", ()),
         ("packed", ("--packing",)),
+        ("mixed", ("--packing", "--mix", "main=0.3")),
         ("accumulated", ("--gradient-accumulation-steps", 3)),
         ("learned", ("--objective", "weighing:Weighing")),
         ("lora", ("--lora-r", 2)),
