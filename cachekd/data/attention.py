@@ -1,13 +1,15 @@
 """What is kept of a teacher's attention: the choice as a noun, and how settings become one.
 
 In: settings and the teacher's configuration. Out: an `AttentionSpec`, whose JSON is part of the
-attention's capture id. Which query rows are drawn is decided here too.
+attention's capture id. Which query rows are drawn is decided here too, and which function is a
+model's own eager attention.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachekd.config import ATTENTION_STEPS, AttentionConfig
+from cachekd.data.splitmix import GAMMA, mixed
 from cachekd.errors import ConfigError, CorruptCache, TeacherError
 
 MEAN = -1
@@ -208,13 +211,17 @@ def drawn_rows(spec: AttentionSpec, key: bytes, rows: int) -> NDArray[np.bool_]:
         return np.ones(rows, dtype=np.bool_)
     seed = spec.seed.to_bytes(8, "little", signed=True)
     start = int.from_bytes(hashlib.blake2b(key + seed, digest_size=8).digest(), "little")
-    # SplitMix64 (Steele, Lea, Flood 2014): a counter-based stream, vectorised over rows.
     with np.errstate(over="ignore"):
-        z = np.uint64(start) + np.arange(1, rows + 1, dtype=np.uint64) * np.uint64(
-            0x9E3779B97F4A7C15
-        )
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    drawn: NDArray[np.bool_] = (z >> np.uint64(11)) < np.uint64(spec.share * 2.0**53)
+        z = np.uint64(start) + np.arange(1, rows + 1, dtype=np.uint64) * np.uint64(GAMMA)
+    drawn: NDArray[np.bool_] = (mixed(z) >> np.uint64(11)) < np.uint64(spec.share * 2.0**53)
     return drawn
+
+
+def eager_attention(module: Any) -> Callable[..., Any] | None:
+    """``eager_attention_forward`` of the file that defines a module's class or a base of it."""
+    for kind in type(module).__mro__:
+        function = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
+        if function is not None:
+            found: Callable[..., Any] = function
+            return found
+    return None

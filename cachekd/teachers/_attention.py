@@ -9,7 +9,6 @@ lets them go: the maps of two layers never exist at once. Whatever a model adds 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachekd.data.attention import MEAN, AttentionSpec
+from cachekd.data.attention import MEAN, AttentionSpec, eager_attention
 from cachekd.errors import TeacherError
 from cachekd.teachers import LayerSink
 from cachekd.types import Float32
@@ -174,10 +173,7 @@ def _forward(
 
 
 def _eager(module: Any) -> Callable[..., Any]:
-    """``eager_attention_forward`` of the file that defines the module's class or a base of it."""
-    for kind in type(module).__mro__:
-        function = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
-        if function is not None:
-            found: Callable[..., Any] = function
-            return found
-    raise TeacherError(_silent())
+    found = eager_attention(module)
+    if found is None:
+        raise TeacherError(_silent())
+    return found

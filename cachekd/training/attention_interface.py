@@ -7,7 +7,6 @@ eager maps with those that follow from queries and keys alone.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -15,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from cachekd.data.attention import eager_attention
 from cachekd.errors import MismatchError
 
 EAGER = "cachekd_student_eager"
@@ -133,10 +133,7 @@ def _set_eager(model: Any) -> None:
 
 
 def _eager(module: Any) -> Callable[..., Any]:
-    """``eager_attention_forward`` of the file that defines the module's class or a base of it."""
-    for kind in type(module).__mro__:
-        function = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
-        if function is not None:
-            found: Callable[..., Any] = function
-            return found
-    raise silent(type(module).__name__)
+    found = eager_attention(module)
+    if found is None:
+        raise silent(type(module).__name__)
+    return found

@@ -1,9 +1,8 @@
 """Ranks: numbers that put rows in an order which nothing but their identity and a text decides.
 
 In: identities of rows (digests, 128 bits) and a text such as ``seed/epoch``. Out: for each row 128
-bits that look drawn at random; rows sorted by them are shuffled. Whole arrays at a time, by the
-finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
-2014) keyed with a digest of the text.
+bits that look drawn at random; rows sorted by them are shuffled. Whole arrays at a time, by
+SplitMix64 keyed with a digest of the text.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachekd.data.packed import Keys
+from cachekd.data.splitmix import mixed
 from cachekd.types import Int64
 
 Words = NDArray[np.uint64]
@@ -34,9 +34,9 @@ def digest_words(text: str) -> Words:
 def ranks(identities_P2: Words, text: str) -> Words:
     """Ranks of rows under a text, [P, 2]."""
     key_2 = digest_words(text)
-    low_P = _mixed(identities_P2[:, 0] ^ key_2[0])
-    high_P = _mixed(low_P + identities_P2[:, 1] ^ key_2[1])
-    return np.stack([_mixed(low_P ^ high_P), high_P], 1)
+    low_P = mixed(identities_P2[:, 0] ^ key_2[0])
+    high_P = mixed(low_P + identities_P2[:, 1] ^ key_2[1])
+    return np.stack([mixed(low_P ^ high_P), high_P], 1)
 
 
 def ranked(ranks_P2: Words, first_by: Int64 | None = None) -> Int64:
@@ -51,9 +51,3 @@ def ranked_names(names: Sequence[str], text: str) -> Int64:
     places = np.empty(len(names), np.int64)
     places[ranked(ranks(identities, text))] = np.arange(len(names))
     return places
-
-
-def _mixed(z_P: Words) -> Words:
-    z_P = (z_P ^ (z_P >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z_P = (z_P ^ (z_P >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z_P ^ (z_P >> np.uint64(31))
