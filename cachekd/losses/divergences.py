@@ -27,10 +27,11 @@ from torch import Tensor
 
 from cachekd.errors import ConfigError
 from cachekd.losses.choice import NAMES, Divergence
+from cachekd.losses.paired import paired
 from cachekd.losses.ragged import entry_rows, log1mexp, segment_logsumexp, segment_sum, times
 from cachekd.losses.student import StudentRows
 from cachekd.losses.tails import dense_tail, linear_tail
-from cachekd.losses.targets import decode_targets, estimate
+from cachekd.losses.targets import estimate
 from cachekd.types import TargetTensors
 
 Phi = Callable[[Tensor, Tensor, float], Tensor]
@@ -50,12 +51,9 @@ def divergence(student: StudentRows, targets: TargetTensors, spec: Divergence) -
     """
     if targets.get("entry_weights") is not None:
         return _sampled(student, targets, spec)
-    phi, row_n = _PHI[spec.name], entry_rows(targets["offsets"])
-    head_n, tail_R = decode_targets(targets, spec.temperature)
-    outcomes, rows = student.outcomes(spec.temperature), len(tail_R)
-    log_q_n = outcomes.log_q_n
-    dtype = log_q_n.dtype
-    head_n, tail_R = head_n.to(dtype), tail_R.to(dtype)
+    phi, sides = _PHI[spec.name], paired(student, targets, spec.temperature)
+    head_n, tail_R, row_n = sides.log_p_n, sides.tail_R, sides.row_n
+    log_q_n, rows = sides.log_q_n, len(sides.tail_R)
     if spec.tail == "renormalised":
         head_n = head_n - log1mexp(tail_R)[row_n]
         log_q_n = log_q_n - segment_logsumexp(log_q_n, row_n, rows)[row_n]
@@ -63,7 +61,7 @@ def divergence(student: StudentRows, targets: TargetTensors, spec: Divergence) -
     if spec.tail == "renormalised":
         return head_R
     if spec.tail == "bucket":
-        return head_R + bucket(phi, tail_R, outcomes.log_rest_R, spec.weight)
+        return head_R + bucket(phi, tail_R, sides.rest_R, spec.weight)
     if not spec.dense:
         return head_R + linear_tail(student, targets, tail_R, spec.temperature, spec.tail)
     inside = dense_tail(student, targets, tail_R, spec.temperature, spec.tail)
