@@ -154,11 +154,27 @@ class AttentionRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RolloutRows:
+    """What is known of text that the student wrote, row by row; 0 on rows of the prompt.
+
+    Attributes:
+        old_logprob: log q of the next token under the student that wrote it, float32 [L-1].
+        behaviour_logprob: log of the probability that it was drawn with, float32 [L-1].
+        advantage: float32 [L-1].
+    """
+
+    old_logprob: Float32
+    behaviour_logprob: Float32
+    advantage: Float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Record:
     """One sample as read from a cache: its tokens, who wrote them, and the teacher's targets.
 
     ``attention`` is None where the cache holds none, or was opened without it; ``expert`` says of
-    a routed sample whether it is read from the cache called expert.
+    a routed sample whether it is read from the cache called expert. ``rollout`` is there where the
+    student wrote the response.
     """
 
     key: bytes
@@ -171,6 +187,7 @@ class Record:
     logits: TopKLogits
     attention: AttentionRows | None = None
     expert: bool | None = None
+    rollout: RolloutRows | None = None
 
 
 class TargetTensors(TypedDict):
@@ -186,6 +203,11 @@ class TargetTensors(TypedDict):
     to, -1 outside phrases; rows of one phrase are neighbours. ``span_factor`` float32 [N]: what a
     pair of neighbours that begins in this row counts. ``shapes`` {name: float32 [V]}: how tail
     models spread a tail.
+
+    Of on-policy batches: ``student_text`` bool [N]: whether the student wrote the row's document;
+    ``old_logprob``, ``behaviour_logprob`` and ``advantage`` float32 [N]: see `RolloutRows`.
+    ``part_scale`` float32 [N]: sum of all weights over those of the row's part (student text, or
+    the data's own), over the whole step: with it a mean over all rows is the sum of both means.
     """
 
     offsets: Tensor
@@ -204,6 +226,11 @@ class TargetTensors(TypedDict):
     span: NotRequired[Tensor]
     span_factor: NotRequired[Tensor]
     shapes: NotRequired[dict[str, Tensor]]
+    student_text: NotRequired[Tensor]
+    old_logprob: NotRequired[Tensor]
+    behaviour_logprob: NotRequired[Tensor]
+    advantage: NotRequired[Tensor]
+    part_scale: NotRequired[Tensor]
 
 
 class AttentionDocument(TypedDict):

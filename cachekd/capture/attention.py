@@ -170,6 +170,7 @@ class AttendingTeacher:
         padded_length: int,
         selection: Selection,
         wanted: Sequence[NDArray[np.bool_] | None],
+        given: Sequence[Int32 | None] | None = None,
     ) -> list[TopKLogits]:
         """See `cachekd.teachers.Teacher.score`."""
         keys = [sample_key(document) for document in documents]
@@ -180,7 +181,7 @@ class AttendingTeacher:
             layers[document][place] = self._encode(arrays, rows[document])
 
         with self._teacher.attention(self._spec, rows, sink):
-            scores = self._teacher.score(documents, padded_length, selection, wanted)
+            scores = self._teacher.score(documents, padded_length, selection, wanted, given)
         for key, mask, found in zip(keys, rows, layers, strict=True):
             blocks = tuple(found[place] for place in range(len(self._spec.layers)))
             self._taken[key] = EncodedAttention(rows=mask, layers=blocks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cachekd.config._fields import canonical_json, check_choices, option, required, resolved
 from cachekd.config._inputs import DataConfig, ModelConfig, RowsConfig
+from cachekd.config._live import LiveConfig, ScoringConfig
 from cachekd.config._looks import PlanConfig, RecheckConfig, precompute_config
 from cachekd.config._precompute import PrecomputeConfig, RunConfig
 from cachekd.config._targets import ATTENTION_STEPS, LEVEL_STEPS, AttentionConfig, SelectionConfig
@@ -18,12 +19,14 @@ __all__ = [
     "AttentionConfig",
     "DataConfig",
     "LEVEL_STEPS",
+    "LiveConfig",
     "ModelConfig",
     "PlanConfig",
     "PrecomputeConfig",
     "RecheckConfig",
     "RowsConfig",
     "RunConfig",
+    "ScoringConfig",
     "SelectionConfig",
     "TrainConfig",
     "canonical_json",

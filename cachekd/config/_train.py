@@ -8,15 +8,19 @@ from typing import Any
 
 from cachekd.config._fields import check_choices, default_of, option, required
 from cachekd.config._inputs import RowsConfig
+from cachekd.config._live import LiveConfig
 from cachekd.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(RowsConfig):
+class TrainConfig(LiveConfig, RowsConfig):
     """Settings of ``cachekd train`` beside `transformers.TrainingArguments` and the objective's."""
 
-    cache: tuple[str, ...] = required(
-        "Cache to train from, PATH or NAME=PATH; may be repeated.", group="Data"
+    cache: tuple[str, ...] = option(
+        (),
+        "Cache to train from, PATH or NAME=PATH; may be repeated. On-policy objectives do with "
+        "--data alone.",
+        group="Data",
     )
     data: tuple[str, ...] = option(
         (),
@@ -150,8 +154,12 @@ class TrainConfig(RowsConfig):
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if not self.cache:
-            raise ConfigError("cache: expected at least one cache; found none")
+        self.check_live()
+        if not self.cache and not (self.live and self.data):
+            raise ConfigError(
+                "cache: expected at least one cache; found none. On-policy objectives do without: "
+                "give --data and a live teacher (--teacher or --teacher-url)"
+            )
         if self.assistant_only_loss and self.completion_only_loss is not None:
             raise ConfigError("assistant_only_loss and completion_only_loss exclude each other")
         if self.mixture and self.mix:

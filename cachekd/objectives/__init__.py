@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from cachekd.losses.student import StudentRows
+    from cachekd.objectives._rollouts import Rollouts
     from cachekd.types import ObjectiveOutput, TargetTensors
 
 
@@ -44,6 +45,8 @@ class Needs:
         start: name of the cache whose teacher must be the student as it starts.
         generated: whether the teacher must have written the responses.
         spans: chunker whose phrases it takes, or None.
+        rollouts: what it asks of text that the student writes, or None; see
+            `cachekd.objectives._rollouts`.
     """
 
     temperatures: tuple[float, ...] = ()
@@ -60,6 +63,7 @@ class Needs:
     start: str | None = None
     generated: bool = False
     spans: str | None = None
+    rollouts: Rollouts | None = None
 
 
 class Objective(Protocol):

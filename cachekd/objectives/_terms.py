@@ -167,4 +167,5 @@ _MERGE: dict[str, _Merge] = {
     "start": _same,
     "generated": _any,
     "spans": _same,
+    "rollouts": _same,
 }

@@ -89,6 +89,7 @@ class Teacher(Protocol):
         padded_length: int,
         selection: Selection,
         wanted: Sequence[NDArray[np.bool_] | None],
+        given: Sequence[Int32 | None] | None = None,
     ) -> list[TopKLogits]:
         """Targets of a batch of documents.
 
@@ -97,6 +98,9 @@ class Teacher(Protocol):
             padded_length: length every document is padded to: the same shape, the same numbers.
             selection: what is kept.
             wanted: for each document the rows to capture, bool [L-1], or None for all.
+            given: for each document token ids [R, J] of its R captured rows, or None: they are kept
+                with the head of their row, whatever their probability; ids may be repeated, and
+                may be of the head. Not with a selection that samples.
 
         Raises:
             TeacherError: a row is NaN or infinite; names the document's place in the batch.
