@@ -206,3 +206,49 @@ class TeacherBackend(Protocol):
         Raises:
             TeacherError: it cannot be loaded as configured.
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteConfig:
+    """Where a teacher in another process is, and what it must be.
+
+    Attributes:
+        url: of its server.
+        token: what the server asks for, or None.
+        timeout: seconds that one request may take.
+        patience: seconds that a server which does not answer is asked again.
+        tokenizer: digest of the student's tokenizer, which must be the teacher's.
+        vocab_size: real vocabulary.
+    """
+
+    url: str
+    token: str | None
+    timeout: float
+    patience: float
+    tokenizer: str
+    vocab_size: int
+
+
+class RemoteTeacher(Teacher, Protocol):
+    """A teacher that is reached and not loaded."""
+
+    @property
+    def source(self) -> Mapping[str, Any]:
+        """Who it is, as the facts that a source id is a digest of; asked for once, at the start."""
+
+    @property
+    def context_length(self) -> int:
+        """Longest document in tokens."""
+
+
+class RemoteBackend(Protocol):
+    """What a plugin offers that reaches a teacher."""
+
+    @staticmethod
+    def connect(config: RemoteConfig) -> RemoteTeacher:
+        """Ask the server who it is.
+
+        Raises:
+            TeacherError: it does not answer, or is no such server.
+            MismatchError: its tokenizer is not the student's; names both.
+        """

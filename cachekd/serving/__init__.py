@@ -1,0 +1,1 @@
+"""A teacher for other processes: scoring over HTTP (``cachekd serve-teacher``)."""
