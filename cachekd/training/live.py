@@ -228,6 +228,7 @@ def on_policy_parts(inputs: Inputs, tokenizer: Any, prompts: Prompts, args: Any)
             vocab_size=prompts.vocab_size,
             batch_tokens=config.score_batch_tokens,
         ),
+        "batch_tokens": config.score_batch_tokens,
         "mix": Mix(model=teacher.model, alpha=spec.teacher_mix) if spec.teacher_mix else None,
         "beside": _plain_text(inputs, tokenizer, prompts, args),
         "data_collator": RolloutCollator(
