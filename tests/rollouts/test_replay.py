@@ -127,6 +127,10 @@ def test_no_flip_and_no_cut_passes(tmp_path: Path) -> None:
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
         with pytest.raises(CorruptCache, match=r"rollouts\.safetensors.*Resume from another"):
             load_rollouts(path)
+    assert whole.count(b'"shape":[3,11]') == 1  # the same bytes in another shape
+    path.write_bytes(whole.replace(b'"shape":[3,11]', b'"shape":[11,3]'))
+    with pytest.raises(CorruptCache, match="not what was written"):
+        load_rollouts(path)
     for size in (0, 7, 100, len(whole) - 1):
         path.write_bytes(whole[:size])
         with pytest.raises(CorruptCache, match="cannot be read"):

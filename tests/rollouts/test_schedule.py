@@ -146,4 +146,5 @@ def test_coins_are_uniform_and_of_seed_step_and_number_alone() -> None:
         np.roll(drawn, 1),
     ):
         assert abs(np.corrcoef(drawn, other)[0, 1]) < 0.025
+    assert coin(1, 2) != coin(2, 1) and coin(0, 0) > 0, "no symmetry, and no fixed point at 0"
     assert coin(1, 2) == drawn[0] and abs(np.corrcoef(steps[1:], steps[:-1])[0, 1]) < 0.08
