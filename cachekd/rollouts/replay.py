@@ -2,7 +2,7 @@
 
 In: `Rollout`s. Out: the same, to the bit. A buffer drops the oldest when it is full (DistiLLM,
 capacity 1000). A file is a safetensors container of flat arrays, those of one response after those
-of another, with a sha256 of all that it says; it takes the place of an older one whole or not at all.
+of another, with a sha256 of all that it says; it replaces an older one whole or not at all.
 
 A token takes 8 bytes for each entry of the teacher's row, 20 + 4 T beside them (id, number of
 entries, tail, log-probability of the next token, entropy, T log-normalisers), and of a response 12
