@@ -23,36 +23,37 @@ def rollout(
 ) -> Rollout:
     """A rollout with random targets; ``rewards`` sets log p - log q of its tokens."""
     random = np.random.default_rng(sample)
-    rows = prompt + response - 1
-    counts = np.where(np.arange(rows) < prompt - 1, 0, random.integers(1, 6, rows))
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    ids = np.concatenate([random.permutation(vocab)[:count] for count in counts])
     old = -random.exponential(1, response).astype(np.float32)
     if rewards is None:
         rewards = random.normal(size=response)
-    next_logprob = np.zeros(rows, np.float32)
-    next_logprob[prompt - 1 :] = old + np.asarray(rewards, np.float32)
-    logits = TopKLogits(
-        offsets=offsets,
-        ids=ids.astype(np.int32),
-        logprobs=-random.exponential(2, len(ids)).astype(np.float32),
-        weights=None,
-        tail=np.where(counts > 2, -np.inf, -1.5).astype(np.float32),
-        next_logprob=next_logprob,
-        lognorm={1.0: np.zeros(rows, np.float32), 2.0: random.random(rows).astype(np.float32)},
-        entropy=random.random(rows).astype(np.float32),
-        vocab_size=vocab,
-    )
     return Rollout(
         sample=sample,
         number=7 * sample,
-        input_ids=random.integers(0, vocab, rows + 1).astype(np.int32),
+        input_ids=random.integers(0, vocab, prompt + response).astype(np.int32),
         prompt_length=prompt,
-        logits=logits,
+        logits=_logits(random, prompt, old + np.asarray(rewards, np.float32), vocab),
         old_logprob=old,
         behaviour_logprob=old - np.float32(0.1),
         advantage=random.normal(size=response).astype(np.float32),
         corrections=corrections,
+    )
+
+
+def _logits(random: Any, prompt: int, log_p: Any, vocab: int) -> TopKLogits:
+    """Random targets of a response whose tokens have these log-probabilities."""
+    rows = prompt + len(log_p) - 1
+    counts = np.where(np.arange(rows) < prompt - 1, 0, random.integers(1, 6, rows))
+    ids = np.concatenate([random.permutation(vocab)[:count] for count in counts])
+    return TopKLogits(
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        ids=ids.astype(np.int32),
+        logprobs=-random.exponential(2, len(ids)).astype(np.float32),
+        weights=None,
+        tail=np.where(counts > 2, -np.inf, -1.5).astype(np.float32),
+        next_logprob=np.concatenate([np.zeros(prompt - 1), log_p]).astype(np.float32),
+        lognorm={1.0: np.zeros(rows, np.float32), 2.0: random.random(rows).astype(np.float32)},
+        entropy=random.random(rows).astype(np.float32),
+        vocab_size=vocab,
     )
 
 
