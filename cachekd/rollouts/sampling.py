@@ -186,6 +186,11 @@ class _Side:
         self._device = _device(model)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._known = inspect.signature(base.forward).parameters
+        if "attention_mask" not in self._known:
+            raise ConfigError(
+                f"{type(base).__name__} takes no attention_mask, by which prompts of different "
+                "lengths are kept apart from their padding; it cannot write here"
+            )
 
     def step(self, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, spec: DrawSpec) -> Tensor:
         """Logits of the last position, shaped, float32 [B, V]."""
