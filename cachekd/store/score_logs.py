@@ -27,6 +27,7 @@ from cachekd.errors import StoreError
 from cachekd.store.score_index import Entries, entries_of
 
 MAGIC = b"cksc0001"
+LOG = ".log"
 _HEAD = struct.Struct(f"<I{KEY_BYTES}sII")
 _CHECKED = _HEAD.size - 4
 
@@ -81,7 +82,7 @@ class LogWriter:
     """
 
     def __init__(self, folder: Path) -> None:
-        name = f"{secrets.token_hex(16)}.log"
+        name = f"{secrets.token_hex(16)}{LOG}"
         self.path = folder / name
         temporary = folder / f".tmp-{name}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW

@@ -25,9 +25,10 @@ from cachekd.data.digests import KEY_BYTES, bytes_digest
 from cachekd.data.packed import Keys
 from cachekd.store.io import Location
 from cachekd.store.score_index import ENTRY, Entries, entries_of, sorted_once
-from cachekd.store.score_logs import MAGIC, is_closed, pack, read_record, scan
+from cachekd.store.score_logs import LOG, MAGIC, is_closed, pack, read_record, scan
 
 LOGS, SEGMENTS = "logs", "segments"
+SEGMENT = ".seg"
 _LOCK = "compact.lock"
 _END = b"ckseg001"
 _TAIL = struct.Struct(f"<{KEY_BYTES}sQ{len(_END)}s")
@@ -109,7 +110,7 @@ def _alone(root: Path) -> Iterator[bool]:
 
 def _closed_logs(root: Path) -> list[tuple[Path, int]]:
     opened = []
-    for path in sorted((root / LOGS).glob("[!.]*.log")):
+    for path in sorted((root / LOGS).glob(f"[!.]*{LOG}")):
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         ours = os.pread(descriptor, len(MAGIC), 0) == MAGIC  # else it is of another version
         if ours and is_closed(descriptor):
@@ -123,7 +124,7 @@ def _small_segments(root: Path) -> list[tuple[Path, int]]:
     """Segments that are worth merging again."""
     return [
         (path, os.open(path, os.O_RDONLY | os.O_NOFOLLOW))
-        for path in sorted((root / SEGMENTS).glob("[!.]*.seg"))
+        for path in sorted((root / SEGMENTS).glob(f"[!.]*{SEGMENT}"))
         if path.stat().st_size < _SEGMENT_BYTES // 2
     ]
 
@@ -176,6 +177,6 @@ class _Builder:
 
 def _publish(location: Location, builder: _Builder) -> str:
     data = builder.finish()
-    name = f"{bytes_digest(data)}.seg"
+    name = f"{bytes_digest(data)}{SEGMENT}"
     location.create(f"{SEGMENTS}/{name}", data)
     return name

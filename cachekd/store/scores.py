@@ -27,8 +27,15 @@ from cachekd.store.identity import refuse_difference
 from cachekd.store.io import Location
 from cachekd.store.layout import dump_document, read_document
 from cachekd.store.score_index import Place, ScoreIndex
-from cachekd.store.score_logs import LogWriter, is_closed, read_record, scan
-from cachekd.store.score_segments import LOGS, SEGMENTS, Compacted, compact, read_file
+from cachekd.store.score_logs import LOG, LogWriter, is_closed, read_record, scan
+from cachekd.store.score_segments import (
+    LOGS,
+    SEGMENT,
+    SEGMENTS,
+    Compacted,
+    compact,
+    read_file,
+)
 
 _FACTS = "scores.json"
 _BUFFER = 1 << 20
@@ -130,11 +137,28 @@ class ScoreStore:
         for number, file in self._files.items():
             if file.grows:
                 self._grow(number, file)
-        for path in sorted((self._root / LOGS).glob("[!.]*.log")):
+        for path in sorted((self._root / LOGS).glob(f"[!.]*{LOG}")):
             self._open(path, grows=True)
         # After the logs: one that was merged meanwhile is found in its segment.
-        for path in sorted((self._root / SEGMENTS).glob("[!.]*.seg")):
+        for path in sorted((self._root / SEGMENTS).glob(f"[!.]*{SEGMENT}")):
             self._open(path, grows=False)
+
+    def seen(self) -> dict[str, int]:
+        """Up to where each file is seen, by its name."""
+        return {name: self._files[number].read for name, number in self._known.items()}
+
+    def see_only(self, seen: Mapping[str, int]) -> None:
+        """See of the logs only what was `seen`, and all of the segments.
+
+        A run that goes on from a checkpoint must miss what it missed then: which documents are
+        scored in one batch shows in the last bits of the numbers.
+        """
+        self._index = ScoreIndex()
+        for name, number in self._known.items():
+            entries, _ = read_file(self._files[number].descriptor, number)
+            if name.endswith(LOG):
+                entries = entries[entries["offset"] < seen.get(name, 0)]
+            self._index.add(entries)
 
     def compact(self) -> Compacted:
         """Merge closed logs; see `score_segments.compact`.
@@ -164,7 +188,7 @@ class ScoreStore:
             os.close(file.descriptor)
         self._files, self._known, self._writer = {}, {}, None
         self._index = ScoreIndex()
-        if len(list((self._root / LOGS).glob("[!.]*.log"))) > _MANY_LOGS:
+        if len(list((self._root / LOGS).glob(f"[!.]*{LOG}"))) > _MANY_LOGS:
             self.compact()
 
     def figures(self) -> dict[str, Any]:
