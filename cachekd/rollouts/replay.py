@@ -62,18 +62,9 @@ class ReplayBuffer:
         order = np.argsort(bits(seed, step, np.arange(len(self._held))), kind="stable")
         return [self._held[place] for place in order[:count]]
 
-    def save(self, path: Path) -> None:
-        """Write what is held; see `save_rollouts`."""
-        save_rollouts(list(self._held), path)
-
-    def load(self, path: Path) -> None:
-        """Hold what was saved, the newest of it where the capacity is less now.
-
-        Raises:
-            CorruptCache: see `load_rollouts`.
-        """
-        self._held.clear()
-        self.push(load_rollouts(path))
+    def held(self) -> list[Rollout]:
+        """All of them, the oldest first."""
+        return list(self._held)
 
 
 def save_rollouts(rollouts: Sequence[Rollout], path: Path) -> None:

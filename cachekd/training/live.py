@@ -64,6 +64,7 @@ def check_live(
     from cachekd.rollouts.teacher import find_teacher
 
     _check_settings(config, needs.rollouts)
+    _check_targets(config, needs)
     temperatures = tuple(sorted(set(needs.temperatures) - {1.0}))
     teacher = find_teacher(config, student, temperatures)
     if needs.rollouts.teacher_mix and teacher.remote:
@@ -162,6 +163,29 @@ def _check_settings(config: TrainConfig, rollouts: Rollouts) -> None:
             "the share of student text grows when the held-out loss does, and nothing is "
             "evaluated: it stays %g. Give --eval-data and --eval-strategy",
             rollouts.share.lmbda,
+        )
+
+
+def _check_targets(config: TrainConfig, needs: Needs) -> None:
+    """What a live teacher does not give.
+
+    Raises:
+        ConfigError: names what the objective takes.
+    """
+    if needs.unigram:
+        raise ConfigError(
+            "tail: a live teacher has no mean distribution, which a cache learns of its text; use "
+            "--tail bucket or flat"
+        )
+    if needs.full and config.logits_top_k:
+        raise ConfigError(
+            f"logits_top_k: objective {config.objective} with these options takes whole "
+            f"distributions; found {config.logits_top_k}. Set --logits-top-k 0"
+        )
+    if needs.attention or needs.routed or needs.start:
+        raise ConfigError(
+            f"objective {config.objective} takes attention or routed samples, which a live "
+            "teacher does not give; train from caches"
         )
 
 

@@ -81,10 +81,9 @@ def test_a_file_gives_back_every_bit(tmp_path: Path, rollouts: list[Rollout]) ->
 def test_a_buffer_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     buffer, resumed, smaller = ReplayBuffer(6), ReplayBuffer(6), ReplayBuffer(2)
     buffer.push([rollout(i) for i in range(9)])
-    buffer.save(tmp_path / "replay.safetensors")
-    resumed.push([rollout(99)])
+    save_rollouts(buffer.held(), tmp_path / "replay.safetensors")
     for other in (resumed, smaller):
-        other.load(tmp_path / "replay.safetensors")
+        other.push(load_rollouts(tmp_path / "replay.safetensors"))
     assert sorted(_numbers(smaller.draw(2, 0, 0))) == [7, 8], "the newest"
     for one in (buffer, resumed):
         one.push([rollout(20), rollout(21)])
