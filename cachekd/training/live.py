@@ -64,6 +64,7 @@ def check_live(
     from cachekd.rollouts.teacher import find_teacher
 
     _check_settings(config, needs.rollouts)
+    _check_targets(config, needs)
     temperatures = tuple(sorted(set(needs.temperatures) - {1.0}))
     teacher = find_teacher(config, student, temperatures)
     if needs.rollouts.teacher_mix and teacher.remote:
@@ -165,6 +166,29 @@ def _check_settings(config: TrainConfig, rollouts: Rollouts) -> None:
         )
 
 
+def _check_targets(config: TrainConfig, needs: Needs) -> None:
+    """What a live teacher does not give.
+
+    Raises:
+        ConfigError: names what the objective takes.
+    """
+    if needs.unigram:
+        raise ConfigError(
+            "tail: a live teacher has no mean distribution, which a cache learns of its text; use "
+            "--tail bucket or flat"
+        )
+    if needs.full and config.logits_top_k:
+        raise ConfigError(
+            f"logits_top_k: objective {config.objective} with these options takes whole "
+            f"distributions; found {config.logits_top_k}. Set --logits-top-k 0"
+        )
+    if needs.attention or needs.routed or needs.start:
+        raise ConfigError(
+            f"objective {config.objective} takes attention or routed samples, which a live "
+            "teacher does not give; train from caches"
+        )
+
+
 def prompts_of(inputs: Inputs, tokenizer: Any, options: dict[str, Any]) -> Prompts:
     """The prompts of a run: samples of its caches, or of its data where there is none."""
     from cachekd.training.loader import CacheDataset
@@ -228,6 +252,7 @@ def on_policy_parts(inputs: Inputs, tokenizer: Any, prompts: Prompts, args: Any)
             vocab_size=prompts.vocab_size,
             batch_tokens=config.score_batch_tokens,
         ),
+        "batch_tokens": config.score_batch_tokens,
         "mix": Mix(model=teacher.model, alpha=spec.teacher_mix) if spec.teacher_mix else None,
         "beside": _plain_text(inputs, tokenizer, prompts, args),
         "data_collator": RolloutCollator(

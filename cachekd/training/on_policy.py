@@ -78,7 +78,12 @@ class OnPolicyTrainer(DistillTrainer):
         self.engine = Engine(
             rollouts,
             write=lambda asks: write(self._student(), asks, draw, mix),
-            reader=ModelReader(self._student, self._head_of, self.train_dataset.vocab_size),
+            reader=ModelReader(
+                self._student,
+                self.train_dataset.vocab_size,
+                batch_tokens,
+                self.compute_loss_context_manager,
+            ),
             scores=scores,
             seed=self.args.seed,
             reduce=self._sum,
