@@ -63,11 +63,16 @@ def _objective_name(args: Sequence[str]) -> str:
 def run(config: str | None, as_json: bool, **given: Any) -> None:
     """Train a student from one or more caches; no teacher is loaded.
 
+    On-policy objectives (distillm, gkd, imitkd, minillm, multi_granularity) train on text that the
+    student writes: they take prompts from --data or a cache, and a live teacher.
+
     Beside the flags below, every field of transformers.TrainingArguments is a flag
     (--learning-rate 1e-4) or a key under training: in the YAML file.
 
     Example:
         cachekd train --cache ./cache --student ./student --output-dir ./out --num-train-epochs 3
+        cachekd train --objective distillm --data train.jsonl --teacher ./teacher
+            --student ./student --output-dir ./out --num-train-epochs 3
     """
     ctx = click.get_current_context()
     from_yaml = read_yaml(config)
@@ -167,7 +172,8 @@ def _summary(report: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
     return {
         key: value
         for key, value in report.items()
-        if isinstance(value, str | int | float) or key == "final_eval"
+        if isinstance(value, str | int | float)
+        or (key in ("final_eval", "rollouts") and value is not None)
     }
 
 

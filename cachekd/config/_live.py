@@ -87,6 +87,12 @@ class LiveConfig:
         "the output folder.",
         group="Live teacher",
     )
+    lm_data: tuple[str, ...] = option(
+        (),
+        "Plain text that is trained on beside the student's own, for objectives that do; default: "
+        "the data's responses. May be repeated.",
+        group="Data",
+    )
     keep_rollouts: str | None = option(
         None,
         "Cache that the student's text and its targets are written to when the run ends.",

@@ -122,3 +122,24 @@ def response_rows(prompt_length: int, response_length: int) -> range:
         response_length: n, with its EOS if it has one.
     """
     return range(max(prompt_length - 1, 0), max(prompt_length + response_length - 1, 0))
+
+
+def response_starts(samples: Spans) -> Int64:
+    """Tokens before the response that each sample ends with, [P]; -1 where nothing asks for one.
+
+    With a border between prompt and completion that border; of a conversation without one, where
+    its last assistant turn begins. A prompt has at least one token, a response as well.
+
+    Args:
+        samples: each with at least one span.
+    """
+    firsts_P, stops_P = samples.span_offsets[:-1], samples.span_offsets[1:]
+    ends_S = samples.span_ends.astype(np.int64)
+    starts_S = np.concatenate([[0], ends_S[:-1]])
+    starts_S[firsts_P] = 0
+    answers_S = np.where(samples.span_roles == Role.ASSISTANT, starts_S, -1)
+    last_P = np.maximum.reduceat(answers_S, firsts_P)
+    border_P = samples.prompt_lengths.astype(np.int64)
+    found_P = np.where(border_P >= 0, border_P, last_P)
+    usable_P = (found_P > 0) & (found_P < ends_S[stops_P - 1])
+    return np.where(usable_P, found_P, -1)

@@ -107,7 +107,7 @@ class Rollouts:
     returns: Returns | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: it is mixed into options that have their own
 class RolloutOptions:
     """Options of every on-policy objective."""
 

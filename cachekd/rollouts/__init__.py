@@ -93,6 +93,18 @@ class Scores(Protocol):
         """What was scored and what was saved, as plain JSON types."""
         ...
 
+    def state(self) -> Mapping[str, Any]:
+        """The counters behind `figures`, as plain JSON types."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Count on from there."""
+        ...
+
+    def flush(self) -> None:
+        """Make sure that what was scored outlives the process."""
+        ...
+
 
 class StudentReader(Protocol):
     """Reads the student, as it is now and without gradients, at the response rows of documents."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ from cachekd.types import Float32, Int32, Int64, Record, TopKLogits
 
 if TYPE_CHECKING:
     from cachekd.store.reader import Cache
+    from cachekd.store.samples import SampleTable
     from cachekd.training.join import DataSamples
 
 Location = str | os.PathLike[str]
@@ -211,6 +212,15 @@ class CacheDataset(Dataset[Record | list[Record]]):
             places = [names.setdefault(digest, len(names)) for digest in digests]
             numbers[own] = np.array(places, np.int64)[shard_P]
         return list(names), numbers
+
+    def tables(self) -> Iterator[tuple[Int64, SampleTable]]:
+        """Samples of each cache: their places, and all but their tokens."""
+        for number, cache in enumerate(self.caches):
+            own = np.flatnonzero(self.cache_numbers == number)
+            if self._data is not None and self._of_data is not None:
+                yield own, self._data.take(self._of_data[own])
+            else:
+                yield own, cache.samples.take(self._rows[0, own])
 
     def unigram(self) -> Float32 | None:
         """The teacher's mean distribution [V]: of all caches that hold one, weighed alike.

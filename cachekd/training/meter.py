@@ -35,6 +35,7 @@ class Meter:
         self.tokens: int | Tensor = 0
         self._begun: float | None = None
         self._paused, self._pauses = 0.0, 0
+        self._working = 0.0
 
     def begin(self) -> None:
         """Start the clock."""
@@ -58,12 +59,21 @@ class Meter:
             if not self._pauses:
                 self._paused += time.perf_counter() - start
 
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Time within is work of the run, though a batch is awaited meanwhile."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._working += time.perf_counter() - start
+
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches, with the time that each is waited for."""
         while True:
-            start = time.perf_counter()
+            start, self._working = time.perf_counter(), 0.0
             batch = next(batches, None)
-            self.waiting += time.perf_counter() - start
+            self.waiting += time.perf_counter() - start - self._working
             if batch is None:
                 return
             self._count(batch)

@@ -15,18 +15,22 @@ from cachekd.training import record
 from cachekd.training.page import REPORT, write_report
 
 if TYPE_CHECKING:
+    from cachekd.training.inputs import Inputs
     from cachekd.training.loader import CacheDataset
-    from cachekd.training.run import Inputs
+    from cachekd.training.prompts import Prompts
     from cachekd.training.trainer import DistillTrainer
 
 _PLACE = ("step", "epoch")
 
 
-def facts_of(inputs: Inputs, dataset: CacheDataset, trainer: DistillTrainer) -> dict[str, Any]:
+def facts_of(
+    inputs: Inputs, dataset: CacheDataset | Prompts, trainer: DistillTrainer
+) -> dict[str, Any]:
     """What a run is made of, known before its first step."""
     from transformers import TrainingArguments
 
     from cachekd.training.loader import summary
+    from cachekd.training.prompts import Prompts
 
     # From the fields: a second TrainingArguments would reset the state of accelerate.
     default = {item.name: item.default for item in dataclasses.fields(TrainingArguments)}
@@ -54,7 +58,10 @@ def facts_of(inputs: Inputs, dataset: CacheDataset, trainer: DistillTrainer) -> 
         "max_length": inputs.max_length,
         "training_arguments": {k: v for k, v in used.items() if v != default.get(k)},
         "versions": record.versions(),
-        "counts": dict(summary(dataset)),
+        "counts": dict(dataset.counts() if isinstance(dataset, Prompts) else summary(dataset)),
+        "clock": inputs.clock,
+        "scores_id": inputs.live.teacher.scores_id if inputs.live else None,
+        "teacher": dict(inputs.live.teacher.source) if inputs.live else None,
     }
 
 
@@ -109,6 +116,7 @@ def _write(inputs: Inputs, trainer: DistillTrainer, facts: dict[str, Any]) -> No
         "best_step": trainer.state.best_global_step,
         "empty_batches": trainer.total(trainer.empty_batches),
         "throughput": trainer.meter.figures(trainer.accelerator),
+        "rollouts": trainer.rollout_figures(),
     }
     if trainer.is_world_process_zero():
         record.write_record(inputs.output, facts)

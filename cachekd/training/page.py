@@ -40,6 +40,7 @@ def write_report(path: Path, facts: Mapping[str, Any]) -> None:
             *_evaluation(facts),
             _pairs("Samples", "count", _counts(facts)),
             _pairs("Time and memory", "figure", _throughput(facts["throughput"])),
+            *_rollouts(facts),
             _caches(facts),
             _pairs("Settings", "value", _settings(facts)),
         ],
@@ -72,10 +73,12 @@ def _plot(history: Sequence[Mapping[str, Any]], name: str) -> Plot:
 
 
 def _intro(facts: Mapping[str, Any]) -> list[str]:
-    config, caches = facts["config"], [cache["name"] for cache in facts["caches"]]
+    config, sources = facts["config"], [cache["name"] for cache in facts["caches"]]
+    if facts["rollouts"] is not None:
+        sources.append("text that it wrote itself, scored by a live teacher")
     text = (
         f"The student {Path(facts['student']).name} was trained with the objective "
-        f"{config['objective']} from {', '.join(caches)}: {facts['steps']:,} steps, "
+        f"{config['objective']} from {', '.join(sources)}: {facts['steps']:,} steps, "
         f"{facts['trained_parameters']:,} of {facts['parameters']:,} parameters. Status: "
         f"{facts['status']}."
     )
@@ -104,7 +107,8 @@ def _counts(facts: Mapping[str, Any]) -> dict[str, str]:
     counts = facts["counts"]
     shown = {
         name.replace("_", " "): f"{counts[name]:,}"
-        for name in ("samples", "tokens", "trained_rows", "truncated")
+        for name in ("samples", "prompts", "tokens", "prompt_tokens", "trained_rows", "truncated")
+        if name in counts
     }
     shown |= {f"left out: {why}": f"{count:,}" for why, count in sorted(counts["dropped"].items())}
     shown["batches without a trained row"] = f"{facts['empty_batches']:,}"
@@ -131,6 +135,23 @@ def _throughput(used: Mapping[str, Any]) -> dict[str, str]:
     if used["peak_cuda_memory_bytes"] is not None:
         shown["peak CUDA memory"] = f"{used['peak_cuda_memory_bytes'] / 1e6:,.0f} MB"
     return shown
+
+
+def _rollouts(facts: Mapping[str, Any]) -> list[Table]:
+    """What the student wrote and what the teacher was asked; nothing for a run from caches."""
+    found = facts["rollouts"]
+    if found is None:
+        return []
+    groups = {"": found, "teacher: ": found["scores"], "seconds: ": found["seconds"]}
+    shown = {
+        f"{group}{name.replace('_', ' ')}": f"{value:,.4g}"
+        if isinstance(value, float)
+        else str(value)
+        for group, values in groups.items()
+        for name, value in values.items()
+        if isinstance(value, int | float)
+    }
+    return [_pairs("Text of the student, and its teacher", "figure", shown)]
 
 
 def _caches(facts: Mapping[str, Any]) -> Table:

@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,24 @@ def check_output(folder: Path, student: Path, *, resume: bool) -> None:
             f"output_dir: {folder} holds another run. Continue it with resume_from_checkpoint: "
             "true, or choose another folder"
         )
+
+
+def clock_of(folder: Path, *, resume: bool) -> str:
+    """Now, or the time that the run in this folder began with.
+
+    A template that prints the date must give the same tokens when a run is continued.
+    """
+    path = folder / RECORD
+    if resume and path.exists():
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["clock"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise _unreadable(path, error) from error
+    return datetime.now().replace(microsecond=0).isoformat()
+
+
+def _unreadable(path: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"{path} cannot be read ({error!r}); choose another folder")
 
 
 _SAME_WHEN_RESUMED = (
@@ -91,7 +110,7 @@ def check_resumed(
         left |= {name: run[name] for name in rows}
         left["order seed"] = _order_seed(run["config"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error!r}); choose another folder") from error
+        raise _unreadable(path, error) from error
     if recorded != samples_digest:
         raise MismatchError(
             f"resume: the run in {folder} was trained on other samples (digest {recorded}; now "

@@ -73,6 +73,7 @@ class DistillTrainer(RunTrainer):
                 "accelerate launch or torchrun, or set CUDA_VISIBLE_DEVICES"
             )
         self.packing_capacity = packing_capacity
+        self.collate: Callable[[Any], Batch] = data_collator
         self.empty_batches = 0
         self._window: dict[str, Tensor] = {}
         self._evaluation: dict[str, Tensor] = {}
@@ -171,7 +172,7 @@ class DistillTrainer(RunTrainer):
         # Sharded models run in step: a process without a batch left repeats one, uncounted.
         own += batches[:1] * (math.ceil(len(batches) / world) - len(own))
         workers = self.args.dataloader_num_workers
-        collate = dataset.collate if isinstance(dataset, TextDataset) else self.data_collator
+        collate = dataset.collate if isinstance(dataset, TextDataset) else self.collate
         return DataLoader(dataset, batch_sampler=own, collate_fn=collate, num_workers=workers)
 
     # Evaluation and logs
@@ -209,6 +210,10 @@ class DistillTrainer(RunTrainer):
             logs.update({name: value for name, value in means.items() if name != "loss"})
             self._window = {}
         super().log(logs, start_time)
+
+    def rollout_figures(self) -> dict[str, Any] | None:
+        """Figures of text that the student wrote; None where it wrote none."""
+        return None
 
     def leave_group(self) -> None:
         """Leave the process group in good order; a process that only exits may be aborted.

@@ -106,10 +106,10 @@ def test_unusable_text_is_refused_before_training(config: Make, tmp_path: Path) 
 def test_a_cache_that_does_not_say_its_wording_is_named() -> None:
     from fakes import FakeCache, record
 
-    from cachekd.training.eval_text import TextDataset
+    from cachekd.training.texts import wording_of_cache
 
     with pytest.raises(ConfigError, match=r"prompt_template, add_eos, clock.*--eval-cache"):
-        TextDataset(("any.jsonl",), FakeCache([record([1, 2])]).identity, None)
+        wording_of_cache(FakeCache([record([1, 2])]).identity)
 
 
 @pytest.fixture

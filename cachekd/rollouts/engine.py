@@ -1,0 +1,312 @@
+"""Who writes a batch, and what becomes of it: the left half of the picture for on-policy training.
+
+In: visits of prompts, a student that writes and is read, a live teacher behind the score cache.
+Out: records like those of a cache, so that collator, objective and trainer cannot tell.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cachekd.objectives._rollouts import Rollouts
+from cachekd.rollouts import Ask, Rollout, Scores, StudentReader, Written
+from cachekd.rollouts.clock import Clock
+from cachekd.rollouts.coins import coin, coins
+from cachekd.rollouts.replay import ReplayBuffer
+from cachekd.rollouts.returns import Moments, advantages, moments, whitened
+from cachekd.rollouts.schedule import Schedule, Source
+from cachekd.rollouts.scrg import correct
+from cachekd.types import Float32, Int32
+
+Write = Callable[[Sequence[Ask]], list[Written]]
+Reduce = Callable[[np.ndarray], np.ndarray]
+"""Sums an array over all processes."""
+Own = Callable[[], "Sequence[Asked]"]
+"""Tells all prompts of the collection that a batch belongs to, of this process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Asked:
+    """A prompt of a visit: its sample, which draw, and its tokens."""
+
+    sample: int
+    number: int
+    prompt: Int32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Texts:
+    """Who wrote the batch: a rollout for each place, or None where the data's response is used."""
+
+    rollouts: tuple[Rollout | None, ...]
+    source: Source
+
+
+class Engine:
+    """Makes rollouts as an objective asks for them, and remembers what may be used again.
+
+    Args:
+        spec: what the objective asks.
+        write: the student writes.
+        reader: the student is read.
+        scores: the teacher scores.
+        seed: of coins, draws and replays.
+        reduce: sums over processes.
+    """
+
+    def __init__(
+        self,
+        spec: Rollouts,
+        *,
+        write: Write,
+        reader: StudentReader,
+        scores: Scores,
+        seed: int,
+        reduce: Reduce = lambda sums: sums,
+    ) -> None:
+        self.spec = spec
+        self.schedule = Schedule(spec.share, spec.replay)
+        self.buffer = ReplayBuffer(spec.replay)
+        self.clock = Clock()
+        self._write = self.clock.of("generate", write)
+        self._reader = reader
+        self._scores = scores
+        self._seed, self._reduce = seed, reduce
+        self._collection: dict[int, Rollout] = {}
+        self._collected: tuple[int, int] | None = None
+        self.sums: defaultdict[str, float] = defaultdict(float)
+        self.totals: Counter[str] = Counter()
+
+    def batch(
+        self, asked: Sequence[Asked], place: tuple[int, int, int], progress: float, own: Own
+    ) -> Texts:
+        """Who writes these prompts' responses, and the responses.
+
+        Args:
+            asked: the prompts of a batch.
+            place: epoch, collection and round of it, alike in all processes.
+            progress: share of the run that is done.
+            own: asked where a new collection begins.
+        """
+        epoch, group, number = place
+        if self.spec.collect:
+            return self._of_collection(asked, (epoch, group), own)
+        share, step = self.spec.share, (epoch << 32) + number
+        if share.per == "sample":
+            return self._by_sample(asked, step, progress)
+        uniform = coin(self._seed, step)
+        source = self.schedule.draw(uniform, progress, len(self.buffer), len(asked))
+        self._told(source, len(asked))
+        if source is Source.DATA:
+            return Texts(rollouts=(None,) * len(asked), source=source)
+        if source is Source.FRESH:
+            fresh = self.make(asked)
+            self.buffer.push(fresh)
+            if share.fresh_trains or len(self.buffer) < len(asked):
+                return Texts(rollouts=tuple(fresh), source=source)
+        drawn = self.buffer.draw(len(asked), self._seed, step)
+        return Texts(rollouts=tuple(drawn), source=source)
+
+    def _by_sample(self, asked: Sequence[Asked], step: int, progress: float) -> Texts:
+        """One coin a sample: student text for some, the data's for the others."""
+        drawn = coins(self._seed, step, np.array([item.sample for item in asked], np.int64))
+        sources = [self.schedule.draw(float(u), progress, 0, len(asked)) for u in drawn]
+        own = [item for item, source in zip(asked, sources, strict=True) if source is Source.FRESH]
+        written = iter(self.make(own) if own else [])
+        self._told(Source.FRESH, len(own))
+        self._told(Source.DATA, len(asked) - len(own))
+        rollouts = tuple(next(written) if s is Source.FRESH else None for s in sources)
+        return Texts(rollouts=rollouts, source=Source.FRESH if own else Source.DATA)
+
+    def _of_collection(self, asked: Sequence[Asked], place: tuple[int, int], own: Own) -> Texts:
+        """Rollouts of the collection that these prompts belong to; written where it is new."""
+        if self._collected != place:
+            rollouts = self.make(own())
+            self._told(Source.FRESH, len(rollouts))
+            if self.spec.returns is not None:
+                rollouts = self._advantaged(rollouts)
+            self._collection = {rollout.sample: rollout for rollout in rollouts}
+            self._collected = place
+        else:
+            self._told(Source.REPLAY, len(asked))
+        chosen = tuple(self._collection[item.sample] for item in asked)
+        return Texts(rollouts=chosen, source=Source.FRESH)
+
+    def make(self, asked: Sequence[Asked]) -> list[Rollout]:
+        """Responses to prompts: written, corrected where that is asked for, scored and read."""
+        asks = [Ask(input_ids=a.prompt, number=a.number, forced=_NOTHING) for a in asked]
+        written = self._write(asks)
+        responses = [text.response for text in written]
+        corrections: list[tuple[int, ...]] = [()] * len(asks)
+        if self.spec.correction is not None:
+            corrected = correct(
+                asks,
+                written,
+                self.spec.correction,
+                scores=self._scores,
+                reader=self._reader,
+                write=self._write,
+                seed=self._seed,
+            )
+            responses = [item.response for item in corrected]
+            corrections = [item.corrections for item in corrected]
+        documents = [
+            np.concatenate([a.prompt, response]).astype(np.int32)
+            for a, response in zip(asked, responses, strict=True)
+        ]
+        firsts = [len(a.prompt) - 1 for a in asked]
+        given, old = self._read(documents, firsts)
+        logits = self._scores.score(documents, firsts, given)
+        rollouts = [
+            Rollout(
+                sample=a.sample,
+                number=a.number,
+                input_ids=document,
+                prompt_length=len(a.prompt),
+                logits=targets,
+                old_logprob=logprob,
+                behaviour_logprob=_mixed(
+                    logprob, targets.next_logprob[first:], self.spec.teacher_mix
+                ),
+                advantage=np.zeros(len(logprob), np.float32),
+                corrections=places,
+            )
+            for a, document, first, targets, logprob, places in zip(
+                asked, documents, firsts, logits, old, corrections, strict=True
+            )
+        ]
+        self._measure(rollouts, written)
+        return rollouts
+
+    def _read(
+        self, documents: Sequence[Int32], firsts: Sequence[int]
+    ) -> tuple[list[Int32] | None, list[Float32]]:
+        """The student's own best tokens, where they are wanted, and its log-probabilities."""
+        with self.clock.timed("student"):
+            support = self.spec.support
+            given = self._reader.best_ids(documents, firsts, support) if support else None
+            return given, self._reader.next_logprobs(documents, firsts)
+
+    def _advantaged(self, rollouts: list[Rollout]) -> list[Rollout]:
+        """With their advantages, whitened over the collection of all processes."""
+        assert self.spec.returns is not None, "only then are there advantages"
+        found = advantages(rollouts, self.spec.returns)
+        if self.spec.returns.whiten:
+            own = moments(found)
+            sums = self._reduce(np.array([own.count, own.total, own.squares]))
+            count, total, squares = map(float, sums)
+            found = whitened(found, Moments(count=count, total=total, squares=squares))
+        return [replace(r, advantage=a) for r, a in zip(rollouts, found, strict=True)]
+
+    def taken(self) -> np.ndarray:
+        """Sums since the last call, to be reduced over processes; see `rollout_means`."""
+        sums = np.array([self.sums[name] for name in _MEASURED], np.float64)
+        self.sums.clear()
+        return sums
+
+    def _told(self, source: Source, count: int) -> None:
+        self.totals[f"{source.value}_sequences"] += count
+
+    def _measure(self, rollouts: Sequence[Rollout], written: Sequence[Written]) -> None:
+        """What is logged of text that was just written, as sums over sequences and tokens."""
+        for rollout, text in zip(rollouts, written, strict=True):
+            next_n = rollout.logits.next_logprob[rollout.prompt_length - 1 :].astype(np.float64)
+            self.sums["sequences"] += 1
+            self.sums["tokens"] += len(next_n)
+            self.sums["teacher_nll"] -= float(next_n.sum())
+            self.sums["reverse_kl"] += float((rollout.old_logprob - next_n).sum())
+            self.sums["ended"] += text.ended
+            self.sums["corrections"] += len(rollout.corrections)
+        self.totals["rollouts"] += len(rollouts)
+        self.totals["rollout_tokens"] += sum(len(r.old_logprob) for r in rollouts)
+
+    def flush(self) -> None:
+        """Make sure that what was scored outlives the process."""
+        self._scores.flush()
+
+    def held(self) -> dict[str, list[Rollout]]:
+        """Rollouts that may be used again: of the buffer, and of the present collection."""
+        return {"buffer": self.buffer.held(), "collection": list(self._collection.values())}
+
+    def state(self) -> dict[str, Any]:
+        """All else that a run is continued from, as plain JSON types."""
+        return {
+            "schedule": self.schedule.state(),
+            "collected": self._collected,
+            "totals": dict(self.totals),
+            "sums": dict(self.sums),
+            "scores": self._scores.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any], held: Mapping[str, list[Rollout]]) -> None:
+        """Go on from `state` and `held`."""
+        self.schedule.restore(state["schedule"])
+        self._collected = None if state["collected"] is None else tuple(state["collected"])
+        self._collection = {rollout.sample: rollout for rollout in held["collection"]}
+        self.buffer = ReplayBuffer(self.spec.replay)
+        self.buffer.push(held["buffer"])
+        self.totals = Counter(state["totals"])
+        self.sums = defaultdict(float, state["sums"])
+        self._scores.restore(state["scores"])
+
+    def figures(self) -> Mapping[str, Any]:
+        """Totals of the run, as plain JSON types."""
+        return {
+            **self.totals,
+            "seconds": {name: round(value, 3) for name, value in self.clock.seconds.items()},
+            "scores": dict(self._scores.figures()),
+            "schedule": self.schedule.state(),
+            "buffer": len(self.buffer),
+        }
+
+
+_NOTHING = np.empty(0, np.int32)
+_MEASURED = ("sequences", "tokens", "teacher_nll", "reverse_kl", "ended", "corrections")
+
+
+def rollout_means(sums: np.ndarray) -> dict[str, float]:
+    """What is logged of text that was written, from the sums of all processes.
+
+    Length in tokens; the teacher's NLL and log q - log p a token in nats; the share of responses
+    that ended by themselves; corrections a response.
+    """
+    sequences, tokens, *rest = sums.tolist()
+    if not sequences:
+        return {}
+    nll, reverse_kl, ended, corrections = rest
+    return {
+        "rollout_length": tokens / sequences,
+        "rollout_teacher_nll": nll / tokens,
+        "rollout_reverse_kl": reverse_kl / tokens,
+        "rollout_ended": ended / sequences,
+        "rollout_corrections": corrections / sequences,
+    }
+
+
+def summed(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Figures of several processes as one: counts and seconds added, all else the first's."""
+    first = dict(figures[0])
+    for name, value in first.items():
+        values = [own[name] for own in figures]
+        if isinstance(value, Mapping):
+            first[name] = summed(values)
+        elif isinstance(value, int | float) and not name.startswith(_NOT_SUMMED):
+            first[name] = sum(values)
+    return first
+
+
+_NOT_SUMMED = ("phi", "reference", "hit_rate")
+
+
+def _mixed(log_q_n: Float32, log_p_n: Float32, alpha: float) -> Float32:
+    """Log of alpha p + (1 - alpha) q."""
+    if not alpha:
+        return log_q_n
+    with np.errstate(divide="ignore"):
+        mixture = np.logaddexp(np.log1p(-alpha) + log_q_n, np.log(alpha) + log_p_n)
+    return np.asarray(mixture, np.float32)
