@@ -65,9 +65,12 @@ class Reply:
 
 
 class Connection:
-    """A server and how long it is waited for. Every process has a connection of its own."""
+    """A server and how long it is waited for. Every process has a connection of its own.
 
-    def __init__(self, config: RemoteConfig, *, advice: str) -> None:
+    ``was_silent`` is set when a request had to be sent again.
+    """
+
+    def __init__(self, config: RemoteConfig, *, advice: str, below: str = "") -> None:
         try:
             import httpx2
         except ImportError as error:
@@ -80,7 +83,8 @@ class Connection:
                 "teacher_url: expected http://host:port, with the token in --teacher-token or "
                 f"CACHEKD_TEACHER_TOKEN; found {parts.scheme}://{parts.hostname or ''}"
             )
-        self.url = config.url.rstrip("/")
+        self.url = config.url.rstrip("/").removesuffix(below)
+        self.was_silent = False
         self._httpx2 = httpx2
         self._config = config
         self._advice = advice
@@ -127,6 +131,7 @@ class Connection:
                 raise TeacherError(self._silent(path, tries, time.monotonic() - started, reason))
             if tries == 1 and not starting:
                 _log.warning("%s: %s; it is asked again for %g s", self.url, reason, patience)
+            self.was_silent = True
             time.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
