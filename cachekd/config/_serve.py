@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 
 from cachekd.config._fields import check_choices, option
+from cachekd.config._inputs import check_loading
 from cachekd.config._live import ScoringConfig
 from cachekd.errors import ConfigError
 
@@ -43,6 +44,7 @@ class ServeConfig(ScoringConfig):
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_loading(self)
         for name, least in (("batch_tokens", 1), ("max_queue", 1), ("max_length", 2)):
             value = getattr(self, name)
             if value is not None and value < least:

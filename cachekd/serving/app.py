@@ -51,7 +51,7 @@ class Service:
         self._batches = batches
         self._config = config
         self._identity = described(hosted, config)
-        self._held = 0
+        self.held = 0
         self.stopping = False
         self.answered = 0
 
@@ -79,10 +79,10 @@ class Service:
     async def score(self, request: Request) -> Response:
         """Score documents."""
         self._check_token(request)
-        if self.stopping or self._held >= self._config.max_queue:
+        if self.stopping or self.held >= self._config.max_queue:
             reason = "the server is stopping" if self.stopping else "too many requests wait"
             raise HTTPException(503, reason, {"retry-after": "1"})
-        self._held += 1
+        self.held += 1
         try:
             asked = self._checked(await _body(request, self._config.max_body_bytes))
             targets = await _result(request, self._batches.submit(asked))
@@ -90,7 +90,7 @@ class Service:
         except TeacherError as error:
             raise HTTPException(500, str(error)) from error
         finally:
-            self._held -= 1
+            self.held -= 1
         self.answered += 1
         return Response(data, media_type=CONTENT_TYPE)
 

@@ -154,7 +154,8 @@ class Batches:
     def _halve(
         self, items: Sequence[_Item], padded_length: int, selection: Selection, error: Exception
     ) -> None:
-        gc.collect()
+        if isinstance(error, MemoryError):
+            gc.collect()
         if len(items) > 1:
             middle = len(items) // 2
             self._score(items[:middle], padded_length, selection)

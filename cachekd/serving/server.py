@@ -67,8 +67,12 @@ def bind(config: ServeConfig) -> socket.socket:
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
         raise ConfigError(
             f"cannot listen at {config.host}:{config.port}: {error}. Choose another --port (0: a "
@@ -116,6 +120,16 @@ class TeacherServer:
     def answered(self) -> int:
         """Requests for scores that were answered."""
         return self._service.answered
+
+    @property
+    def queued(self) -> int:
+        """Requests that no batch has taken yet."""
+        return self._batches.waiting
+
+    @property
+    def held(self) -> int:
+        """Requests that are under way."""
+        return self._service.held
 
     def __enter__(self) -> TeacherServer:
         """Answer; returns when the socket listens."""

@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -89,6 +90,7 @@ class Connection:
         self._config = config
         self._advice = advice
         self._clients: dict[int, httpx2.Client] = {}
+        weakref.finalize(self, _close, self._clients)
 
     def ask(
         self,
@@ -172,6 +174,11 @@ class Connection:
             f"no answer from {self.url}{path} after {tries} tries in {seconds:.1f} s; the last "
             f"one: {reason}. {self._advice}"
         )
+
+
+def _close(clients: Mapping[int, httpx2.Client]) -> None:
+    for client in clients.values():
+        client.close()
 
 
 def _seconds(value: str | None) -> float:

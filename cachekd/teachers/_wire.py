@@ -1,7 +1,6 @@
 """What a served teacher is asked and answers, as bytes: the same code in client and server.
 
-A message is ``cks1``, the length of its head (uint32), the head (JSON), a body, and blake2b-128 of
-all before it; integers are little-endian.
+Both are messages of `cachekd.teachers._message`, with integers in little-endian:
 
     request   head   source_id, selection, documents: [[L, J, ranges], ...] where ranges are the
                      wanted rows as [first, end, first, end, ...]
@@ -15,11 +14,9 @@ Sizes follow from the head, and are compared with what is there before anything 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -31,12 +28,10 @@ from cachekd.codecs import CodecHeader
 from cachekd.errors import CorruptCache, DataError
 from cachekd.plugins import find
 from cachekd.teachers import Selection
+from cachekd.teachers._message import FRAME, pack, unpack
 from cachekd.types import Int32, TopKLogits
 
 CONTENT_TYPE = "application/octet-stream"
-_MAGIC = b"cks1"
-_DIGEST = 16
-_FRAME = len(_MAGIC) + 4 + _DIGEST
 _HEAD = 1 << 10
 _MOST_TEMPERATURES = 16
 _SELECTION = ("k", "p", "min_k", "min_prob", "vocab_size", "temperatures")
@@ -69,7 +64,7 @@ class _Shape:
             DataError: no document has it.
         """
         length, width = _whole(document[0]), _whole(document[1])
-        edges = [_whole(edge) for edge in document[2]]
+        edges = [_whole(edge) for edge in _listed(document[2])]
         ascending = all(a < b for a, b in itertools.pairwise([-1, *edges, length]))
         if length < 2 or width < 0 or len(edges) % 2 or not ascending:
             raise DataError(
@@ -108,7 +103,7 @@ def pack_request(request: ScoreRequest) -> bytes:
         "selection": {name: chosen[name] for name in _SELECTION},
         "documents": documents,
     }
-    return _pack(head, [np.ascontiguousarray(a, dtype="<i4").tobytes() for a in arrays])
+    return pack(head, [np.ascontiguousarray(a, dtype="<i4").tobytes() for a in arrays])
 
 
 def unpack_request(data: bytes) -> ScoreRequest:
@@ -117,10 +112,10 @@ def unpack_request(data: bytes) -> ScoreRequest:
     Raises:
         DataError: it is none; says what is wrong.
     """
-    head, body = _unpack(data)
+    head, body = unpack(data)
     try:
         selection = _selection(head["selection"])
-        shapes = [_Shape.read(document) for document in head["documents"]]
+        shapes = [_Shape.read(document) for document in _listed(head["documents"])]
         source_id = str(head["source_id"])
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise DataError(f"the head of the request cannot be read: {error!r}") from error
@@ -157,7 +152,7 @@ def pack_answer(request: ScoreRequest, targets: Sequence[TopKLogits]) -> bytes:
             for target, record in zip(targets, records, strict=True)
         ],
     }
-    return _pack(head, records)
+    return pack(head, records)
 
 
 def unpack_answer(data: bytes, request: ScoreRequest) -> list[TopKLogits]:
@@ -166,7 +161,7 @@ def unpack_answer(data: bytes, request: ScoreRequest) -> list[TopKLogits]:
     Raises:
         DataError: it is no answer, or not to this request.
     """
-    head, body = _unpack(data)
+    head, body = unpack(data)
     header = _header(request.selection)
     try:
         found = CodecHeader.from_json(json.dumps(head["codec"]))
@@ -210,7 +205,7 @@ def sizes(request: ScoreRequest) -> list[tuple[int, int]]:
 
 def frame_size(selection: Selection) -> int:
     """Most bytes of a message without its documents."""
-    return _FRAME + _HEAD + 32 * len(selection.temperatures)
+    return FRAME + _HEAD + 32 * len(selection.temperatures)
 
 
 def _entries(request: ScoreRequest) -> list[int]:
@@ -221,33 +216,6 @@ def _entries(request: ScoreRequest) -> list[int]:
         * min(selection.k + (0 if given_RJ is None else given_RJ.shape[1]), selection.vocab_size)
         for wanted, given_RJ in zip(request.wanted, request.given, strict=True)
     ]
-
-
-def _pack(head: Mapping[str, Any], parts: Sequence[bytes]) -> bytes:
-    text = json.dumps(head, separators=(",", ":")).encode()
-    data = b"".join([_MAGIC, struct.pack("<I", len(text)), text, *parts])
-    return data + hashlib.blake2b(data, digest_size=_DIGEST).digest()
-
-
-def _unpack(data: bytes) -> tuple[dict[str, Any], memoryview]:
-    """Head and body of a message that is whole."""
-    if len(data) < _FRAME or not data.startswith(_MAGIC):
-        raise DataError("expected a message of cachekd serve-teacher; found something else")
-    whole = memoryview(data)
-    digest = hashlib.blake2b(whole[:-_DIGEST], digest_size=_DIGEST).digest()
-    if digest != whole[-_DIGEST:]:
-        raise DataError("the message is not as it was sent: its digest is another")
-    (length,) = struct.unpack_from("<I", data, len(_MAGIC))
-    start = len(_MAGIC) + 4
-    if start + length > len(data) - _DIGEST:
-        raise DataError(f"a head of {length} bytes does not fit a message of {len(data)}")
-    try:
-        head = json.loads(bytes(whole[start : start + length]))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"the head of the message is not JSON: {error}") from error
-    if not isinstance(head, dict):
-        raise DataError("the head of the message is no JSON object")
-    return head, whole[start + length : -_DIGEST]
 
 
 def _header(selection: Selection) -> CodecHeader:
@@ -266,8 +234,8 @@ def _selection(value: Mapping[str, Any]) -> Selection:
         DataError: they do not.
     """
     k, min_k, vocab = (_whole(value[name]) for name in ("k", "min_k", "vocab_size"))
-    p, min_prob = float(value["p"]), float(value["min_prob"])
-    temperatures = tuple(float(t) for t in value["temperatures"])
+    p, min_prob = _number(value["p"]), _number(value["min_prob"])
+    temperatures = tuple(map(_number, _listed(value["temperatures"])))
     good = 1 <= min_k <= k <= vocab and 0 < p <= 1 and 0 <= min_prob < 1
     good &= len(set(temperatures)) == len(temperatures) <= _MOST_TEMPERATURES
     good &= all(math.isfinite(t) and t > 0 and t != 1 for t in temperatures)
@@ -285,6 +253,16 @@ def _selection(value: Mapping[str, Any]) -> Selection:
 def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"expected a whole number; found {value!r}")
+    return value
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, float) else float(_whole(value))
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list; found {str(value)[:80]}")
     return value
 
 
