@@ -16,7 +16,17 @@ import click
 from cachekd import __version__
 from cachekd.errors import EXIT_INCOMPLETE, CachekdError
 
-COMMANDS = ("plan", "precompute", "train", "inspect", "verify", "seal", "merge", "demo")
+COMMANDS = (
+    "plan",
+    "precompute",
+    "train",
+    "inspect",
+    "verify",
+    "seal",
+    "merge",
+    "serve-teacher",
+    "demo",
+)
 
 
 class LazyGroup(click.Group):
@@ -30,7 +40,7 @@ class LazyGroup(click.Group):
         """The command of this name."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f".{cmd_name}", package=__package__)
+        module = importlib.import_module(f".{cmd_name.replace('-', '_')}", package=__package__)
         command: click.Command = module.command
         return command
 

@@ -13,14 +13,13 @@ from typing import Any
 
 from cachekd import __version__
 from cachekd.config import PrecomputeConfig
-from cachekd.data.digests import json_id
+from cachekd.data.digests import differences, json_id
 from cachekd.errors import DataError, TeacherError
 from cachekd.store.identity import (
     Identity,
     TokenizerFacts,
     capture_id,
     capture_spec,
-    differences,
     refuse_difference,
     source_facts,
 )

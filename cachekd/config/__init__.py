@@ -11,6 +11,7 @@ from cachekd.config._inputs import DataConfig, ModelConfig, RowsConfig
 from cachekd.config._live import LiveConfig, ScoringConfig
 from cachekd.config._looks import PlanConfig, RecheckConfig, precompute_config
 from cachekd.config._precompute import PrecomputeConfig, RunConfig
+from cachekd.config._serve import ServeConfig
 from cachekd.config._targets import ATTENTION_STEPS, LEVEL_STEPS, AttentionConfig, SelectionConfig
 from cachekd.config._train import TrainConfig
 
@@ -28,6 +29,7 @@ __all__ = [
     "RunConfig",
     "ScoringConfig",
     "SelectionConfig",
+    "ServeConfig",
     "TrainConfig",
     "canonical_json",
     "check_choices",

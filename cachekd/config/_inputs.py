@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cachekd.config._fields import option, required
+from cachekd.errors import ConfigError
 
 _DATA = "JSONL, JSON, CSV or Parquet file, or a datasets name; may be repeated."
 
@@ -57,6 +58,18 @@ class ModelConfig:
     bnb_4bit_use_double_quant: bool = option(
         False, "bitsandbytes nested quantisation.", group="Teacher"
     )
+
+
+def check_loading(config: ModelConfig) -> None:
+    """Refuse two ways to load a teacher at once.
+
+    Raises:
+        ConfigError: names both.
+    """
+    if config.load_in_4bit and config.load_in_8bit:
+        raise ConfigError("load_in_4bit and load_in_8bit exclude each other; set one")
+    if config.device and config.device_map:
+        raise ConfigError("device and device_map exclude each other; set one")
 
 
 @dataclass(frozen=True, kw_only=True)

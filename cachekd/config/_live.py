@@ -16,8 +16,10 @@ class ScoringConfig(SelectionConfig, ModelConfig):
     """A teacher that scores what it is given, without data or cache of its own."""
 
     attention: ClassVar[str] = "none"
-    max_length: ClassVar[int | None] = None
 
+    max_length: int | None = option(
+        None, "Longest document in tokens; default: the teacher's context.", group="Teacher"
+    )
     threads: int | None = option(None, "CPU threads of the teacher.", group="Teacher")
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cachekd.config._fields import check_choices, option, required
 from cachekd.config._generation import GenerationConfig, check_generation
-from cachekd.config._inputs import DataConfig, ModelConfig
+from cachekd.config._inputs import DataConfig, ModelConfig, check_loading
 from cachekd.config._targets import ATTENTION_STEPS, AttentionConfig, SelectionConfig, check_levels
 from cachekd.errors import ConfigError
 
@@ -89,10 +89,7 @@ class PrecomputeConfig(
             value = getattr(self, name)
             if value is not None and value < (2 if name == "max_length" else 1):
                 raise ConfigError(f"{name}: found {value}, which is too small")
-        if self.load_in_4bit and self.load_in_8bit:
-            raise ConfigError("load_in_4bit and load_in_8bit exclude each other; set one")
-        if self.device and self.device_map:
-            raise ConfigError("device and device_map exclude each other; set one")
+        check_loading(self)
 
 
 def _check_attention(config: PrecomputeConfig) -> None:

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def sample_digest(
 def json_id(value: Any) -> str:
     """blake2b-128 of canonical JSON, as hex: how source and capture ids are made."""
     return hashlib.blake2b(canonical_json(value).encode(), digest_size=KEY_BYTES).hexdigest()
+
+
+def differences(left: Any, right: Any, name: str = "") -> list[str]:
+    """Where two JSON values differ, a line a field: ``name: left / right``."""
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        lines = []
+        for key in sorted({*left, *right}):
+            lines += differences(left.get(key), right.get(key), f"{name}.{key}" if name else key)
+        return lines
+    return [] if left == right else [f"{name}: {left!r} / {right!r}"]
 
 
 def bytes_digest(data: Any) -> str:

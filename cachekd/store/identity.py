@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cachekd.config import LEVEL_STEPS, ModelConfig, SelectionConfig
-from cachekd.data.digests import json_id
+from cachekd.data.digests import differences, json_id
 from cachekd.errors import MismatchError, TeacherError
 from cachekd.teachers import TeacherFacts
 
@@ -189,16 +189,6 @@ def capture_spec(config: SelectionConfig, attn_implementation: str, vocab: int) 
 def capture_id(source_id: str, capture: Mapping[str, Any]) -> str:
     """Id of a kind of target of one source."""
     return json_id({"source_id": source_id, "capture": capture})
-
-
-def differences(left: Any, right: Any, name: str = "") -> list[str]:
-    """Where two JSON values differ, a line a field: ``name: left / right``."""
-    if isinstance(left, Mapping) and isinstance(right, Mapping):
-        lines = []
-        for key in sorted({*left, *right}):
-            lines += differences(left.get(key), right.get(key), f"{name}.{key}" if name else key)
-        return lines
-    return [] if left == right else [f"{name}: {left!r} / {right!r}"]
 
 
 def source_facts(

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cachekd.config import PrecomputeConfig
+from cachekd.config import PrecomputeConfig, ScoringConfig
 from cachekd.data.attention import AttentionSpec
 from cachekd.types import Float32, Int32, TopKLogits
 
@@ -194,7 +194,7 @@ class TeacherBackend(Protocol):
     """What a teacher plugin offers."""
 
     @staticmethod
-    def identify(config: PrecomputeConfig) -> TeacherFacts:
+    def identify(config: PrecomputeConfig | ScoringConfig) -> TeacherFacts:
         """Find the teacher without loading it.
 
         Raises:
@@ -202,7 +202,9 @@ class TeacherBackend(Protocol):
         """
 
     @staticmethod
-    def load(config: PrecomputeConfig, facts: TeacherFacts, threads: int) -> Teacher:
+    def load(
+        config: PrecomputeConfig | ScoringConfig, facts: TeacherFacts, threads: int
+    ) -> Teacher:
         """Load it.
 
         Raises:
@@ -224,7 +226,7 @@ class RemoteConfig:
     """
 
     url: str
-    token: str | None
+    token: str | None = field(repr=False)
     timeout: float
     patience: float
     tokenizer: str

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachekd.config import PrecomputeConfig
+from cachekd.config import PrecomputeConfig, ScoringConfig
 from cachekd.data.attention import MEAN, AttentionSpec
 from cachekd.data.models import context_length, end_tokens, model_config, resolve_model
 from cachekd.teachers import LayerSink, PromptDraw, Selection, TeacherFacts, WritingSpec
@@ -84,7 +84,7 @@ class DummyTeacher:
         self._tap: tuple[AttentionSpec, Sequence[NDArray[np.bool_]], LayerSink] | None = None
 
     @staticmethod
-    def identify(config: PrecomputeConfig) -> TeacherFacts:
+    def identify(config: PrecomputeConfig | ScoringConfig) -> TeacherFacts:
         """Read the folder's configuration."""
         folder = resolve_model(config.teacher, config.revision, weights=False)
         settings = model_config(folder)
@@ -102,7 +102,9 @@ class DummyTeacher:
         )
 
     @staticmethod
-    def load(config: PrecomputeConfig, facts: TeacherFacts, threads: int) -> DummyTeacher:
+    def load(
+        config: PrecomputeConfig | ScoringConfig, facts: TeacherFacts, threads: int
+    ) -> DummyTeacher:
         """Nothing to load."""
         return DummyTeacher()
 

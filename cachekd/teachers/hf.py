@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachekd.config import PrecomputeConfig
+from cachekd.config import ModelConfig, PrecomputeConfig, ScoringConfig
 from cachekd.data.attention import AttentionSpec
 from cachekd.data.models import (
     adapter_facts,
@@ -46,7 +46,7 @@ class HFTeacher:
             self._rows = LogitRows(self._model, self._device)
 
     @staticmethod
-    def identify(config: PrecomputeConfig) -> TeacherFacts:
+    def identify(config: PrecomputeConfig | ScoringConfig) -> TeacherFacts:
         """Find model, tokenizer and adapter; read the configuration. Loads no weight."""
         folder = resolve_model(config.teacher, config.revision)
         tokenizer = resolve_model(config.tokenizer, weights=False) if config.tokenizer else folder
@@ -72,7 +72,9 @@ class HFTeacher:
         )
 
     @staticmethod
-    def load(config: PrecomputeConfig, facts: TeacherFacts, threads: int) -> HFTeacher:
+    def load(
+        config: PrecomputeConfig | ScoringConfig, facts: TeacherFacts, threads: int
+    ) -> HFTeacher:
         """Load the weights and the adapter.
 
         Raises:
@@ -205,7 +207,9 @@ class HFTeacher:
         return downloads.finish()
 
 
-def _load_model(config: PrecomputeConfig, facts: TeacherFacts) -> tuple[Any, list[str]]:
+def _load_model(
+    config: PrecomputeConfig | ScoringConfig, facts: TeacherFacts
+) -> tuple[Any, list[str]]:
     """The model where it is to run, and the names of weights that its checkpoint lacks."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -267,7 +271,7 @@ def _inference(threads: int) -> Iterator[None]:
         raise
 
 
-def _check_extras(config: PrecomputeConfig) -> None:
+def _check_extras(config: ModelConfig) -> None:
     """Refuse options whose library is not installed, before anything is loaded."""
     needs = {
         "peft": (bool(config.adapter), "peft", "peft"),
@@ -280,7 +284,7 @@ def _check_extras(config: PrecomputeConfig) -> None:
             raise ConfigError(f"{module} is not installed; run: pip install '{package}'")
 
 
-def _quantization(config: PrecomputeConfig) -> dict[str, Any]:
+def _quantization(config: ModelConfig) -> dict[str, Any]:
     if not (config.load_in_4bit or config.load_in_8bit):
         return {}
     import torch

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cachekd.config import DataConfig, RowsConfig, TrainConfig
+from cachekd.data.digests import differences
 from cachekd.data.samples import prepare
 from cachekd.data.sources import read_rows
 from cachekd.data.spool import SpooledSamples
 from cachekd.errors import DataError, MismatchError, TeacherError
-from cachekd.store.identity import differences
 from cachekd.store.samples import (
     SampleTable,
     collect,

@@ -17,13 +17,12 @@ from tiny import Family, chat_rows, save_model, write_rows
 import cachekd
 from cachekd import PrecomputeConfig
 from cachekd.config import SelectionConfig
-from cachekd.data.digests import json_id
+from cachekd.data.digests import differences, json_id
 from cachekd.data.models import weights_digest
 from cachekd.errors import MismatchError, TeacherError
 from cachekd.store.identity import (
     capture_id,
     capture_spec,
-    differences,
     refuse_difference,
     source_facts,
     tokenizer_facts,
