@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cachekd.rollouts.sampling import DrawSpec
 from common import machine, save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -31,6 +30,7 @@ import cachekd
 from cachekd.config import DataConfig, TrainConfig
 from cachekd.data.models import end_tokens, model_config
 from cachekd.evaluation.own_text import own_text
+from cachekd.rollouts.sampling import DrawSpec
 from cachekd.training.texts import Wording, samples_of
 from cachekd.types import Int32
 
