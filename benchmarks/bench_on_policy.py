@@ -30,7 +30,7 @@ import cachekd
 from cachekd.config import DataConfig, TrainConfig
 from cachekd.data.models import end_tokens, model_config
 from cachekd.evaluation.own_text import own_text
-from cachekd.rollouts.sampling import DrawSpec
+from cachekd.rollouts.responses import DrawSpec
 from cachekd.training.texts import Wording, samples_of
 from cachekd.types import Int32
 

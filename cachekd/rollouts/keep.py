@@ -23,8 +23,8 @@ from cachekd.data.alignment import response_rows
 from cachekd.data.digests import bytes_digest, json_id
 from cachekd.data.packed import Keys, Places
 from cachekd.errors import ConfigError
-from cachekd.rollouts import Rollout, Scores
-from cachekd.rollouts.teacher import LiveTeacher
+from cachekd.rollouts import Scores
+from cachekd.rollouts.teacher import FoundTeacher, LiveTeacher
 from cachekd.store.commit import ScoredUnit, Sink, write_unit
 from cachekd.store.identity import Identity, capture_id, capture_spec, refuse_difference
 from cachekd.store.io import Location
@@ -39,28 +39,31 @@ _CUTTING = {"batch_tokens": 1 << 14, "sort_window": 1 << 12, "unit_tokens": 1 <<
 _ENTRY_BYTES, _SCALARS_BYTES = 7, 32
 
 
-def sample_of(rollout: Rollout, prompt_roles: UInt8, domain: str, weight: float) -> Sample:
-    """A rollout as a sample of data.
+def sample_of(
+    input_ids: Int32, prompt_roles: UInt8, domain: str, weight: float, row: int
+) -> Sample:
+    """A prompt and a response of the student as a sample of data.
 
     Args:
-        rollout: prompt and response.
+        input_ids: tokens of both, int32 [L].
         prompt_roles: who wrote the prompt's tokens, uint8 [P].
         domain: label of the sample that the prompt is of.
         weight: weight of that sample.
+        row: its place in the data.
     """
-    answer = len(rollout.input_ids) - rollout.prompt_length
+    answer = len(input_ids) - len(prompt_roles)
     return Sample(
-        input_ids=rollout.input_ids,
+        input_ids=input_ids,
         roles=np.concatenate([prompt_roles, np.full(answer, Role.ASSISTANT, np.uint8)]),
-        prompt_length=rollout.prompt_length,
+        prompt_length=len(prompt_roles),
         domain=domain,
         weight=weight,
         source="rollouts",
-        row=rollout.sample,
+        row=row,
     )
 
 
-def identity_of(teacher: LiveTeacher, provenance: Mapping[str, Any]) -> Identity:
+def identity_of(teacher: LiveTeacher | FoundTeacher, provenance: Mapping[str, Any]) -> Identity:
     """Identity of a cache of rollouts: the live teacher, and what is kept of its response rows."""
     kept = SelectionConfig(
         logits_selection="top_k",
@@ -79,6 +82,19 @@ def identity_of(teacher: LiveTeacher, provenance: Mapping[str, Any]) -> Identity
         capture=capture,
         provenance={**provenance, "responses": "student", "cachekd": __version__},
     )
+
+
+def check_keep(url: str, teacher: FoundTeacher) -> None:
+    """Refuse a place that rollouts of this teacher cannot be added to.
+
+    Raises:
+        MismatchError: the cache there has another teacher or capture; names each field.
+        StoreError: nothing can be written there.
+    """
+    location = Location(url)
+    location.check_writable()
+    if location.exists(CACHE):
+        _refuse_other(location, identity_of(teacher, {}))
 
 
 def keep(
@@ -154,14 +170,18 @@ def _opened(location: Location, identity: Identity) -> CacheState:
     location.check_writable()
     if not location.exists(CACHE):
         write_identity(location, identity)
-    refuse_difference(  # another process may be first
+    _refuse_other(location, identity)  # another process may be first
+    return read_state(location, skip_broken_units=True)
+
+
+def _refuse_other(location: Location, identity: Identity) -> None:
+    refuse_difference(
         "keep_rollouts",
         read_identity(location).facts(),
         identity.facts(),
         f"the cache {location.url}",
         "this run",
     )
-    return read_state(location, skip_broken_units=True)
 
 
 def _write_samples(

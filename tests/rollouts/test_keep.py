@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ragged import assert_same, made_up
-from ragged import header as codec_header
+from ragged import assert_same
 from runs import TRAINING, weights
 from tiny import Family
 
 import cachekd
 from cachekd import TrainConfig
 from cachekd.errors import ConfigError, MismatchError
-from cachekd.rollouts import Rollout
 from cachekd.rollouts.keep import keep, sample_of
 from cachekd.rollouts.scoring import CachedScores
 from cachekd.rollouts.teacher import LiveTeacher, find_teacher
@@ -60,18 +58,8 @@ def samples_of(count: int, vocab: int, seed: int = 0) -> list[Sample]:
 
 
 def test_a_rollout_becomes_a_sample() -> None:
-    rollout = Rollout(
-        sample=7,
-        number=2,
-        input_ids=np.arange(6, dtype=np.int32),
-        prompt_length=4,
-        logits=made_up(codec_header(20), [0, 0, 0, 3, 3]),
-        old_logprob=np.zeros(2, np.float32),
-        behaviour_logprob=np.zeros(2, np.float32),
-        advantage=np.zeros(2, np.float32),
-    )
     prompt = np.uint8([Role.SYSTEM, Role.USER, Role.USER, Role.TEMPLATE])
-    sample = sample_of(rollout, prompt, "law", 2.0)
+    sample = sample_of(np.arange(6, dtype=np.int32), prompt, "law", 2.0, 7)
     assert sample.roles.tolist() == [*prompt, Role.ASSISTANT, Role.ASSISTANT]
     assert (sample.prompt_length, sample.domain, sample.weight, sample.row) == (4, "law", 2.0, 7)
 

@@ -13,7 +13,8 @@ from tiny import Family
 
 from cachekd.errors import ConfigError, TeacherError
 from cachekd.rollouts import Ask
-from cachekd.rollouts.sampling import DrawSpec, Mix, write
+from cachekd.rollouts.responses import DrawSpec
+from cachekd.rollouts.sampling import Mix, write
 
 VOCAB, END = 40, 3
 
