@@ -1,7 +1,7 @@
-"""The parts of an on-policy run: its prompts, what its Trainer is made of, and what it leaves behind.
+"""The parts of an on-policy run: prompts, what its Trainer is made of, and what it leaves behind.
 
-In: checked `Inputs`. Out: `Prompts`, keyword arguments of an `OnPolicyTrainer` (the teacher is loaded
-here), and a cache of all that the student wrote.
+In: checked `Inputs`. Out: `Prompts`, keyword arguments of an `OnPolicyTrainer` (the teacher is
+loaded here), and a cache of all that the student wrote.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def _plain_text(inputs: Inputs, tokenizer: Any, prompts: Prompts, args: Any) -> 
 
     if not inputs.config.lm_data:
         return None
-    spec = inputs.live.rollouts if inputs.live else Rollouts()
+    assert inputs.live is not None, "asked for an on-policy run"
+    spec = inputs.live.rollouts
     batch = args.per_device_train_batch_size
     step = batch * args.world_size
     group = spec.collect or step
