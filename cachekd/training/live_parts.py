@@ -7,7 +7,6 @@ loaded here), and a cache of all that the student wrote.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cachekd.data.models import end_tokens, model_config
@@ -70,7 +69,7 @@ def on_policy_parts(inputs: Inputs, tokenizer: Any, prompts: Prompts, args: Any)
     assert live is not None, "asked for an on-policy run"
     spec = live.rollouts
     teacher = live.teacher.load(config.teacher_device or str(args.device), None)
-    folder = Path(config.score_cache or inputs.output / SCORES)
+    folder = config.score_cache or str(inputs.output / SCORES)
     ends = {*end_tokens(inputs.student, model_config(inputs.student)), tokenizer.eos_token_id}
     return {
         "rollouts": spec,
@@ -140,7 +139,7 @@ def keep_rollouts(inputs: Inputs, trainer: OnPolicyTrainer) -> dict[str, Any] | 
     trainer.accelerator.wait_for_everyone()
     kept = None
     if trainer.is_world_process_zero():  # with scores of its own, which sees those of all others
-        folder = inputs.config.score_cache or inputs.output / SCORES
+        folder = inputs.config.score_cache or str(inputs.output / SCORES)
         scores = CachedScores(trainer.teacher, folder, inputs.config.score_batch_tokens)
         made = {**wording_of(inputs).made, "teacher": inputs.config.teacher}
         prompts = trainer.train_dataset
