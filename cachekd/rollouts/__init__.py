@@ -106,7 +106,11 @@ class Scores(Protocol):
         ...
 
     def flush(self) -> None:
-        """Make sure that what was scored outlives the process."""
+        """Make sure that what was scored outlives the process, and a loss of power."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files; nothing is asked any more."""
         ...
 
 

@@ -4,9 +4,10 @@ In: documents, first rows and given ids. Out: targets, always as the store's byt
 hit and a miss are the same numbers. What is missing is scored in batches sorted by length, each
 document from its first missing block on.
 
-Of the store only that is seen which was there when it was opened, and what this process wrote: what
-others write meanwhile would change, by its time of arrival, which documents share a batch, and so
-the last bits of a run. A resumed run sees what its checkpoint saw, for the same reason.
+What was scored is in the log of this process before it is given out: a process that is killed
+loses none of it, and the run that goes on finds the same numbers. Of what other processes write
+only that is seen which was there when the store was opened: more would change, by its time of
+arrival, which documents share a batch, and so the last bits of a run.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class CachedScores:
             self._store.put(made.items())
             self._counts["bytes_stored"] += sum(map(len, made.values()))
             values |= made
+        self._store.flush()
         found = [
             assemble(self._codec, blocks, values, first_row)
             for blocks, first_row in zip(asked, first_rows, strict=True)
@@ -93,18 +95,16 @@ class CachedScores:
         }
 
     def state(self) -> dict[str, Any]:
-        """Counters, and what is seen of the store."""
+        """The counters."""
         return {
             "counts": dict(self._counts),
             "seconds": dict(self._seconds),
-            "seen": self._store.seen(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Count on from a state, and see of the store what it saw."""
+        """Count on from a state."""
         self._counts = Counter(state["counts"])
         self._seconds = dict(state["seconds"])
-        self._store.see_only(state["seen"])
 
     def flush(self) -> None:
         """Make sure that what was scored outlives the process, and a loss of power.

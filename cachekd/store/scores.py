@@ -143,23 +143,6 @@ class ScoreStore:
         for path in sorted((self._root / SEGMENTS).glob(f"[!.]*{SEGMENT}")):
             self._open(path, grows=False)
 
-    def seen(self) -> dict[str, int]:
-        """Up to where each file is seen, by its name."""
-        return {name: self._files[number].read for name, number in self._known.items()}
-
-    def see_only(self, seen: Mapping[str, int]) -> None:
-        """See of the logs only what was `seen`, and all of the segments.
-
-        A run that goes on from a checkpoint must miss what it missed then: which documents are
-        scored in one batch shows in the last bits of the numbers.
-        """
-        self._index = ScoreIndex()
-        for name, number in self._known.items():
-            entries, _ = read_file(self._files[number].descriptor, number)
-            if name.endswith(LOG):
-                entries = entries[entries["offset"] < seen.get(name, 0)]
-            self._index.add(entries)
-
     def compact(self) -> Compacted:
         """Merge closed logs; see `score_segments.compact`.
 

@@ -230,6 +230,11 @@ class OnPolicyTrainer(DistillTrainer):
         save_engine(self.engine, Path(output_dir), self.args.process_index)
         super()._save_rng_state(output_dir)
 
+    def leave_group(self) -> None:
+        """Close the score cache, and leave the process group in good order."""
+        self.scores.close()
+        super().leave_group()
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:

@@ -88,6 +88,10 @@ def _killed(family: Family, cache: Path, root: Path, seed: int, *further: object
     return codes
 
 
+# The name of a teacher's folder is put in by the test.
+_LIVE = ("--teacher", "TEACHER", "--max-new-tokens", 6, "--logits-top-k", 8)
+
+
 def _state(folder: Path, *names: str) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
@@ -104,17 +108,21 @@ def _state(folder: Path, *names: str) -> dict[str, torch.Tensor]:
         ("accumulated", ("--gradient-accumulation-steps", 3)),
         ("learned", ("--objective", "weighing:Weighing")),
         ("lora", ("--lora-r", 2)),
+        ("distillm", (*_LIVE, "--objective", "distillm", "--lmbda", 0.8, "--replay", 6)),
+        ("minillm", (*_LIVE, "--objective", "minillm", "--collect", 8, "--inner-epochs", 2)),
+        ("multi", (*_LIVE, "--objective", "multi_granularity", "--chunker", "adjacent")),
     ],
 )
 def test_killed_run_ends_with_the_same_weights(
     family: Family, made: Any, tmp_path: Path, kind: str, further: tuple[object, ...]
 ) -> None:
+    further = tuple(family.teacher if flag == "TEACHER" else flag for flag in further)
     codes = _killed(family, made.cache, tmp_path, len(kind), *further)
     log = (tmp_path / "parts.log").read_text()[-3000:]
     assert codes[0] == codes[-1] == 0, log
     assert codes[1:-1] == [-9] * KILLS, log
     names = {"lora": ("adapter_model.safetensors",)}.get(kind, ("model.safetensors",))
-    names += ("objective.safetensors",) * (kind == "learned")
+    names += ("objective.safetensors",) * (kind in ("learned", "multi"))
     whole, parts = _state(tmp_path / "whole", *names), _state(tmp_path / "parts", *names)
     assert whole.keys() == parts.keys() and len(whole) > 3
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
@@ -122,7 +130,7 @@ def test_killed_run_ends_with_the_same_weights(
         [
             row
             for row in json.loads((tmp_path / at / "run.json").read_text())["history"]
-            if "kl" in row
+            if "loss" in row
         ]
         for at in ("whole", "parts")
     )

@@ -75,7 +75,7 @@ def test_a_run_trains_and_says_what_it_asked(live: Make, family: Family, objecti
     report = cachekd.train(config)
     found = report["rollouts"]
     assert report["steps"] == 6 and not same(Path(config.output_dir), family.student)
-    assert 0 < found["rollouts"] and found["rollout_tokens"] <= NEW * found["rollouts"]
+    assert found["rollouts"] > 0 and found["rollout_tokens"] <= NEW * found["rollouts"]
     scores = found["scores"]
     assert 0 < scores["rows"] <= scores["rows_cached"] + scores["rows_scored"]
     assert scores["teacher_tokens"] > 0 and found["seconds"]["generate"] > 0
