@@ -1,6 +1,6 @@
 """Teacher tokens that on-policy training computes, beside scoring as the released code does it.
 
-MiniLLM and DistiLLM are run here with their tokens counted at the teacher's decoder. Beside them the
+MiniLLM and DistiLLM are run here with tokens counted at the teacher's decoder. Beside them the
 same text is scored as their authors' code scores it: MiniLLM's a first time for rewards, again for
 the mixture's probabilities and for the monitored reward, and once in every inner epoch; DistiLLM's
 live for every batch that is trained on, whoever wrote it. Sampling with the teacher mixed in costs
