@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,19 @@ class Watched(DummyTeacher):
             return targets
         rows = zip(documents, targets, wanted, given, strict=True)
         return [with_given(*row, selection) for row in rows]
+
+
+class Slow(DummyTeacher):
+    """Takes a moment, and leaves a file when it has begun: for servers of another process."""
+
+    @staticmethod
+    def load(config: Any, facts: Any, threads: int) -> Slow:
+        return Slow()
+
+    def score(self, *args: Any) -> list[TopKLogits]:
+        Path(os.environ["STARTED"]).touch()
+        time.sleep(0.5)
+        return super().score(*args)
 
 
 def dense(ids_L: Int32, vocab: int = VOCAB) -> NDArray[np.float64]:
