@@ -5,7 +5,8 @@ Then the student answers held-out prompts, and teacher and student look at the a
 distributions (`cachekd.evaluation.own_text`). Seeds change the order of prompts, the coins and the
 draws; each trained student is sampled ``--draws`` times.
 
-    python benchmarks/bench_on_policy.py --teacher T --student S --train A.jsonl --heldout B.jsonl
+    python benchmarks/bench_on_policy.py --teacher T --student S --train A.jsonl \
+        --heldout B.jsonl --evaluated C.jsonl
 
 ``--only`` runs some methods, and ``--merge`` puts the files of several such runs together.
 """
@@ -22,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cachekd.rollouts.sampling import DrawSpec
 from common import machine, save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -30,6 +30,7 @@ import cachekd
 from cachekd.config import DataConfig, TrainConfig
 from cachekd.data.models import end_tokens, model_config
 from cachekd.evaluation.own_text import own_text
+from cachekd.rollouts.responses import DrawSpec
 from cachekd.training.texts import Wording, samples_of
 from cachekd.types import Int32
 
@@ -44,10 +45,14 @@ MINILLM = {"collect": 64, "inner_epochs": 4, "max_new_tokens": 64}
 WAYS: dict[str, tuple[str, dict[str, Any], str]] = {
     "gkd": ("gkd", {"lmbda": 1.0, "max_new_tokens": 64}, "jsd"),
     "imitkd": ("imitkd", {"max_new_tokens": 64}, "forward_kl"),
-    "distillm": ("distillm", {"max_new_tokens": 64, "replay": 256}, "skew_reverse_kl"),
+    "distillm": (
+        "distillm",
+        {"max_new_tokens": 64, "replay": 256, "lmbda": 0.3, "phi_margin": 0.02},
+        "skew_reverse_kl",
+    ),
     "distillm on-policy": (
         "distillm",
-        {"max_new_tokens": 64, "phi": 1.0, "rate": "increasing"},
+        {"max_new_tokens": 64, "lmbda": 1.0, "replay": 100000},
         "skew_reverse_kl",
     ),
     "minillm": ("minillm", MINILLM, "reverse_kl"),
@@ -105,10 +110,15 @@ def run(args: argparse.Namespace, way: str, seed: int, folder: Path) -> dict[str
             objective_options=options,
             output_dir=str(folder),
             score_cache=str(folder / "scores"),
+            eval_data=(args.evaluated,),
             training={
                 "max_steps": args.steps,
+                "eval_strategy": "steps",
+                "eval_steps": max(args.steps // 4, 1),
+                "eval_on_start": True,
+                "per_device_eval_batch_size": 32,
                 "per_device_train_batch_size": 16,
-                "learning_rate": args.learning_rate,
+                "learning_rate": args.learning_rate * (0.5 if objective == "minillm" else 1),
                 "lr_scheduler_type": "cosine",
                 "warmup_steps": 5,
                 "logging_steps": 10,
@@ -159,8 +169,10 @@ def table(start: dict[str, Any], runs: list[dict[str, Any]]) -> list[dict[str, A
         values = [run["figures"][name] for run in own]
         steps = sum(run["steps"] for run in own)
         seconds = {
-            part: sum(run["rollouts"]["seconds"].get(part, 0) for run in own) / steps
-            for part in own[0]["rollouts"]["seconds"]
+            "generate": sum(run["rollouts"]["seconds"].get("generate", 0) for run in own) / steps,
+            "read": sum(run["rollouts"]["seconds"].get("student", 0) for run in own) / steps,
+            "teacher": sum(run["rollouts"]["scores"]["seconds_teacher"] for run in own) / steps,
+            "cache": sum(run["rollouts"]["scores"]["seconds_cache"] for run in own) / steps,
         }
         total = sum(run["training_seconds"] for run in own) / steps
         rows.append(
@@ -173,6 +185,9 @@ def table(start: dict[str, Any], runs: list[dict[str, Any]]) -> list[dict[str, A
                 **{key: round(value, 4) for key, value in means.items()},
                 "step seconds": round(total, 3),
                 "of which": {part: round(value, 3) for part, value in seconds.items()},
+                "teacher tokens a step": round(
+                    sum(run["rollouts"]["scores"]["teacher_tokens"] for run in own) / steps
+                ),
             }
         )
     return rows
@@ -184,13 +199,14 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--student", required=True)
     parser.add_argument("--train", required=True)
-    parser.add_argument("--heldout", required=True)
+    parser.add_argument("--heldout", required=True, help="prompts that the students answer")
+    parser.add_argument("--evaluated", required=True, help="held-out text of the schedule")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=4000)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="minillm: half of it")
     parser.add_argument("--only", nargs="+", default=list(WAYS))
     parser.add_argument("--partial", type=Path, help="JSON lines that runs are appended to")
     parser.add_argument("--merge", type=Path, nargs="+", help="partial files; nothing is run")

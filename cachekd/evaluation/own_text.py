@@ -18,7 +18,8 @@ from torch import Tensor
 
 from cachekd.losses.reference import dense_divergence
 from cachekd.rollouts import Ask, Written
-from cachekd.rollouts.sampling import DrawSpec, write
+from cachekd.rollouts.responses import DrawSpec
+from cachekd.rollouts.sampling import write
 from cachekd.types import Int32
 
 

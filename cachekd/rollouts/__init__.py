@@ -30,12 +30,16 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Written:
-    """A response: tokens int32 [n] with the forced ones and the end token.
+    """A response.
 
-    ``ended``: whether an end token ended it, and not the limit of tokens.
+    Attributes:
+        response: tokens int32 [n], the forced ones and the end token among them.
+        logprob: log of the probability that each was drawn with, float32 [n]; 0 for forced ones.
+        ended: whether an end token ended it, and not the limit of tokens.
     """
 
     response: Int32
+    logprob: Float32
     ended: bool
 
 

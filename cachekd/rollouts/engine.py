@@ -6,7 +6,7 @@ Out: records like those of a cache, so that collator, objective and trainer cann
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +17,7 @@ from cachekd.objectives._rollouts import Rollouts
 from cachekd.rollouts import Ask, Rollout, Scores, StudentReader, Written
 from cachekd.rollouts.clock import Clock
 from cachekd.rollouts.coins import coin, coins
+from cachekd.rollouts.measures import Measures
 from cachekd.rollouts.replay import ReplayBuffer
 from cachekd.rollouts.returns import Moments, advantages, moments, whitened
 from cachekd.rollouts.schedule import Schedule, Source
@@ -57,6 +58,7 @@ class Engine:
         scores: the teacher scores.
         seed: of coins, draws and replays.
         reduce: sums over processes.
+        kept: is given all rollouts as they are made.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Engine:
         scores: Scores,
         seed: int,
         reduce: Reduce = lambda sums: sums,
+        kept: Callable[[Sequence[Rollout]], None] | None = None,
     ) -> None:
         self.spec = spec
         self.schedule = Schedule(spec.share, spec.replay)
@@ -76,10 +79,10 @@ class Engine:
         self._write = self.clock.of("generate", write)
         self._reader = reader
         self._scores = scores
-        self._seed, self._reduce = seed, reduce
+        self._seed, self._reduce, self._kept = seed, reduce, kept
         self._collection: dict[int, Rollout] = {}
         self._collected: tuple[int, int] | None = None
-        self.sums: defaultdict[str, float] = defaultdict(float)
+        self.measures = Measures()
         self.totals: Counter[str] = Counter()
 
     def batch(
@@ -180,7 +183,9 @@ class Engine:
                 asked, documents, firsts, logits, old, corrections, strict=True
             )
         ]
-        self._measure(rollouts, written)
+        self.measures.add(rollouts, written)
+        if self._kept is not None:
+            self._kept(rollouts)
         return rollouts
 
     def _read(
@@ -203,27 +208,8 @@ class Engine:
             found = whitened(found, Moments(count=count, total=total, squares=squares))
         return [replace(r, advantage=a) for r, a in zip(rollouts, found, strict=True)]
 
-    def taken(self) -> np.ndarray:
-        """Sums since the last call, to be reduced over processes; see `rollout_means`."""
-        sums = np.array([self.sums[name] for name in _MEASURED], np.float64)
-        self.sums.clear()
-        return sums
-
     def _told(self, source: Source, count: int) -> None:
         self.totals[f"{source.value}_sequences"] += count
-
-    def _measure(self, rollouts: Sequence[Rollout], written: Sequence[Written]) -> None:
-        """What is logged of text that was just written, as sums over sequences and tokens."""
-        for rollout, text in zip(rollouts, written, strict=True):
-            next_n = rollout.logits.next_logprob[rollout.prompt_length - 1 :].astype(np.float64)
-            self.sums["sequences"] += 1
-            self.sums["tokens"] += len(next_n)
-            self.sums["teacher_nll"] -= float(next_n.sum())
-            self.sums["reverse_kl"] += float((rollout.old_logprob - next_n).sum())
-            self.sums["ended"] += text.ended
-            self.sums["corrections"] += len(rollout.corrections)
-        self.totals["rollouts"] += len(rollouts)
-        self.totals["rollout_tokens"] += sum(len(r.old_logprob) for r in rollouts)
 
     def flush(self) -> None:
         """Make sure that what was scored outlives the process."""
@@ -239,7 +225,8 @@ class Engine:
             "schedule": self.schedule.state(),
             "collected": self._collected,
             "totals": dict(self.totals),
-            "sums": dict(self.sums),
+            "written": dict(self.measures.totals),
+            "sums": self.measures.sums.tolist(),
             "scores": self._scores.state(),
         }
 
@@ -251,13 +238,15 @@ class Engine:
         self.buffer = ReplayBuffer(self.spec.replay)
         self.buffer.push(held["buffer"])
         self.totals = Counter(state["totals"])
-        self.sums = defaultdict(float, state["sums"])
+        self.measures.totals = Counter(state["written"])
+        self.measures.sums[:] = state["sums"]
         self._scores.restore(state["scores"])
 
     def figures(self) -> Mapping[str, Any]:
         """Totals of the run, as plain JSON types."""
         return {
             **self.totals,
+            **self.measures.totals,
             "seconds": {name: round(value, 3) for name, value in self.clock.seconds.items()},
             "scores": dict(self._scores.figures()),
             "schedule": self.schedule.state(),
@@ -266,41 +255,6 @@ class Engine:
 
 
 _NOTHING = np.empty(0, np.int32)
-_MEASURED = ("sequences", "tokens", "teacher_nll", "reverse_kl", "ended", "corrections")
-
-
-def rollout_means(sums: np.ndarray) -> dict[str, float]:
-    """What is logged of text that was written, from the sums of all processes.
-
-    Length in tokens; the teacher's NLL and log q - log p a token in nats; the share of responses
-    that ended by themselves; corrections a response.
-    """
-    sequences, tokens, *rest = sums.tolist()
-    if not sequences:
-        return {}
-    nll, reverse_kl, ended, corrections = rest
-    return {
-        "rollout_length": tokens / sequences,
-        "rollout_teacher_nll": nll / tokens,
-        "rollout_reverse_kl": reverse_kl / tokens,
-        "rollout_ended": ended / sequences,
-        "rollout_corrections": corrections / sequences,
-    }
-
-
-def summed(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Figures of several processes as one: counts and seconds added, all else the first's."""
-    first = dict(figures[0])
-    for name, value in first.items():
-        values = [own[name] for own in figures]
-        if isinstance(value, Mapping):
-            first[name] = summed(values)
-        elif isinstance(value, int | float) and not name.startswith(_NOT_SUMMED):
-            first[name] = sum(values)
-    return first
-
-
-_NOT_SUMMED = ("phi", "reference", "hit_rate")
 
 
 def _mixed(log_q_n: Float32, log_p_n: Float32, alpha: float) -> Float32:

@@ -2,7 +2,7 @@
 
 In: `Rollout`s. Out: the same, to the bit. A buffer drops the oldest when it is full (DistiLLM,
 capacity 1000). A file is a safetensors container of flat arrays, those of one response after those
-of another, with a sha256 of all of them; it takes the place of an older one whole or not at all.
+of another, with a sha256 of all that it says; it replaces an older one whole or not at all.
 
 A token takes 8 bytes for each entry of the teacher's row, 20 + 4 T beside them (id, number of
 entries, tail, log-probability of the next token, entropy, T log-normalisers), and of a response 12
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cachekd.config import canonical_json
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache
 from cachekd.rollouts import Rollout
@@ -61,18 +62,9 @@ class ReplayBuffer:
         order = np.argsort(bits(seed, step, np.arange(len(self._held))), kind="stable")
         return [self._held[place] for place in order[:count]]
 
-    def save(self, path: Path) -> None:
-        """Write what is held; see `save_rollouts`."""
-        save_rollouts(list(self._held), path)
-
-    def load(self, path: Path) -> None:
-        """Hold what was saved, the newest of it where the capacity is less now.
-
-        Raises:
-            CorruptCache: see `load_rollouts`.
-        """
-        self._held.clear()
-        self.push(load_rollouts(path))
+    def held(self) -> list[Rollout]:
+        """All of them, the oldest first."""
+        return list(self._held)
 
 
 def save_rollouts(rollouts: Sequence[Rollout], path: Path) -> None:
@@ -91,9 +83,9 @@ def save_rollouts(rollouts: Sequence[Rollout], path: Path) -> None:
         "format": _FORMAT,
         "vocab_size": next(iter(vocab_sizes), 0),
         "temperatures": named,
-        "digest": _digest(arrays),
     }
-    data = dump_tensors(arrays, {"rollouts": json.dumps(facts)})
+    text = canonical_json(facts)
+    data = dump_tensors(arrays, {"rollouts": text, "digest": _digest(arrays, text)})
     Location(str(path.parent)).replace(path.name, data)
 
 
@@ -104,23 +96,29 @@ def load_rollouts(path: Path) -> list[Rollout]:
         CorruptCache: it is missing, damaged, or no file of rollouts.
     """
     try:
+        if not path.is_file():
+            raise CorruptCache("there is no such file")
         arrays, metadata = load_tensors(Location(str(path.parent)).map(path.name))
-        facts = json.loads(metadata.get("rollouts", "{}"))
-        if facts.get("format") != _FORMAT:
-            raise CorruptCache(f"expected format {_FORMAT!r}, found {facts.get('format')!r}")
-        if facts["digest"] != _digest(arrays):
-            raise CorruptCache("its arrays are not those that were written")
+        text = metadata.get("rollouts", "")
+        if metadata.get("digest") != _digest(arrays, text):
+            raise CorruptCache("its content is not what was written")
+        facts = json.loads(text)
+        if facts["format"] != _FORMAT:
+            raise CorruptCache(f"expected format {_FORMAT!r}, found {facts['format']!r}")
         return _rollouts(arrays, int(facts["vocab_size"]), facts["temperatures"])
-    except (CorruptCache, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (CorruptCache, KeyError, ValueError, TypeError) as error:
         raise CorruptCache(
             f"{path}, rollouts of a checkpoint, cannot be read: {error}. Resume from another "
             "checkpoint"
         ) from error
 
 
-def _digest(arrays: _Arrays) -> str:
-    parts = (f"{name} {bytes_digest(arrays[name].tobytes())}" for name in sorted(arrays))
-    return bytes_digest("\n".join(parts).encode())
+def _digest(arrays: _Arrays, text: str) -> str:
+    parts = [
+        f"{name} {arrays[name].dtype.str} {arrays[name].shape} {bytes_digest(arrays[name])}"
+        for name in sorted(arrays)
+    ]
+    return bytes_digest("\n".join([text, *parts]).encode())
 
 
 def _arrays(rollouts: Sequence[Rollout], temperatures: Sequence[float]) -> _Arrays:

@@ -66,8 +66,6 @@ class Schedule:
         Raises:
             ConfigError: the replay buffer can never hold a batch.
         """
-        if uniform >= self.phi:
-            return Source.DATA
         fresh = uniform < self.phi * self._factor(progress)
         if self._share.kind != "adaptive":
             return Source.FRESH if fresh else Source.DATA
@@ -76,6 +74,8 @@ class Schedule:
                 f"replay: expected at least the {batch} sequences of a batch of a process; found "
                 f"{self._capacity}. Raise --replay, or lower --per-device-train-batch-size"
             )
+        if uniform >= self.phi:
+            return Source.DATA
         filling = self._share.fresh_trains and filled < self._capacity
         return Source.FRESH if fresh or filling or filled < batch else Source.REPLAY
 

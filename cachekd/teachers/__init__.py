@@ -99,10 +99,12 @@ class Teacher(Protocol):
             selection: what is kept.
             wanted: for each document the rows to capture, bool [L-1], or None for all.
             given: for each document token ids [R, J] of its R captured rows, or None: they are kept
-                with the head of their row, whatever their probability; ids may be repeated, and
-                may be of the head. Not with a selection that samples.
+                with the head of their row, whatever their probability unless it is 0; ids may be
+                repeated, and may be of the head. Entries of both are in order of probability, and
+                the tail is outside both. Not with a selection that samples.
 
         Raises:
+            ConfigError: given ids beside a selection that samples, or of another shape.
             TeacherError: a row is NaN or infinite; names the document's place in the batch.
             MemoryError: out of memory (whatever the device calls it).
         """

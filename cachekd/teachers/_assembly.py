@@ -34,13 +34,15 @@ def select(
     next_ids_N: Tensor,
     selection: Selection,
     uniform_N: Tensor | None = None,
+    given_NJ: Tensor | None = None,
 ) -> Tile:
     """Sparse targets of N rows; see `cachekd.teachers._selection.pick` for the arguments.
 
     Raises:
         TeacherError: a row holds NaN or +inf, or nothing but -inf.
     """
-    return tile_of(pick(logits_NV, next_ids_N, uniform_N, selection, Workspace()), selection)
+    picked = pick(logits_NV, next_ids_N, uniform_N, selection, Workspace(), given_NJ)
+    return tile_of(picked, selection)
 
 
 def tile_of(picked: Picked, selection: Selection) -> Tile:

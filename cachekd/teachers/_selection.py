@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cachekd.teachers import Selection
 from cachekd.teachers._sampling import systematic
-from cachekd.teachers._topk import BLOCK, best_entries, searches_all_blocks, take_blocks
+from cachekd.teachers._topk import BLOCK, best_entries, merged, searches_all_blocks, take_blocks
 
 # Elements of a tile: on a CPU its buffers should stay in the cache through all passes over it.
 _TILE_ELEMENTS = {"cpu": 1 << 20}
@@ -31,8 +31,8 @@ class Picked:
     """Targets of N rows on the device, padded to fixed shapes.
 
     Attributes:
-        logprobs, ids: best entries, float32 and int64 [N, K].
-        head: entries of the exact head, bool [N, K].
+        logprobs, ids: best entries and given ones, best first, float32 and int64 [N, K].
+        head: entries of the exact head, or given, bool [N, K].
         sure: entries outside the head that a sample holds in every draw, bool [N, K].
         drawn: ids under the sampling points, int64 [N, J]; -1: none.
         scalars: float32 [S, N]: tail, next_logprob, entropy, a log-normaliser each temperature.
@@ -80,6 +80,7 @@ def pick(
     uniform_N: Tensor | None,
     selection: Selection,
     work: Workspace,
+    given_NJ: Tensor | None = None,
 ) -> Picked:
     """Targets of N rows, still on their device.
 
@@ -89,12 +90,18 @@ def pick(
         uniform_N: float64, a number in [0, 1) for each row where the selection samples.
         selection: what is kept.
         work: buffers; nothing of the result lies in them.
+        given_NJ: ids that are kept beside the head, int64; -1: none. Not where it samples.
     """
     logits_NV = logits_NV[:, : selection.vocab_size]
     sums = _sums(logits_NV, selection, work)
     best = best_entries(sums.shifted, sums.maxima, sums.log_total, max(candidates(selection), 1))
     head_NK, sure_NK = _kept(best, logits_NV, selection)
-    _remove(sums.mass, sums.blocks, best[1], head_NK)
+    removed_NK = head_NK
+    if given_NJ is not None:
+        best, head_NK = _joined(best, head_NK, given_NJ, sums, logits_NV)
+        sure_NK = torch.zeros_like(head_NK)
+        removed_NK = head_NK[:, :1].expand_as(head_NK)  # empty places have the first one's id
+    _remove(sums.mass, sums.blocks, best[1], removed_NK)
     tail_N = _log_tail(logits_NV, sums, best[1], head_NK)
     if selection.tau:
         _remove(sums.mass, sums.blocks, best[1], sure_NK)
@@ -230,6 +237,24 @@ def _kept(
     likely_NK = possible_NK & (p_NK >= selection.tau)
     head_NK &= likely_NK
     return head_NK, likely_NK & ~head_NK
+
+
+def _joined(
+    best: tuple[Tensor, Tensor], head_NK: Tensor, given_NJ: Tensor, sums: _Sums, logits_NV: Tensor
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Head and given entries in one order; of the given ones those that are possible.
+
+    Their log-probabilities are made as those of the best, so that an entry of both is the same.
+    """
+    ids_NJ = given_NJ.clamp(min=0)
+    values_NJ = sums.shifted.flatten(1).gather(1, ids_NJ) - sums.log_total[:, None]
+    possible_NJ = (given_NJ >= 0) & (logits_NV.gather(1, ids_NJ) > -torch.inf)
+    values_NK, ids_NK, kept_NK = merged(
+        torch.cat([best[0], values_NJ], dim=1),
+        torch.cat([best[1], ids_NJ], dim=1),
+        torch.cat([head_NK, possible_NJ], dim=1),
+    )
+    return (values_NK, ids_NK), kept_NK
 
 
 def _remove(mass_NBW: Tensor, sums_NB: Tensor, ids_NK: Tensor, chosen_NK: Tensor) -> None:

@@ -42,6 +42,26 @@ def best_entries(
     return _values(keys_NK), _ids(keys_NK)
 
 
+def merged(values_NK: Tensor, ids_NK: Tensor, kept_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Kept entries of each row, each id once, best first: values, ids, and which places hold one.
+
+    Places that hold none come last in a row; their id is that of the row's first place, or 0.
+
+    Args:
+        values_NK: float32; equal ids of a row have equal values.
+        ids_NK: int64; an id may be there several times.
+        kept_NK: which of them are wanted.
+    """
+    lowest = torch.iinfo(torch.int64).min
+    keys_NK = torch.where(kept_NK, _keys(values_NK, ids_NK), lowest).sort(descending=True).values
+    repeated_NK = torch.zeros_like(kept_NK)
+    repeated_NK[:, 1:] = keys_NK[:, 1:] == keys_NK[:, :-1]
+    keys_NK = keys_NK.masked_fill(repeated_NK, lowest).sort(descending=True).values
+    found_NK = keys_NK != lowest
+    ids_NK = _ids(torch.where(found_NK, keys_NK, keys_NK[:, :1]))
+    return _values(keys_NK), ids_NK.masked_fill(~found_NK[:, :1], 0), found_NK
+
+
 def searches_all_blocks(k: int, blocks: int) -> bool:
     """Whether k is so large that looking at the k best blocks saves nothing."""
     return 2 * k >= blocks

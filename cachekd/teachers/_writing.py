@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,12 +37,24 @@ _FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
 _SECOND = 0x94D049BB133111EB - (1 << 64)
 
 
-def stream_seeds(prompts: Sequence[PromptDraw], seed: int) -> Tensor:
+class Drawn(Protocol):
+    """A prompt and which of the responses to it is drawn."""
+
+    @property
+    def input_ids(self) -> Int32:
+        """Tokens of the prompt."""
+
+    @property
+    def number(self) -> int:
+        """Of the response."""
+
+
+def stream_seeds(prompts: Sequence[Drawn], seed: int) -> Tensor:
     """Where the noise of each response begins, int64 [B]."""
     return torch.tensor([_stream(prompt, seed) for prompt in prompts], dtype=torch.int64)
 
 
-def _stream(prompt: PromptDraw, seed: int) -> int:
+def _stream(prompt: Drawn, seed: int) -> int:
     packed = sample_key(prompt.input_ids) + struct.pack("<qq", prompt.number, seed)
     digest = hashlib.blake2b(packed, digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
@@ -66,28 +78,35 @@ def next_tokens(logits_BV: Tensor, seeds_B: Tensor, step: int, spec: WritingSpec
         raise TeacherError("the teacher gave logits that are NaN or infinite while it wrote")
     if spec.greedy:
         return ids_B
-    for warper in _warpers(spec):
-        logits_BV = warper(None, logits_BV)
-    return (_gumbel(seeds_B, step, logits_BV.shape[-1]).add_(logits_BV)).argmax(dim=-1)
+    logits_BV = shaped_logits(logits_BV, spec.temperature, spec.top_k, spec.top_p)
+    steps_B = torch.full_like(seeds_B, step)
+    return (gumbel(seeds_B, steps_B, logits_BV.shape[-1]).add_(logits_BV)).argmax(dim=-1)
 
 
-def _warpers(spec: WritingSpec) -> list[Any]:
-    """What shapes the distribution, in the order of transformers."""
+def shaped_logits(logits_BV: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Logits of what is drawn from, shaped in the order of transformers."""
     warpers: list[Any] = []
-    if spec.temperature != 1.0:
-        warpers.append(TemperatureLogitsWarper(spec.temperature))
-    if spec.top_k:
-        warpers.append(TopKLogitsWarper(spec.top_k))
-    if spec.top_p < 1.0:
-        warpers.append(TopPLogitsWarper(spec.top_p))
-    return warpers
+    if temperature != 1.0:
+        warpers.append(TemperatureLogitsWarper(temperature))
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1.0:
+        warpers.append(TopPLogitsWarper(top_p))
+    for warper in warpers:
+        logits_BV = warper(None, logits_BV)
+    return logits_BV
 
 
-def _gumbel(seeds_B: Tensor, step: int, width: int) -> Tensor:
-    """Standard Gumbel noise of each row and token, float64 [B, V]."""
-    counter_V = torch.arange(width, dtype=torch.int64, device=seeds_B.device)
-    counter_V = counter_V.add_(step * width + 1).mul_(_GAMMA)
-    state_BV = seeds_B[:, None] + counter_V
+def gumbel(seeds_B: Tensor, steps_B: Tensor, width: int) -> Tensor:
+    """Standard Gumbel noise of each row and token, float64 [B, V].
+
+    Args:
+        seeds_B: where the noise of each response begins.
+        steps_B: tokens that each row has written before.
+        width: tokens that are drawn from.
+    """
+    counter_V = torch.arange(1, width + 1, dtype=torch.int64, device=seeds_B.device)
+    state_BV = (steps_B[:, None] * width + counter_V).mul_(_GAMMA).add_(seeds_B[:, None])
     state_BV.bitwise_xor_(_shifted(state_BV, 30)).mul_(_FIRST)
     state_BV.bitwise_xor_(_shifted(state_BV, 27)).mul_(_SECOND)
     state_BV.bitwise_xor_(_shifted(state_BV, 31))

@@ -119,11 +119,13 @@ class DummyTeacher:
         padded_length: int,
         selection: Selection,
         wanted: Sequence[NDArray[np.bool_] | None],
+        given: Sequence[Int32 | None] | None = None,
     ) -> list[TopKLogits]:
         """See `cachekd.teachers.Teacher.score`."""
         import torch
 
         from cachekd.teachers._assembly import assemble, select
+        from cachekd.teachers._given import given_rows
         from cachekd.teachers._sampling import uniforms
 
         if self._tap is not None:
@@ -140,7 +142,10 @@ class DummyTeacher:
             logits_NV = torch.from_numpy(state_logits(states_N, selection.vocab_size))
             drawn = uniforms(selection, documents[part], masks[part])
             uniform_N = None if drawn is None else torch.from_numpy(drawn)
-            tiles.append(select(logits_NV, torch.from_numpy(next_N), selection, uniform_N))
+            ids_NJ = None if given is None else given_rows(given[part], masks[part], selection)
+            given_NJ = None if ids_NJ is None else torch.from_numpy(ids_NJ)
+            next_ids_N = torch.from_numpy(next_N)
+            tiles.append(select(logits_NV, next_ids_N, selection, uniform_N, given_NJ))
         return assemble(tiles, masks, selection)
 
     def write(self, prompts: Sequence[PromptDraw], spec: WritingSpec) -> list[Int32]:

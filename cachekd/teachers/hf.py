@@ -104,6 +104,11 @@ class HFTeacher:
         return HFTeacher(model, threads)
 
     @property
+    def model(self) -> Any:
+        """The loaded model, in evaluation mode."""
+        return self._model
+
+    @property
     def numerics(self) -> Mapping[str, Any]:
         """Device, threads and versions that the numbers depend on."""
         import torch
@@ -123,10 +128,11 @@ class HFTeacher:
         padded_length: int,
         selection: Selection,
         wanted: Sequence[NDArray[np.bool_] | None],
+        given: Sequence[Int32 | None] | None = None,
     ) -> list[TopKLogits]:
         """See `cachekd.teachers.Teacher.score`; padding is on the right and masked."""
         with _inference(self._threads):
-            return self._score(documents, padded_length, selection, wanted)
+            return self._score(documents, padded_length, selection, wanted, given)
 
     def write(self, prompts: Sequence[PromptDraw], spec: WritingSpec) -> list[Int32]:
         """See `cachekd.teachers.WritingTeacher.write`."""
@@ -149,8 +155,10 @@ class HFTeacher:
         padded_length: int,
         selection: Selection,
         wanted: Sequence[NDArray[np.bool_] | None],
+        given: Sequence[Int32 | None] | None,
     ) -> list[TopKLogits]:
         from cachekd.teachers._assembly import assemble
+        from cachekd.teachers._given import given_rows
         from cachekd.teachers._sampling import uniforms
 
         ids_BT = np.zeros((len(documents), padded_length), dtype=np.int64)
@@ -162,7 +170,8 @@ class HFTeacher:
             captured.append(np.ones(len(ids_L) - 1, dtype=bool) if rows is None else rows)
             flat.append(b * padded_length + captured[-1].nonzero()[0])
         drawn = uniforms(selection, documents, captured)
-        tiles = self._tiles(ids_BT, mask_BT, np.concatenate(flat), drawn, selection)
+        given_NJ = given_rows(given, captured, selection)
+        tiles = self._tiles(ids_BT, mask_BT, np.concatenate(flat), drawn, selection, given_NJ)
         return assemble(tiles, captured, selection)
 
     def _tiles(
@@ -172,6 +181,7 @@ class HFTeacher:
         rows_N: Int64,
         drawn_N: NDArray[np.float64] | None,
         selection: Selection,
+        given_NJ: Int64 | None,
     ) -> list[Tile]:
         """Targets of rows of the flattened batch: chunks of logits, picked in tiles."""
         import torch
@@ -183,6 +193,7 @@ class HFTeacher:
         rows, place, work = torch.from_numpy(rows_N), 0, Workspace()
         next_N = torch.from_numpy(np.roll(ids_BT.ravel(), -1)[rows_N])
         uniform_N = None if drawn_N is None else torch.from_numpy(drawn_N)
+        ids_NJ = None if given_NJ is None else torch.from_numpy(given_NJ)
         downloads = Downloads(self._device, selection)
         for logits_nV in self._rows.chunks(tokens_BT, mask, rows.to(self._device)):
             _check_width(logits_nV.shape[-1], selection)
@@ -190,8 +201,9 @@ class HFTeacher:
             for tile_mV in torch.split(logits_nV, tile_rows(device.type, logits_nV.shape[-1])):
                 part, place = slice(place, place + len(tile_mV)), place + len(tile_mV)
                 uniform_m = None if uniform_N is None else uniform_N[part].to(device)
-                picked = pick(tile_mV, next_N[part].to(device), uniform_m, selection, work)
-                downloads.add(picked)
+                given_mJ = None if ids_NJ is None else ids_NJ[part].to(device)
+                next_m = next_N[part].to(device)
+                downloads.add(pick(tile_mV, next_m, uniform_m, selection, work, given_mJ))
         return downloads.finish()
 
 

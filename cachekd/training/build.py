@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cachekd.config import TrainConfig
 from cachekd.signals import StopFlag
-from cachekd.training import caveats, live, student
+from cachekd.training import caveats, live_parts, student
 from cachekd.training.arguments import training_arguments
 from cachekd.training.inputs import Inputs
 from cachekd.training.options import dataset_options
@@ -31,10 +31,10 @@ def samples_of_run(inputs: Inputs) -> CacheDataset | Prompts:
 
     config, needs = inputs.config, inputs.objective.needs()
     if inputs.live is not None and not inputs.caches:
-        return live.prompts_of(inputs, tokenizer_of(inputs), {})
+        return live_parts.prompts_of(inputs, tokenizer_of(inputs), {})
     options = dataset_options(config, needs, inputs.caches, inputs.student)
     if inputs.live is not None:
-        return live.prompts_of(inputs, tokenizer_of(inputs), options)
+        return live_parts.prompts_of(inputs, tokenizer_of(inputs), options)
     dataset = CacheDataset(
         inputs.caches, loss_mask=inputs.loss_mask, max_length=inputs.max_length, **options
     )
@@ -71,7 +71,10 @@ def trainer_of(
     else:
         from cachekd.training.on_policy import OnPolicyTrainer
 
-        kind, parts = OnPolicyTrainer, live.on_policy_parts(inputs, tokenizer, dataset, arguments)
+        kind, parts = (
+            OnPolicyTrainer,
+            live_parts.on_policy_parts(inputs, tokenizer, dataset, arguments),
+        )
     trainer: DistillTrainer = kind(
         model=student.load_student(config, inputs.student, arguments),
         args=arguments,
@@ -122,7 +125,7 @@ def _evaluation(inputs: Inputs, tokenizer: Any) -> tuple[CacheDataset | None, Te
     if inputs.config.eval_data:
         text = TextDataset(
             inputs.config.eval_data,
-            live.wording_of(inputs),
+            live_parts.wording_of(inputs),
             tokenizer,
             loss_mask=inputs.loss_mask,
             max_length=inputs.max_length,

@@ -49,8 +49,8 @@ def check_one_tokenizer(caches: Sequence[Cache]) -> None:
     Raises:
         MismatchError: names both caches and both tokenizers.
     """
-    first = caches[0]
     for other in caches[1:]:
+        first = caches[0]
         if _tokenizer(other) != _tokenizer(first):
             raise MismatchError(
                 f"caches {first.name!r} and {other.name!r} have different tokenizers: "
@@ -205,7 +205,7 @@ def _check_selection(needs: Needs, caches: Sequence[Cache]) -> None:
         )
     for cache in caches:
         _check_heads(needs, cache)
-    if needs.unigram and all(cache.unigram() is None for cache in caches):
+    if needs.unigram and caches and all(cache.unigram() is None for cache in caches):
         raise ConfigError(
             f"the objective needs the teacher's unigram, which cache {caches[0].name!r} does not "
             "hold: it was captured with a codec that learns none. Give it one with "

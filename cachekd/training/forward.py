@@ -5,17 +5,14 @@ In: a model of transformers and a `Batch`. Out: logits, or what is made of them.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cachekd.errors import MismatchError
+from cachekd.rollouts.modes import inference
 from cachekd.types import Batch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _SHORT = 8
 
@@ -77,15 +74,3 @@ def _logits(model: Any, **inputs: Any) -> Tensor:
 
 def _name(model: Any) -> str:
     return type(getattr(model, "module", model)).__name__
-
-
-@contextmanager
-def inference(model: Any) -> Iterator[None]:
-    """Within, the model is in eval mode and nothing is differentiated."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cachekd.losses.head import Head
-from cachekd.training.forward import inference
+from cachekd.rollouts.modes import inference
 
 _log = logging.getLogger(__name__)
 _PROBE = (2, 4)

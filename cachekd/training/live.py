@@ -1,7 +1,7 @@
-"""On-policy runs: what must hold before anything is loaded, and the Trainer made of the parts.
+"""On-policy runs: what must hold before anything is loaded.
 
-In: settings, an objective that asks for rollouts, the student's folder. Out: a found teacher, the
-prompts, and an `OnPolicyTrainer`.
+In: settings, an objective that asks for rollouts, the student's folder. Out: `Live`, with a teacher
+that is found and not loaded; a wrong pair, or a setting that does nothing, is refused.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cachekd.config import TrainConfig
-from cachekd.data.models import end_tokens, model_config
 from cachekd.errors import ConfigError
 from cachekd.objectives import Needs
 from cachekd.objectives._rollouts import Rollouts
@@ -23,12 +22,9 @@ from cachekd.store.identity import refuse_difference
 if TYPE_CHECKING:
     from cachekd.rollouts.teacher import FoundTeacher
     from cachekd.store.reader import Cache
-    from cachekd.training.inputs import Inputs
-    from cachekd.training.prompts import Prompts, TextSamples
     from cachekd.training.texts import Wording
 
 _log = logging.getLogger(__name__)
-SCORES = "scores"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,6 +60,7 @@ def check_live(
     from cachekd.rollouts.teacher import find_teacher
 
     _check_settings(config, needs.rollouts)
+    _check_targets(config, needs)
     temperatures = tuple(sorted(set(needs.temperatures) - {1.0}))
     teacher = find_teacher(config, student, temperatures)
     if needs.rollouts.teacher_mix and teacher.remote:
@@ -88,6 +85,10 @@ def check_live(
                 "cache %r is not checked",
                 cache.name,
             )
+    if config.keep_rollouts:
+        from cachekd.rollouts.keep import check_keep
+
+        check_keep(config.keep_rollouts, teacher)
     return _live(config, needs.rollouts, teacher, student, clock)
 
 
@@ -165,103 +166,24 @@ def _check_settings(config: TrainConfig, rollouts: Rollouts) -> None:
         )
 
 
-def prompts_of(inputs: Inputs, tokenizer: Any, options: dict[str, Any]) -> Prompts:
-    """The prompts of a run: samples of its caches, or of its data where there is none."""
-    from cachekd.training.loader import CacheDataset
-    from cachekd.training.prompts import Prompts
+def _check_targets(config: TrainConfig, needs: Needs) -> None:
+    """What a live teacher does not give.
 
-    live, config = inputs.live, inputs.config
-    assert live is not None, "asked for an on-policy run"
-    samples: CacheDataset | TextSamples
-    if inputs.caches:
-        samples = CacheDataset(
-            inputs.caches, loss_mask=inputs.loss_mask, max_length=inputs.max_length, **options
+    Raises:
+        ConfigError: names what the objective takes.
+    """
+    if needs.unigram:
+        raise ConfigError(
+            "tail: a live teacher has no mean distribution, which a cache learns of its text; use "
+            "--tail bucket or flat"
         )
-    else:
-        samples = text_samples(inputs, tokenizer, config.data)
-    return Prompts(samples, live.rollouts.max_new_tokens, live.limit, config.on_long)
-
-
-def text_samples(inputs: Inputs, tokenizer: Any, data: tuple[str, ...]) -> TextSamples:
-    """Samples of data files, worded as the run words them."""
-    from dataclasses import replace
-
-    from cachekd.training.prompts import TextSamples
-
-    return TextSamples(
-        replace(inputs.config, data=data), wording_of(inputs), tokenizer, inputs.max_length
-    )
-
-
-def wording_of(inputs: Inputs) -> Wording:
-    """How a run words text: as its first cache does, or by itself."""
-    from cachekd.training.texts import wording_of_cache
-
-    if inputs.caches:
-        return wording_of_cache(inputs.caches[0].identity)
-    assert inputs.live is not None, "a run without a cache has a live teacher"
-    return inputs.live.wording
-
-
-def on_policy_parts(inputs: Inputs, tokenizer: Any, prompts: Prompts, args: Any) -> dict[str, Any]:
-    """What an `OnPolicyTrainer` takes beside what any Trainer does; loads the teacher."""
-    from cachekd.rollouts.sampling import DrawSpec, Mix
-    from cachekd.rollouts.scoring import CachedScores
-    from cachekd.training.collate_rollouts import RolloutCollator
-
-    live, config = inputs.live, inputs.config
-    assert live is not None, "asked for an on-policy run"
-    spec = live.rollouts
-    teacher = live.teacher.load(config.teacher_device or str(args.device), None)
-    folder = Path(config.score_cache or inputs.output / SCORES)
-    ends = {*end_tokens(inputs.student, model_config(inputs.student)), tokenizer.eos_token_id}
-    return {
-        "rollouts": spec,
-        "scores": CachedScores(teacher, folder, config.score_batch_tokens),
-        "draw": DrawSpec(
-            max_new_tokens=spec.max_new_tokens,
-            temperature=spec.temperature,
-            top_k=spec.top_k,
-            top_p=spec.top_p,
-            seed=args.seed,
-            end_tokens=tuple(sorted(token for token in ends if token is not None)),
-            vocab_size=prompts.vocab_size,
-            batch_tokens=config.score_batch_tokens,
-        ),
-        "mix": Mix(model=teacher.model, alpha=spec.teacher_mix) if spec.teacher_mix else None,
-        "beside": _plain_text(inputs, tokenizer, prompts, args),
-        "data_collator": RolloutCollator(
-            inputs.loss_mask,
-            unscored=spec.gold == "text",
-            pad_token_id=tokenizer.pad_token_id or 0,
-            reduction=config.reduction,
-            spans=_spans(inputs, tokenizer),
-        ),
-    }
-
-
-def _spans(inputs: Inputs, tokenizer: Any) -> Any:
-    from cachekd.training.spans import span_finder
-
-    return span_finder(tokenizer, inputs.objective.needs().spans)
-
-
-def _plain_text(inputs: Inputs, tokenizer: Any, prompts: Prompts, args: Any) -> Any:
-    """The text beside the student's own, where it is not the data's responses."""
-    from cachekd.training.plain_text import PlainText
-
-    if not inputs.config.lm_data:
-        return None
-    spec = inputs.live.rollouts if inputs.live else Rollouts()
-    batch = args.per_device_train_batch_size
-    step = batch * args.world_size
-    group = spec.collect or step
-    groups = -(-int((prompts.starts >= 0).sum()) // group)
-    return PlainText(
-        text_samples(inputs, tokenizer, inputs.config.lm_data),
-        seed=args.seed,
-        rounds=groups * (group // step) * spec.inner_epochs,
-        batch=batch,
-        rank=args.process_index,
-        world=args.world_size,
-    )
+    if needs.full and config.logits_top_k:
+        raise ConfigError(
+            f"logits_top_k: objective {config.objective} with these options takes whole "
+            f"distributions; found {config.logits_top_k}. Set --logits-top-k 0"
+        )
+    if needs.attention or needs.routed or needs.start:
+        raise ConfigError(
+            f"objective {config.objective} takes attention or routed samples, which a live "
+            "teacher does not give; train from caches"
+        )

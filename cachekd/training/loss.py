@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cachekd.losses.fused import Reading, fused_loss, logits_loss
+from cachekd.losses.fused import Reading, RowLoss, fused_loss, logits_loss
 from cachekd.losses.head import Head
 from cachekd.training.forward import run_student
-from cachekd.types import Batch, ObjectiveOutput
+from cachekd.types import Batch, ObjectiveOutput, TargetTensors
 
 if TYPE_CHECKING:
     from cachekd.objectives import Objective
@@ -71,15 +71,40 @@ def _prediction_loss(
 ) -> ObjectiveOutput:
     with torch.autocast(batch["input_ids"].device.type, enabled=False):
         targets = objective.prepare(batch["targets"], vocab_size)
-    reading, rows_N = reading_of(objective, vocab_size), batch["rows"]
+    return row_loss(
+        model, head, batch, targets, objective, reading_of(objective, vocab_size), vocab_size
+    )
+
+
+def row_loss(
+    model: Any,
+    head: StudentHead,
+    batch: Batch,
+    targets: TargetTensors,
+    loss: RowLoss,
+    reading: Reading,
+    vocab_size: int,
+) -> ObjectiveOutput:
+    """What a function of chunks of rows makes of the trained rows of a batch; one forward pass.
+
+    Args:
+        model: the student, wrapped as it is trained.
+        head: of the same student.
+        batch: from a collator.
+        targets: of the batch, prepared.
+        loss: sums over a chunk of rows.
+        reading: what it reads of the student.
+        vocab_size: real vocabulary.
+    """
+    rows_N = batch["rows"]
     if head.facts is None:
         logits_NV = run_student(model, batch).logits.flatten(0, 1)[rows_N]
-        return logits_loss(logits_NV, targets, objective, reading, vocab_size)
+        return logits_loss(logits_NV, targets, loss, reading, vocab_size)
     found: list[ObjectiveOutput] = []
 
     def fused(hidden_BTD: Tensor, weights: Head) -> Tensor:
         hidden_ND = hidden_BTD.flatten(0, 1)[rows_N]
-        found.append(fused_loss(hidden_ND, weights, targets, objective, reading, vocab_size))
+        found.append(fused_loss(hidden_ND, weights, targets, loss, reading, vocab_size))
         return found[-1].loss_sum
 
     with head.replaced(fused):

@@ -6,7 +6,7 @@ evaluation and checkpoints are those of cached training, batches come from `Engi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ from torch import Tensor
 
 from cachekd.errors import ConfigError
 from cachekd.objectives._rollouts import Rollouts
-from cachekd.rollouts import Scores
-from cachekd.rollouts.engine import Asked, Engine, Texts, rollout_means, summed
-from cachekd.rollouts.sampling import DrawSpec, Mix, write
+from cachekd.rollouts import Ask, Rollout, Scores, Written
+from cachekd.rollouts.engine import Asked, Engine, Texts
+from cachekd.rollouts.measures import rollout_means, summed
+from cachekd.rollouts.responses import DrawSpec
+from cachekd.rollouts.sampling import Mix, write
 from cachekd.rollouts.state import load_engine, save_engine
+from cachekd.rollouts.teacher import LiveTeacher
 from cachekd.training.collate_rollouts import (
     RolloutCollator,
     part_weights,
@@ -30,6 +33,7 @@ from cachekd.training.collate_rollouts import (
 from cachekd.training.plain_text import PlainText
 from cachekd.training.prompts import Prompts, Visit, Visited
 from cachekd.training.reading import ModelReader
+from cachekd.training.texts import no_logits
 from cachekd.training.trainer import DistillTrainer
 from cachekd.training.visits import VisitSampler
 from cachekd.types import Batch, Record
@@ -43,10 +47,12 @@ class OnPolicyTrainer(DistillTrainer):
     Args:
         rollouts: what the objective asks.
         scores: the teacher behind its score cache.
+        teacher: who it is.
         draw: how the student writes.
         mix: the teacher's share in what is drawn from, or None.
         batch_tokens: token budget of a batch in which the student is read.
         beside: text that is trained on beside the student's, in place of the data's responses.
+        kept: is given all rollouts as they are made.
         **kwargs: of `DistillTrainer`; ``train_dataset`` are `Prompts`, ``data_collator`` is a
             `RolloutCollator`.
 
@@ -59,11 +65,13 @@ class OnPolicyTrainer(DistillTrainer):
         *,
         rollouts: Rollouts,
         scores: Scores,
+        teacher: LiveTeacher,
         draw: DrawSpec,
         mix: Mix | None,
         batch_tokens: int,
         data_collator: RolloutCollator,
         beside: PlainText | None = None,
+        kept: Callable[[Sequence[Rollout]], None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(data_collator=_as_they_are, **kwargs)
@@ -74,14 +82,21 @@ class OnPolicyTrainer(DistillTrainer):
             )
         self.rollouts: Rollouts = rollouts
         self.collate: Any = data_collator
-        self.scores, self.beside = scores, beside
+        self.scores, self.teacher, self.beside = scores, teacher, beside
+        self._draw, self._mix = draw, mix
         self.engine = Engine(
             rollouts,
-            write=lambda asks: write(self._student(), asks, draw, mix),
-            reader=ModelReader(self._student, self._head_of, self.train_dataset.vocab_size),
+            write=self._written,
+            reader=ModelReader(
+                self._student,
+                self.train_dataset.vocab_size,
+                batch_tokens,
+                self.compute_loss_context_manager,
+            ),
             scores=scores,
             seed=self.args.seed,
             reduce=self._sum,
+            kept=kept,
         )
 
     # Order
@@ -147,9 +162,16 @@ class OnPolicyTrainer(DistillTrainer):
         ]
         if self.rollouts.gold != "none":
             beside = self.beside.records(visited) if self.beside else _data(visited)
-            return written + (self._scored(beside) if self.rollouts.gold == "scored" else beside)
+            bare = self.rollouts.gold == "text"
+            return written + ([self._bare(r) for r in beside] if bare else self._scored(beside))
         pairs = zip(visited, found.rollouts, strict=True)
         return written + self._scored([item.record for item, own in pairs if own is None])
+
+    def _bare(self, record: Record) -> Record:
+        """A record without targets, with the temperatures of those beside it."""
+        rows, temperatures = len(record.input_ids) - 1, self.objective.needs().temperatures
+        logits = no_logits(rows, self.train_dataset.vocab_size, (1.0, *temperatures))
+        return replace(record, logits=logits)
 
     def _scored(self, data: Sequence[Record]) -> list[Record]:
         """Records of the data with targets: those of the cache, or of the live teacher."""
@@ -164,6 +186,10 @@ class OnPolicyTrainer(DistillTrainer):
             replace(record, logits=targets[at]) if at in targets else record
             for at, record in enumerate(data)
         ]
+
+    def _written(self, asks: Sequence[Ask]) -> list[Written]:
+        with self.compute_loss_context_manager():
+            return write(self._student(), asks, self._draw, self._mix)
 
     def _student(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
@@ -188,7 +214,7 @@ class OnPolicyTrainer(DistillTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with what was written since the last log."""
         if "loss" in logs:
-            logs.update(rollout_means(self._sum(self.engine.taken())))
+            logs.update(rollout_means(self._sum(self.engine.measures.taken())))
             if self.rollouts.share.kind == "adaptive":
                 logs["phi"] = self.engine.schedule.phi
         super().log(logs, start_time)

@@ -98,11 +98,17 @@ def _last_evaluation(trainer: DistillTrainer) -> dict[str, Any]:
 
 
 def finish(inputs: Inputs, trainer: DistillTrainer, facts: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate and save the student, and write down the run."""
+    """Evaluate and save the student, write down the run, keep what it wrote if that is asked."""
+    from cachekd.training.live_parts import keep_rollouts
+    from cachekd.training.on_policy import OnPolicyTrainer
+
     final = _last_evaluation(trainer) if trainer.eval_dataset is not None else None
     trainer.save_model(str(inputs.output), _internal_call=True)
     facts |= {"status": "done", "final_eval": final}
     _write(inputs, trainer, facts)
+    if isinstance(trainer, OnPolicyTrainer):
+        facts |= {"kept_rollouts": keep_rollouts(inputs, trainer)}
+        _write(inputs, trainer, facts)
     if trainer.args.push_to_hub:  # after the record and the report, which belong to the student
         trainer.push_to_hub(revision=trainer.args.hub_revision)
     trainer.leave_group()

@@ -211,3 +211,67 @@ def test_half_precision_logits_are_summed_in_float32(dtype: torch.dtype) -> None
     next_ids = torch.tensor([1, 2, 3])
     tile = select(logits, next_ids, keep(32, 5000, 0.9))
     assert_is_right(tile, logits.float().numpy(), keep(32, 5000, 0.9), next_ids.numpy())
+
+
+def assert_given_are_kept(tile: Tile, logits: np.ndarray, k: int, given_ids: np.ndarray) -> None:
+    """Each row of a tile is the union of its k best and its given ids, as float64 says."""
+    table, place = dense(logits), 0
+    for row, count in enumerate(tile.counts):
+        part, place = slice(place, place + count), place + count
+        best = np.argsort(-table[row], kind="stable")[:k]
+        union = set(best.tolist()) | (set(given_ids[row].tolist()) - {-1})
+        union = {v for v in union if table[row, v] > -np.inf}
+        assert set(tile.ids[part].tolist()) == union and count == len(union)
+        np.testing.assert_allclose(tile.logprobs[part], table[row, tile.ids[part]], atol=2e-5)
+        assert (np.diff(tile.logprobs[part]) <= 0).all()
+        want = log_sum(np.delete(table[row], sorted(union)))
+        np.testing.assert_allclose(tile.scalars[0, row], want, atol=1e-3, rtol=1e-4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(tables(), st.integers(1, 30))
+def test_given_ids_are_entries_and_no_part_of_the_tail(
+    case: tuple[np.ndarray, Selection, np.ndarray], width: int
+) -> None:
+    logits, selection, next_ids = case
+    vocab = selection.vocab_size
+    given_ids = np.random.default_rng(width).integers(-1, vocab, (len(logits), width))
+    selection = keep(selection.k, vocab)
+    tensors = (torch.from_numpy(array) for array in (logits, next_ids))
+    tile = select(*tensors, selection, None, torch.from_numpy(given_ids))
+    assert_given_are_kept(tile, logits, selection.k, given_ids)
+    alone = run(logits, selection, next_ids)
+    assert tile.scalars[1:].tobytes() == alone.scalars[1:].tobytes()
+
+
+def test_the_tail_beside_given_ids_is_right_in_log_space() -> None:
+    """What is left is 1e-26 of the mass: the head and the faint given ids are all the rest."""
+    logits = np.random.default_rng(0).normal(0, 1, (4, 300)).astype(np.float32)
+    logits[:, 7] = 90.0
+    logits[:, 200:210] += 30.0
+    given_ids = np.tile(np.arange(200, 210), (4, 1))
+    next_ids = torch.zeros(4, dtype=torch.int64)
+    tile = select(
+        torch.from_numpy(logits), next_ids, keep(1, 300), None, torch.from_numpy(given_ids)
+    )
+    assert tile.counts.tolist() == [11] * 4
+    assert_given_are_kept(tile, logits, 1, given_ids)
+
+
+def test_given_ids_that_complete_the_vocabulary_leave_no_tail() -> None:
+    logits = np.random.default_rng(0).normal(0, 2, (3, 70)).astype(np.float32)
+    given_ids = torch.arange(70).expand(3, -1)
+    tile = select(
+        torch.from_numpy(logits), torch.zeros(3, dtype=torch.int64), keep(5, 70), None, given_ids
+    )
+    assert tile.counts.tolist() == [70] * 3 and (tile.scalars[0] == -np.inf).all()
+
+
+def test_a_nan_beside_given_ids_is_refused() -> None:
+    logits = np.zeros((2, 9), dtype=np.float32)
+    logits[1] = np.nan
+    given_ids = torch.tensor([[1, 2], [3, 4]])
+    with pytest.raises(TeacherError, match="in 1 of 2 rows"):
+        select(
+            torch.from_numpy(logits), torch.zeros(2, dtype=torch.int64), keep(4, 9), None, given_ids
+        )

@@ -1,0 +1,165 @@
+"""The student read at chosen rows, without gradients: as training itself sees it.
+
+In: a student and documents. Out: for each document log-probabilities of the actual tokens, its own
+best tokens, or its divergence from given targets, row by row. The forward pass, the head and the
+sums are those of the loss, so that a ratio of the student to itself is 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor
+
+from cachekd.losses.choice import Divergence
+from cachekd.losses.divergences import divergence
+from cachekd.losses.fused import Reading
+from cachekd.losses.student import StudentRows
+from cachekd.rollouts.modes import inference
+from cachekd.training.collate import Collator
+from cachekd.training.head import StudentHead
+from cachekd.training.loss import row_loss
+from cachekd.training.texts import no_logits
+from cachekd.types import (
+    Batch,
+    Float32,
+    Int32,
+    Int64,
+    ObjectiveOutput,
+    Record,
+    Role,
+    TargetTensors,
+    TopKLogits,
+)
+
+_Read = Callable[[StudentRows, TargetTensors], Tensor]
+
+
+class ModelReader:
+    """A `cachekd.rollouts.StudentReader` of a model of transformers.
+
+    Args:
+        model: gives the student, without wrappers.
+        vocab_size: real vocabulary.
+        batch_tokens: token budget of a batch (rows x longest document).
+        numerics: within it the student runs as it is trained (autocast).
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], Any],
+        vocab_size: int,
+        batch_tokens: int,
+        numerics: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._model, self._vocab_size = model, vocab_size
+        self._batch_tokens, self._numerics = batch_tokens, numerics
+        self._head: StudentHead | None = None
+
+    def next_logprobs(self, documents: Sequence[Int32], first_rows: Sequence[int]) -> list[Float32]:
+        """See `cachekd.rollouts.StudentReader.next_logprobs`."""
+        records = self._records(documents, first_rows, None)
+        return self._rows(records, lambda student, _: student.next_log_q(), Reading())
+
+    def best_ids(
+        self, documents: Sequence[Int32], first_rows: Sequence[int], count: int
+    ) -> list[Int32]:
+        """See `cachekd.rollouts.StudentReader.best_ids`."""
+
+        def best(student: StudentRows, _: TargetTensors) -> Tensor:
+            logits_RV = student.logits()
+            return logits_RV.topk(min(count, logits_RV.shape[1]), dim=1).indices
+
+        found = self._rows(self._records(documents, first_rows, None), best, Reading(dense=True))
+        return [ids_RK.astype(np.int32) for ids_RK in found]
+
+    def divergences(
+        self,
+        documents: Sequence[Int32],
+        first_rows: Sequence[int],
+        targets: Sequence[TopKLogits],
+        name: str,
+    ) -> list[Float32]:
+        """See `cachekd.rollouts.StudentReader.divergences`."""
+        spec = Divergence(name=name)
+        return self._rows(
+            self._records(documents, first_rows, targets),
+            lambda student, rows: divergence(student, rows, spec),
+            Reading(),
+        )
+
+    def _records(
+        self,
+        documents: Sequence[Int32],
+        first_rows: Sequence[int],
+        targets: Sequence[TopKLogits] | None,
+    ) -> list[Record]:
+        given = targets or [no_logits(len(ids) - 1, self._vocab_size) for ids in documents]
+        return [
+            Record(
+                key=b"",
+                sample_id=b"",
+                input_ids=ids,
+                roles=np.full(len(ids), Role.TEXT, np.uint8),
+                prompt_length=first + 1,
+                domain="",
+                weight=1.0,
+                logits=logits,
+            )
+            for ids, first, logits in zip(documents, first_rows, given, strict=True)
+        ]
+
+    def _rows(self, records: Sequence[Record], read: _Read, reading: Reading) -> list[Any]:
+        """What is read of each document's rows, as numpy arrays."""
+        model, collate = self._model(), _FromRow()
+        found: dict[int, Any] = {}
+        with inference(model), self._numerics():
+            if self._head is None:
+                self._head = StudentHead(model, model)
+            for places in self._batches(records):
+                chosen = [records[place] for place in places]
+                values_N = self._read(model, self._head, collate(chosen), read, reading)
+                sizes = [len(record.input_ids) - record.prompt_length for record in chosen]  # type: ignore[operator]
+                parts = np.split(values_N, np.cumsum(sizes)[:-1])
+                found.update(zip(places, parts, strict=True))
+        return [found[place] for place in range(len(records))]
+
+    def _batches(self, records: Sequence[Record]) -> Iterator[list[int]]:
+        order = sorted(range(len(records)), key=lambda i: (-len(records[i].input_ids), i))
+        batch: list[int] = []
+        for place in order:
+            longest = len(records[batch[0]].input_ids) if batch else 0
+            if batch and (len(batch) + 1) * longest > self._batch_tokens:
+                yield batch
+                batch = []
+            batch.append(place)
+        if batch:
+            yield batch
+
+    def _read(
+        self, model: Any, head: StudentHead, batch: Batch, read: _Read, reading: Reading
+    ) -> Any:
+        device = next(model.parameters()).device
+        batch = send_to_device(batch, device)
+        chunks: list[Tensor] = []
+
+        def keep(student: StudentRows, targets: TargetTensors) -> ObjectiveOutput:
+            chunks.append(read(student, targets).cpu())
+            none = targets["weights"].new_zeros(())
+            return ObjectiveOutput(loss_sum=none, weight_sum=none)
+
+        row_loss(model, head, batch, batch["targets"], keep, reading, self._vocab_size)
+        return torch.cat(chunks).numpy()
+
+
+class _FromRow(Collator):
+    """Documents whose rows are wanted from the one before ``prompt_length`` on."""
+
+    def _trained(self, record: Record) -> Int64:
+        assert record.prompt_length is not None, "set by the reader"
+        return np.arange(record.prompt_length - 1, len(record.input_ids) - 1, dtype=np.int64)
