@@ -74,13 +74,13 @@ def test_schedules_of_faults_change_no_number() -> None:
 
 def test_patience_ends(caplog: pytest.LogCaptureFixture) -> None:
     with serving(Watched()) as server, proxy(server.url) as between:
-        client = connect(between, patience=0.1)
+        client = connect(between, patience=0.5)
         between.plan = ["503"] * 1000
         with caplog.at_level(logging.WARNING), pytest.raises(TeacherError) as caught:
             score(client)
     told = str(caught.value)
     assert between.url + "/v1/score" in told and "503 come again" in told
-    assert between.seen.count("503") > 2 and f"after {between.seen.count('503')} tries" in told
+    assert between.seen.count("503") >= 2 and f"after {between.seen.count('503')} tries" in told
     assert len(caplog.records) == 1 and "asked again" in caplog.text
 
 
