@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ VOCAB = 40
 
 
 class Watched(DummyTeacher):
-    """The dummy teacher with given ids, which counts its calls and can be held or made to fail."""
+    """The dummy teacher, which counts its calls and can be held or made to fail."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,49 +47,26 @@ class Watched(DummyTeacher):
         self.free.wait()
         if any((ids_L == self.bad_token).any() for ids_L in documents):
             raise self.error
-        targets = super().score(documents, padded_length, selection, wanted)
-        if given is None:
-            return targets
-        rows = zip(documents, targets, wanted, given, strict=True)
-        return [with_given(*row, selection) for row in rows]
+        return super().score(documents, padded_length, selection, wanted, given)
+
+
+class Slow(DummyTeacher):
+    """Takes a moment, and leaves a file when it has begun: for servers of another process."""
+
+    @staticmethod
+    def load(config: Any, facts: Any, threads: int) -> Slow:
+        return Slow()
+
+    def score(self, *args: Any) -> list[TopKLogits]:
+        Path(os.environ["STARTED"]).touch()
+        time.sleep(0.5)
+        return super().score(*args)
 
 
 def dense(ids_L: Int32, vocab: int = VOCAB) -> NDArray[np.float64]:
     """Log-probabilities of the dummy teacher, [L-1, V]."""
     logits = dummy_logits(ids_L, vocab)[:-1].astype(np.float64)
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-
-def with_given(
-    ids_L: Int32,
-    target: TopKLogits,
-    wanted: NDArray[np.bool_] | None,
-    given_RJ: Int32 | None,
-    selection: Selection,
-) -> TopKLogits:
-    """The targets with given ids as entries, from dense log-probabilities."""
-    if given_RJ is None:
-        return target
-    table = dense(ids_L, selection.vocab_size)
-    mask = np.ones(target.rows, dtype=bool) if wanted is None else wanted
-    given = dict(zip(np.flatnonzero(mask).tolist(), given_RJ.tolist(), strict=True))
-    ids, counts = [], []
-    for row in range(target.rows):
-        head = target.ids[slice(*target.offsets[row : row + 2])].tolist()
-        joined = {*head, *given.get(row, [])}
-        ids.append(sorted(joined, key=lambda v, row=row: (-table[row, v], v)))
-        counts.append(len(joined))
-    rows = np.repeat(np.arange(target.rows), counts)
-    flat = np.array([v for row in ids for v in row], dtype=np.int32)
-    values = table[rows, flat]
-    mass = np.bincount(rows, np.exp(values), target.rows)
-    return replace(
-        target,
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        ids=flat,
-        logprobs=values.astype(np.float32),
-        tail=np.where(mask, np.log(np.maximum(1 - mass, 1e-300)), 0).astype(np.float32),
-    )
 
 
 def given_ids(mask: NDArray[np.bool_], count: int, seed: int) -> Int32:

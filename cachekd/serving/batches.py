@@ -134,16 +134,13 @@ class Batches:
         if not items:
             return
         requests = [(job.request, place) for job, place in items]
-        given = [request.given[place] for request, place in requests]
-        # A teacher that knows no given ids serves whoever gives none.
-        further = [given] if any(ids_RJ is not None for ids_RJ in given) else []
         try:
             targets = self._teacher.score(
                 [request.documents[place] for request, place in requests],
                 padded_length,
                 selection,
                 [request.wanted[place] for request, place in requests],
-                *further,
+                [request.given[place] for request, place in requests],
             )
         except Exception as error:  # whatever a model raises, the server lives
             self._halve(items, padded_length, selection, error)

@@ -117,6 +117,11 @@ class TeacherServer:
         return self._thread.is_alive()
 
     @property
+    def stopping(self) -> bool:
+        """Whether it takes no more requests."""
+        return self._service.stopping
+
+    @property
     def answered(self) -> int:
         """Requests for scores that were answered."""
         return self._service.answered

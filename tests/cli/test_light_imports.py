@@ -42,6 +42,7 @@ def loaded(*args: object) -> set[str]:
         ["train", "--help"],
         ["inspect", "--help"],
         ["verify", "--help"],
+        ["serve-teacher", "--help"],
         ["demo", "--help"],
     ],
 )
