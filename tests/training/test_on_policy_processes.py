@@ -52,9 +52,7 @@ def test_two_processes_train_as_one(
     two = _train(family, data, tmp_path / "two", 2, *flags)
     for name in ("rollouts", "rollout_tokens"):
         assert one["rollouts"][name] == two["rollouts"][name]
-    alone, both = (
-        [row for row in run["history"] if "grad_norm" in row] for run in (one, two)
-    )
+    alone, both = ([row for row in run["history"] if "grad_norm" in row] for run in (one, two))
     for left, right in zip(alone, both, strict=True):
         assert left["loss"] == pytest.approx(right["loss"], rel=1e-3)
         if "rollout_reverse_kl" in left:
