@@ -209,6 +209,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="minillm: half of it")
     parser.add_argument("--only", nargs="+", default=list(WAYS))
     parser.add_argument("--partial", type=Path, help="JSON lines that runs are appended to")
+    parser.add_argument("--name", default="on_policy", help="of the file of results")
     parser.add_argument("--merge", type=Path, nargs="+", help="partial files; nothing is run")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -243,7 +244,7 @@ def main() -> None:
             for k, v in vars(args).items()
             if k in ("steps", "samples", "prompts", "draws", "learning_rate")
         }
-        save("on_policy", {"machine": machine(), "settings": settings, "table": rows})
+        save(args.name, {"machine": machine(), "settings": settings, "table": rows})
 
 
 if __name__ == "__main__":
