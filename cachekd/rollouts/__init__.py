@@ -34,7 +34,8 @@ class Written:
 
     Attributes:
         response: tokens int32 [n], the forced ones and the end token among them.
-        logprob: log of the probability that each was drawn with, float32 [n]; 0 for forced ones.
+        logprob: log of the probability of each in what was drawn from (of greedy text, in what the
+            best was taken of), float32 [n]; 0 for forced ones.
         ended: whether an end token ended it, and not the limit of tokens.
     """
 

@@ -100,6 +100,11 @@ class Responses:
         self._open = [row for row in self._open if not self._over(row)]
         return tokens_B
 
+    def going(self) -> Tensor:
+        """Which live rows are not over, int64 [B]."""
+        still = set(self._open)
+        return torch.tensor([int(row in still) for row in self._live], device=self._device)
+
     def dropped(self) -> Tensor | None:
         """Places of rows that go on, once half of the live ones are over; None before."""
         if 2 * len(self._open) > len(self._live):

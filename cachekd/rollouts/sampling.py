@@ -27,6 +27,7 @@ from cachekd.errors import ConfigError, TeacherError
 from cachekd.rollouts import Ask, Written
 from cachekd.rollouts.modes import inference
 from cachekd.rollouts.responses import DrawSpec, Responses
+from cachekd.teachers._memory import one_memory_error
 from cachekd.teachers._writing import shaped_logits
 
 
@@ -101,10 +102,11 @@ def _tried(
 ) -> list[Written]:
     """What is written; where memory is short, of one half after the other."""
     try:
-        return _write(models, shares, asks, spec)
-    except torch.OutOfMemoryError as error:
+        with one_memory_error():
+            return _write(models, shares, asks, spec)
+    except MemoryError:
         if len(asks) == 1:
-            raise MemoryError(str(error)) from error
+            raise
     gc.collect()
     half = len(asks) // 2
     parts = (asks[:half], asks[half:])
@@ -125,7 +127,7 @@ def _write(
         tokens_B = rows.draw(_mixed(logits, shares))
         if rows.done():
             return rows.written()
-        kept_B = rows.dropped()
+        kept_B = rows.dropped() if all(side.selects for side in sides) else None
         if kept_B is not None:
             tokens_B, mask_BT, positions_BT = (
                 values[kept_B] for values in (tokens_B, mask_BT, positions_BT)
@@ -134,7 +136,8 @@ def _write(
                 side.keep(kept_B)
         ids_BT = tokens_B[:, None]
         mask_BT = torch.cat([mask_BT, torch.ones_like(ids_BT)], 1)
-        positions_BT = positions_BT[:, -1:] + 1
+        # A row that is over writes on, unread, and need not have a place in the context for that.
+        positions_BT = positions_BT[:, -1:] + rows.going()[:, None]
 
 
 def _device(model: Any) -> torch.device:
@@ -160,11 +163,12 @@ class _Side:
         self._device = _device(model)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._known = inspect.signature(base.forward).parameters
-        if "attention_mask" not in self._known:
-            raise ConfigError(
-                f"{type(base).__name__} takes no attention_mask, by which prompts of different "
-                "lengths are kept apart from their padding; it cannot write here"
-            )
+        for name in ("attention_mask", "past_key_values"):
+            if name not in self._known:
+                raise ConfigError(
+                    f"{type(base).__name__} takes no {name}; a model that writes here keeps keys "
+                    "and values, and tells prompts from their padding by a mask"
+                )
 
     def step(self, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, spec: DrawSpec) -> Tensor:
         """Logits of the last position, shaped, float32 [B, V]."""
@@ -185,6 +189,11 @@ class _Side:
                 "wrote. Check its weights and dtype, or lower --learning-rate if it is the student"
             )
         return shaped_logits(logits_BV, spec.temperature, spec.top_k, spec.top_p)
+
+    @property
+    def selects(self) -> bool:
+        """Whether some rows of its keys and values can be kept alone."""
+        return hasattr(self._past, "batch_select_indices")
 
     def keep(self, rows_B: Tensor) -> None:
         """Forget the keys and values of all other rows."""

@@ -27,6 +27,7 @@ from cachekd.data.models import (
 )
 from cachekd.errors import ConfigError, TeacherError
 from cachekd.teachers import LayerSink, PromptDraw, Selection, TeacherFacts, WritingSpec
+from cachekd.teachers._memory import one_memory_error
 from cachekd.types import Int32, Int64, TopKLogits
 
 if TYPE_CHECKING:
@@ -260,15 +261,8 @@ def _inference(threads: int) -> Iterator[None]:
     """Within, no gradients, so many threads, and one kind of error when memory is short."""
     import torch
 
-    try:
-        with torch.inference_mode(), _cpu_threads(threads):
-            yield
-    except torch.OutOfMemoryError as error:
-        raise MemoryError(str(error)) from error
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):
-            raise MemoryError(str(error)) from error
-        raise
+    with one_memory_error(), torch.inference_mode(), _cpu_threads(threads):
+        yield
 
 
 def _check_extras(config: ModelConfig) -> None:

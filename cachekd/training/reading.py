@@ -7,6 +7,7 @@ sums are those of the loss, so that a ratio of the student to itself is 1.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -21,6 +22,7 @@ from cachekd.losses.divergences import divergence
 from cachekd.losses.fused import Reading
 from cachekd.losses.student import StudentRows
 from cachekd.rollouts.modes import inference
+from cachekd.teachers._memory import one_memory_error
 from cachekd.training.collate import Collator
 from cachekd.training.head import StudentHead
 from cachekd.training.loss import row_loss
@@ -116,18 +118,31 @@ class ModelReader:
 
     def _rows(self, records: Sequence[Record], read: _Read, reading: Reading) -> list[Any]:
         """What is read of each document's rows, as numpy arrays."""
-        model, collate = self._model(), _FromRow()
+        model = self._model()
         found: dict[int, Any] = {}
         with inference(model), self._numerics():
             if self._head is None:
                 self._head = StudentHead(model, model)
             for places in self._batches(records):
                 chosen = [records[place] for place in places]
-                values_N = self._read(model, self._head, collate(chosen), read, reading)
-                sizes = [len(record.input_ids) - record.prompt_length for record in chosen]  # type: ignore[operator]
-                parts = np.split(values_N, np.cumsum(sizes)[:-1])
+                parts = self._tried(chosen, lambda batch: self._read(model, batch, read, reading))
                 found.update(zip(places, parts, strict=True))
         return [found[place] for place in range(len(records))]
+
+    def _tried(self, records: Sequence[Record], read: Callable[[Batch], Any]) -> list[Any]:
+        """What is read of each; where memory is short, of one half after the other."""
+        try:
+            with one_memory_error():
+                values_N = read(_FromRow()(records))
+        except MemoryError:
+            if len(records) == 1:
+                raise
+        else:
+            sizes = [len(r.input_ids) - (r.prompt_length or 0) for r in records]
+            return np.split(values_N, np.cumsum(sizes)[:-1])
+        gc.collect()
+        half = len(records) // 2
+        return self._tried(records[:half], read) + self._tried(records[half:], read)
 
     def _batches(self, records: Sequence[Record]) -> Iterator[list[int]]:
         order = sorted(range(len(records)), key=lambda i: (-len(records[i].input_ids), i))
@@ -141,9 +156,8 @@ class ModelReader:
         if batch:
             yield batch
 
-    def _read(
-        self, model: Any, head: StudentHead, batch: Batch, read: _Read, reading: Reading
-    ) -> Any:
+    def _read(self, model: Any, batch: Batch, read: _Read, reading: Reading) -> Any:
+        assert self._head is not None, "made before the first batch"
         device = next(model.parameters()).device
         batch = send_to_device(batch, device)
         chunks: list[Tensor] = []
@@ -153,7 +167,7 @@ class ModelReader:
             none = targets["weights"].new_zeros(())
             return ObjectiveOutput(loss_sum=none, weight_sum=none)
 
-        row_loss(model, head, batch, batch["targets"], keep, reading, self._vocab_size)
+        row_loss(model, self._head, batch, batch["targets"], keep, reading, self._vocab_size)
         return torch.cat(chunks).numpy()
 
 

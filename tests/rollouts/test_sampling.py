@@ -170,6 +170,32 @@ def test_forced_tokens_stand_and_the_rest_is_drawn_as_it_would_have_been() -> No
         )
 
 
+def test_rows_that_are_over_need_no_place_in_the_context() -> None:
+    model = gpt2()
+    begun = tuple(range(5, 14))
+    prompts = [ask([5] * 54, 0, begun), ask([6] * 54), ask([7] * 54), ask([8] * 50)]
+    never = spec(end_tokens=())
+    together = write(model, prompts, never)
+    alone = [write(model, [one], never)[0] for one in prompts]
+    assert [len(text.response) for text in together] == [10] * 4
+    assert [t.response.tolist() for t in together] == [t.response.tolist() for t in alone]
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.8])
+def test_top_p_is_that_of_transformers(top_p: float) -> None:
+    from transformers import TopPLogitsWarper
+
+    model = llama(0)
+    with torch.no_grad():
+        logits = model.eval()(torch.tensor([[5, 6, 7]])).logits[:, -1, :VOCAB]
+    left = torch.softmax(TopPLogitsWarper(top_p)(None, logits), -1)[0].numpy()
+    asks = [ask([5, 6, 7], number) for number in range(400)]
+    written = write(model, asks, spec(max_new_tokens=1, top_p=top_p))
+    drawn = np.array([int(text.response[0]) for text in written])
+    assert (left[drawn] > 0).all() and len(set(drawn)) <= (left > 0).sum()
+    np.testing.assert_allclose(np.exp([t.logprob[0] for t in written]), left[drawn], rtol=1e-4)
+
+
 def test_what_is_whole_already_is_not_gone_on_with() -> None:
     model = llama(0)
     ended, full, open_ = write(
@@ -209,7 +235,15 @@ def test_bad_prompts_and_bad_numbers_are_named() -> None:
         write(model, [ask([5])], spec())
 
 
-def test_short_memory_is_met_with_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("too large"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["device", "cpu"],
+)
+def test_short_memory_is_met_with_halves(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     model = llama(0)
     wanted = write(model, [ask(ids) for ids in PROMPTS], spec())
     forward = type(model).forward
@@ -217,7 +251,7 @@ def test_short_memory_is_met_with_halves(monkeypatch: pytest.MonkeyPatch) -> Non
     @functools.wraps(forward)
     def small(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         if len(input_ids) > 2:
-            raise torch.OutOfMemoryError("too large")
+            raise error
         return forward(self, input_ids, *args, **kwargs)
 
     monkeypatch.setattr(type(model), "forward", small)

@@ -84,6 +84,36 @@ def test_divergences_over_the_whole_vocabulary(name: str) -> None:
         np.testing.assert_allclose(own, dense_divergence(name, p, q).numpy(), rtol=1e-4)
 
 
+def test_short_memory_is_met_with_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    student = model()
+    wanted = reader(student, 1000).next_logprobs(DOCUMENTS, FIRSTS)
+    whole = reader(student, 1000)
+    whole.next_logprobs(DOCUMENTS, FIRSTS)
+    forward = type(student.model).forward
+
+    def small(self: Any, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(input_ids) > 1:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return forward(self, input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(type(student.model), "forward", small)
+    for one, other in zip(wanted, whole.next_logprobs(DOCUMENTS, FIRSTS), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_adapters_are_read_with_their_model() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    student = get_peft_model(
+        model(), LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj", "v_proj"])
+    )
+    found = reader(student).next_logprobs(DOCUMENTS, FIRSTS)
+    for document, first, own in zip(DOCUMENTS, FIRSTS, found, strict=True):
+        taken = torch.from_numpy(document[first + 1 :].astype(np.int64))[:, None]
+        wanted = dense(student, document, first).gather(1, taken)[:, 0]
+        np.testing.assert_allclose(own, wanted.numpy(), atol=1e-5)
+
+
 def test_a_head_that_is_not_understood_makes_whole_logits() -> None:
     student = model()
     wanted = reader(student).next_logprobs(DOCUMENTS, FIRSTS)
