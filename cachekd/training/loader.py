@@ -217,10 +217,10 @@ class CacheDataset(Dataset[Record | list[Record]]):
         """Samples of each cache: their places, and all but their tokens."""
         for number, cache in enumerate(self.caches):
             own = np.flatnonzero(self.cache_numbers == number)
+            table, at = cache.samples, self._rows[0]
             if self._data is not None and self._of_data is not None:
-                yield own, self._data.take(self._of_data[own])
-            else:
-                yield own, cache.samples.take(self._rows[0, own])
+                table, at = self._data, self._of_data
+            yield own, table.take(at[own])
 
     def unigram(self) -> Float32 | None:
         """The teacher's mean distribution [V]: of all caches that hold one, weighed alike.
