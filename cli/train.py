@@ -1,4 +1,4 @@
-"""``cachekd train``: train a student from caches; no teacher is loaded.
+"""``cachekd train``: train a student from caches, or on its own text with a live teacher.
 
 Three sets of flags meet here: `TrainConfig`, the options of the chosen objective, and every field
 of ``transformers.TrainingArguments``.
@@ -61,7 +61,7 @@ def _objective_name(args: Sequence[str]) -> str:
 
 
 def run(config: str | None, as_json: bool, **given: Any) -> None:
-    """Train a student from one or more caches; no teacher is loaded.
+    """Train a student from caches, with no teacher in memory; or on its own text, with a live one.
 
     On-policy objectives (distillm, gkd, imitkd, minillm, multi_granularity) train on text that the
     student writes: they take prompts from --data or a cache, and a live teacher.
@@ -172,8 +172,25 @@ def _summary(report: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
     return {
         key: value
         for key, value in report.items()
-        if isinstance(value, str | int | float)
-        or (key in ("final_eval", "rollouts") and value is not None)
+        if isinstance(value, str | int | float) or key == "final_eval"
+    } | _told(report["rollouts"])
+
+
+def _told(rollouts: Mapping[str, Any] | None) -> dict[str, str]:
+    """What the student wrote and what the teacher was asked, in words."""
+    if rollouts is None:
+        return {}
+    scores = rollouts["scores"]
+    seconds = {name: scores[f"seconds_{name}"] for name in ("teacher", "cache")}
+    return {
+        "student text": f"{rollouts.get('rollouts', 0):,} responses, "
+        f"{rollouts.get('rollout_tokens', 0):,} tokens",
+        "teacher tokens": f"{scores['teacher_tokens']:,} computed, "
+        f"{scores['teacher_tokens_saved']:,} saved; {scores['hit_rate']:.0%} of "
+        f"{scores['rows']:,} rows from the score cache",
+        "seconds": ", ".join(
+            f"{name} {value:.1f}" for name, value in {**rollouts["seconds"], **seconds}.items()
+        ),
     }
 
 

@@ -155,6 +155,11 @@ class TrainConfig(LiveConfig, RowsConfig):
     def __post_init__(self) -> None:
         check_choices(self)
         self.check_live()
+        if self.data and not self.cache and not self.live:
+            raise ConfigError(
+                "teacher: --data without a cache serves objectives whose text the student writes, "
+                "and they need a live teacher; give --teacher or --teacher-url, or a --cache"
+            )
         if not self.cache and not (self.live and self.data):
             raise ConfigError(
                 "cache: expected at least one cache; found none. On-policy objectives do without: "

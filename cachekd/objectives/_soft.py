@@ -27,7 +27,9 @@ class SoftOptions:
     """Options of every objective with soft targets."""
 
     temperature: float = option(
-        1.0, "Temperature of the divergence; it must have been captured.", group="Objective"
+        1.0,
+        "Temperature of the divergence; a cache must hold it, a live teacher gives any.",
+        group="Objective",
     )
     loss: Mapping[str, float] = option(
         {"ce": 0.1, "kd": 0.9},

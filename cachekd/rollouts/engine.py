@@ -21,7 +21,7 @@ from cachekd.rollouts.measures import Measures
 from cachekd.rollouts.replay import ReplayBuffer
 from cachekd.rollouts.returns import Moments, advantages, moments, whitened
 from cachekd.rollouts.schedule import Schedule, Source
-from cachekd.rollouts.scrg import correct
+from cachekd.rollouts.scrg import Corrected, correct
 from cachekd.types import Float32, Int32
 
 Write = Callable[[Sequence[Ask]], list[Written]]
@@ -97,7 +97,7 @@ class Engine:
             own: asked where a new collection begins.
         """
         epoch, group, number = place
-        if self.spec.collect:
+        if self.spec.collect or self.spec.returns is not None:
             return self._of_collection(asked, (epoch, group), own)
         share, step = self.spec.share, (epoch << 32) + number
         if share.per == "sample":
@@ -142,25 +142,10 @@ class Engine:
 
     def make(self, asked: Sequence[Asked]) -> list[Rollout]:
         """Responses to prompts: written, corrected where that is asked for, scored and read."""
-        asks = [Ask(input_ids=a.prompt, number=a.number, forced=_NOTHING) for a in asked]
-        written = self._write(asks)
-        responses = [text.response for text in written]
-        corrections: list[tuple[int, ...]] = [()] * len(asks)
-        if self.spec.correction is not None:
-            corrected = correct(
-                asks,
-                written,
-                self.spec.correction,
-                scores=self._scores,
-                reader=self._reader,
-                write=self._write,
-                seed=self._seed,
-            )
-            responses = [item.response for item in corrected]
-            corrections = [item.corrections for item in corrected]
+        texts = self._texts(asked)
         documents = [
-            np.concatenate([a.prompt, response]).astype(np.int32)
-            for a, response in zip(asked, responses, strict=True)
+            np.concatenate([a.prompt, text.response]).astype(np.int32)
+            for a, text in zip(asked, texts, strict=True)
         ]
         firsts = [len(a.prompt) - 1 for a in asked]
         given, old = self._read(documents, firsts)
@@ -177,16 +162,32 @@ class Engine:
                     logprob, targets.next_logprob[first:], self.spec.teacher_mix
                 ),
                 advantage=np.zeros(len(logprob), np.float32),
-                corrections=places,
+                corrections=text.corrections,
             )
-            for a, document, first, targets, logprob, places in zip(
-                asked, documents, firsts, logits, old, corrections, strict=True
+            for a, text, document, first, targets, logprob in zip(
+                asked, texts, documents, firsts, logits, old, strict=True
             )
         ]
-        self.measures.add(rollouts, written)
+        self.measures.add(rollouts, [text.ended for text in texts])
         if self._kept is not None:
             self._kept(rollouts)
         return rollouts
+
+    def _texts(self, asked: Sequence[Asked]) -> list[Corrected]:
+        """What the student writes, corrected where that is asked for."""
+        asks = [Ask(input_ids=a.prompt, number=a.number, forced=_NOTHING) for a in asked]
+        written = self._write(asks)
+        if self.spec.correction is None:
+            return [Corrected(response=text.response, ended=text.ended) for text in written]
+        return correct(
+            asks,
+            written,
+            self.spec.correction,
+            scores=self._scores,
+            reader=self._reader,
+            write=self._write,
+            seed=self._seed,
+        )
 
     def _read(
         self, documents: Sequence[Int32], firsts: Sequence[int]
@@ -225,6 +226,7 @@ class Engine:
             "schedule": self.schedule.state(),
             "collected": self._collected,
             "totals": dict(self.totals),
+            "seconds": dict(self.clock.seconds),
             "written": dict(self.measures.totals),
             "sums": self.measures.sums.tolist(),
             "scores": self._scores.state(),
@@ -238,6 +240,7 @@ class Engine:
         self.buffer = ReplayBuffer(self.spec.replay)
         self.buffer.push(held["buffer"])
         self.totals = Counter(state["totals"])
+        self.clock.seconds.update(state["seconds"])
         self.measures.totals = Counter(state["written"])
         self.measures.sums[:] = state["sums"]
         self._scores.restore(state["scores"])

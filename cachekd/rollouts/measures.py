@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cachekd.rollouts import Rollout, Written
+from cachekd.rollouts import Rollout
 
 _MEASURED = ("sequences", "tokens", "teacher_nll", "reverse_kl", "ended", "corrections")
 
@@ -23,16 +23,16 @@ class Measures:
         self.sums = np.zeros(len(_MEASURED))
         self.totals: Counter[str] = Counter()
 
-    def add(self, rollouts: Sequence[Rollout], written: Sequence[Written]) -> None:
-        """Count text that was just written."""
-        for rollout, text in zip(rollouts, written, strict=True):
+    def add(self, rollouts: Sequence[Rollout], ended: Sequence[bool]) -> None:
+        """Count text that was just written, and whether each response ended by itself."""
+        for rollout, over in zip(rollouts, ended, strict=True):
             next_n = rollout.logits.next_logprob[rollout.prompt_length - 1 :].astype(np.float64)
             self.sums += (
                 1,
                 len(next_n),
                 -next_n.sum(),
                 (rollout.old_logprob - next_n).sum(),
-                text.ended,
+                over,
                 len(rollout.corrections),
             )
             self.totals["rollouts"] += 1
@@ -64,15 +64,22 @@ def rollout_means(sums: np.ndarray) -> dict[str, float]:
 
 
 def summed(figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Figures of several processes as one: counts and seconds added, all else the first's."""
-    first = dict(figures[0])
-    for name, value in first.items():
-        values = [own[name] for own in figures]
-        if isinstance(value, Mapping):
-            first[name] = summed(values)
-        elif isinstance(value, int | float) and not name.startswith(_NOT_SUMMED):
-            first[name] = sum(values)
-    return first
+    """Figures of several processes as one: counts and seconds added, all else the first's.
+
+    A process that wrote nothing lacks what the others count.
+    """
+    together: dict[str, Any] = {}
+    for name in dict.fromkeys(name for own in figures for name in own):
+        values = [own[name] for own in figures if name in own]
+        if isinstance(values[0], Mapping):
+            together[name] = summed(values)
+        elif isinstance(values[0], int | float) and name not in _NOT_SUMMED:
+            together[name] = sum(values)
+        else:
+            together[name] = values[0]
+    if "rows_cached" in together:
+        together["hit_rate"] = round(together["rows_cached"] / max(together["rows"], 1), 6)
+    return together
 
 
-_NOT_SUMMED = ("phi", "reference", "hit_rate")
+_NOT_SUMMED = ("phi", "reference")

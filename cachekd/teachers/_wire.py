@@ -48,6 +48,10 @@ class ScoreRequest:
     given: Sequence[Int32 | None]
 
 
+_MOST_GIVEN = 1024
+"""Given ids of a row: documents that are scored together share an array of the widest."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shape:
     """Length, number of given ids, and ranges of wanted rows of a document."""
@@ -66,10 +70,10 @@ class _Shape:
         length, width = _whole(document[0]), _whole(document[1])
         edges = [_whole(edge) for edge in _listed(document[2])]
         ascending = all(a < b for a, b in itertools.pairwise([-1, *edges, length]))
-        if length < 2 or width < 0 or len(edges) % 2 or not ascending:
+        if length < 2 or not 0 <= width <= _MOST_GIVEN or len(edges) % 2 or not ascending:
             raise DataError(
-                "expected [tokens >= 2, given ids, ascending ranges of rows] of a document; found "
-                f"{str(document)[:200]}"
+                f"expected [tokens >= 2, given ids (at most {_MOST_GIVEN}), ascending ranges "
+                f"of rows] of a document; found {str(document)[:200]}"
             )
         pairs = tuple(zip(edges[::2], edges[1::2], strict=True))
         return cls(length=length, width=width, ranges=pairs)

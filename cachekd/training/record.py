@@ -137,6 +137,8 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 def without_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings without secrets: a value named ``..._token`` is not written down."""
+    if config.get("teacher_token"):
+        config = {**config, "teacher_token": "<CACHEKD_TEACHER_TOKEN>"}
     training = {
         key: f"<{key.upper()}>" if key.endswith("_token") and value else value
         for key, value in config["training"].items()

@@ -7,6 +7,7 @@ it answered itself. All of it is a pure function of seed, epoch and content.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
@@ -20,6 +21,8 @@ from cachekd.types import Int64
 
 if TYPE_CHECKING:
     from cachekd.training.loader import CacheDataset
+
+_log = logging.getLogger(__name__)
 
 
 class VisitSampler(Sampler[Visit]):
@@ -62,6 +65,13 @@ class VisitSampler(Sampler[Visit]):
             )
         self.group_size = collect or step
         self._groups = -(-int(self._usable.sum()) // self.group_size)
+        if collect > int(self._usable.sum()):
+            _log.warning(
+                "collect: a collection is %d prompts, and the data has %d: each is answered once "
+                "a collection, and some are trained on more often",
+                collect,
+                int(self._usable.sum()),
+            )
 
     @property
     def epoch(self) -> int:

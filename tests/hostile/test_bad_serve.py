@@ -294,3 +294,16 @@ def test_the_token_is_never_shown(
         assert TOKEN not in ran.out + ran.err
     assert TOKEN not in repr(ServeConfig(teacher="x", token=TOKEN))
     assert json.dumps(TOKEN) not in repr(connect)
+
+
+@pytest.mark.parametrize("width", [1025, 10**6, 10**30, -1])
+def test_a_few_bytes_cannot_ask_for_a_wide_array(width: int) -> None:
+    """A document without wanted rows needs no bytes for its given ids, however many it names."""
+    from cachekd.errors import DataError
+    from cachekd.teachers._message import pack
+    from cachekd.teachers._wire import unpack_request
+
+    kept = {"k": 4, "p": 1.0, "min_k": 1, "min_prob": 0.0, "vocab_size": 40, "temperatures": []}
+    head = {"source_id": "x", "selection": kept, "documents": [[2, width, []]]}
+    with pytest.raises(DataError, match="given ids"):
+        unpack_request(pack(head, [b"\0" * 8]))

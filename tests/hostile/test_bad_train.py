@@ -167,7 +167,7 @@ def test_unknown_objective_and_flag(refused: Callable[..., str]) -> None:
     assert "Did you mean 'kd'?" in refused("--objective", "kdd", code=2)
     assert "Did you mean 'learning_rate'?" in refused("--learning-rat", 1, code=2)
     assert "Did you mean 'beta'?" in refused("--objective", "jsd", "--betta", 0.3, code=2)
-    assert "an option of the objectives dkd, jsd, symmetric" in refused("--beta", 0.3, code=2)
+    assert "an option of the objectives dkd, gkd, jsd, symmetric" in refused("--beta", 0.3, code=2)
 
 
 def test_temperature_that_was_not_captured(refused: Callable[..., str]) -> None:

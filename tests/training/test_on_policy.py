@@ -190,3 +190,18 @@ def test_lora_students_write_too(live: Make) -> None:
     report = cachekd.train(live("gkd", options={"lmbda": 1.0}, lora_r=2))
     assert report["rollouts"]["rollouts"] == 24
     assert (Path(report["output_dir"]) / "adapter_model.safetensors").exists()
+
+
+def test_a_collection_of_one_batch(live: Make) -> None:
+    report = cachekd.train(live("minillm", options={"collect": 0, "inner_epochs": 2}))
+    assert report["rollouts"]["rollouts"] == 12 and report["rollouts"]["replay_sequences"] == 12
+    rows = [row for row in report["history"] if "advantage_square" in row]
+    assert len(rows) == 6 and all(row["advantage_square"] > 0 for row in rows)
+
+
+def test_the_token_is_written_nowhere(live: Make) -> None:
+    config = live("gkd", teacher_token="a-secret-token")
+    report = cachekd.train(config)
+    files = [path for path in Path(config.output_dir).rglob("*") if path.is_file()]
+    assert files and not any(b"a-secret-token" in path.read_bytes() for path in files)
+    assert "a-secret-token" not in str(report)

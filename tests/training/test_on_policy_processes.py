@@ -39,6 +39,7 @@ def _train(
     ("objective", "further"),
     [
         ("gkd", ("--lmbda", 0.6)),
+        ("imitkd", ("--lmbda", 0.4)),
         ("minillm", ("--collect", 8, "--inner-epochs", 1, "--support", 4)),
         ("multi_granularity", ("--chunker", "adjacent")),
     ],
