@@ -104,6 +104,34 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(
     assert one["teacher_tokens"] == other["teacher_tokens"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("objective", "training"),
+    [
+        ("distillm", {"gradient_accumulation_steps": 2}),
+        ("minillm", {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}),
+        ("distillm", {"dataloader_num_workers": 1}),
+    ],
+)
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_stop_at_any_step_changes_nothing(
+    live: Make,
+    interrupt: Callable[[int], None],
+    objective: str,
+    training: dict[str, Any],
+    steps: int,
+) -> None:
+    """With 16 prompts an epoch ends at step 4, or, accumulated, at step 2."""
+    whole = cachekd.train(live(objective, "whole", training=training))
+    interrupt(steps)
+    with pytest.raises(Incomplete):
+        cachekd.train(live(objective, "stopped", training=training))
+    again = {**training, "resume_from_checkpoint": True}
+    resumed = cachekd.train(live(objective, "stopped", training=again))
+    assert resumed["steps"] == 6
+    assert same(*(Path(report["output_dir"]) for report in (whole, resumed)))
+
+
 @pytest.mark.parametrize("objective", ["gkd", "minillm", "multi_granularity"])
 def test_the_same_run_again_asks_no_teacher(live: Make, tmp_path: Path, objective: str) -> None:
     folder = str(tmp_path / "scores")
