@@ -193,8 +193,8 @@ def table(start: dict[str, Any], runs: list[dict[str, Any]]) -> list[dict[str, A
     return rows
 
 
-def main() -> None:
-    """Run, print and save."""
+def arguments() -> argparse.Namespace:
+    """What is run on what."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--student", required=True)
@@ -211,7 +211,12 @@ def main() -> None:
     parser.add_argument("--partial", type=Path, help="JSON lines that runs are appended to")
     parser.add_argument("--name", default="on_policy", help="of the file of results")
     parser.add_argument("--merge", type=Path, nargs="+", help="partial files; nothing is run")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run, print and save."""
+    args = arguments()
     torch.set_num_threads(1)
     student = Path(args.student)
     teacher = AutoModelForCausalLM.from_pretrained(args.teacher, dtype=torch.float32).eval()

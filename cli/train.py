@@ -172,7 +172,8 @@ def _summary(report: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
     return {
         key: value
         for key, value in report.items()
-        if isinstance(value, str | int | float) or key == "final_eval"
+        if (isinstance(value, str | int | float) and key not in ("clock", "scores_id"))
+        or (key == "final_eval" and value is not None)
     } | _told(report["rollouts"])
 
 

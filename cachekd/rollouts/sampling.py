@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +39,13 @@ class Mix:
     alpha: float
 
 
-def write(model: Any, asks: Sequence[Ask], spec: DrawSpec, mix: Mix | None = None) -> list[Written]:
+def write(
+    model: Any,
+    asks: Sequence[Ask],
+    spec: DrawSpec,
+    mix: Mix | None = None,
+    told: Callable[[int], None] | None = None,
+) -> list[Written]:
     """The response to each prompt.
 
     The model is in eval mode meanwhile, and nothing is differentiated.
@@ -49,6 +55,7 @@ def write(model: Any, asks: Sequence[Ask], spec: DrawSpec, mix: Mix | None = Non
         asks: prompts of at least one token each.
         spec: how.
         mix: a teacher of the same vocabulary, on any device.
+        told: is told after each batch how many responses there are.
 
     Raises:
         ConfigError: a prompt is empty, or leaves no room in the model's context.
@@ -66,6 +73,8 @@ def write(model: Any, asks: Sequence[Ask], spec: DrawSpec, mix: Mix | None = Non
         for places in _batches(asks, spec):
             written = _tried(models, shares, [asks[place] for place in places], spec)
             found.update(zip(places, written, strict=True))
+            if told is not None:
+                told(len(found))
     return [found[place] for place in range(len(asks))]
 
 

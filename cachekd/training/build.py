@@ -71,10 +71,9 @@ def trainer_of(
     else:
         from cachekd.training.on_policy import OnPolicyTrainer
 
-        kind, parts = (
-            OnPolicyTrainer,
-            live_parts.on_policy_parts(inputs, tokenizer, dataset, arguments),
-        )
+        kind = OnPolicyTrainer
+        parts = live_parts.on_policy_parts(inputs, tokenizer, dataset, arguments)
+        parts["progress"] = progress
     trainer: DistillTrainer = kind(
         model=student.load_student(config, inputs.student, arguments),
         args=arguments,

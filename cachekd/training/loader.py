@@ -139,9 +139,7 @@ class CacheDataset(Dataset[Record | list[Record]]):
         return len(self.cache_numbers)
 
     def __getitem__(self, index: Index) -> Record | list[Record]:
-        if isinstance(index, tuple):
-            return self.records(index)
-        return self.record(index)
+        return self.records(index) if isinstance(index, tuple) else self.record(index)
 
     def __getitems__(self, indices: Sequence[Index]) -> list[Record | list[Record]]:
         """Items of a batch, decoded together; torch's DataLoader asks for it."""

@@ -6,7 +6,8 @@ evaluation and checkpoints are those of cached training, batches come from `Engi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from cachekd.training.trainer import DistillTrainer
 from cachekd.training.visits import VisitSampler
 from cachekd.types import Batch, Record
 
+_SAY_SECONDS = 3.0
 _HELD_OUT = ("eval_text_ce", "eval_ce", "eval_loss")
 
 
@@ -53,6 +55,7 @@ class OnPolicyTrainer(DistillTrainer):
         batch_tokens: token budget of a batch in which the student is read.
         beside: text that is trained on beside the student's, in place of the data's responses.
         kept: is given all rollouts as they are made.
+        progress: is told how many responses of a collection are written, while that takes long.
         **kwargs: of `DistillTrainer`; ``train_dataset`` are `Prompts`, ``data_collator`` is a
             `RolloutCollator`.
 
@@ -72,6 +75,7 @@ class OnPolicyTrainer(DistillTrainer):
         data_collator: RolloutCollator,
         beside: PlainText | None = None,
         kept: Callable[[Sequence[Rollout]], None] | None = None,
+        progress: Callable[[int, int, Mapping[str, Any]], None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(data_collator=_as_they_are, **kwargs)
@@ -84,6 +88,7 @@ class OnPolicyTrainer(DistillTrainer):
         self.collate: Any = data_collator
         self.scores, self.teacher, self.beside = scores, teacher, beside
         self._draw, self._mix = draw, mix
+        self._progress, self._said = progress, time.monotonic()
         self.engine = Engine(
             rollouts,
             write=self._written,
@@ -189,7 +194,14 @@ class OnPolicyTrainer(DistillTrainer):
 
     def _written(self, asks: Sequence[Ask]) -> list[Written]:
         with self.compute_loss_context_manager():
-            return write(self._student(), asks, self._draw, self._mix)
+            return write(self._student(), asks, self._draw, self._mix, self._say)
+
+    def _say(self, written: int) -> None:
+        """Tell how far a collection is, at times: nothing else is seen of a run meanwhile."""
+        late = time.monotonic() - self._said > _SAY_SECONDS
+        if late and self._progress is not None and self.is_world_process_zero():
+            self._said = time.monotonic()
+            self._progress(self.state.global_step, self.state.max_steps, {"written": written})
 
     def _student(self) -> Any:
         return self.accelerator.unwrap_model(self.model)

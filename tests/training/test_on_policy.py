@@ -220,6 +220,17 @@ def test_lora_students_write_too(live: Make) -> None:
     assert (Path(report["output_dir"]) / "adapter_model.safetensors").exists()
 
 
+def test_a_long_collection_says_how_far_it_is(live: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cachekd.training import on_policy
+
+    monkeypatch.setattr(on_policy, "_SAY_SECONDS", 0.0)
+    rows: list[dict[str, Any]] = []
+    config = live("minillm", options={"inner_epochs": 1}, score_batch_tokens=64)
+    cachekd.train(config, progress=lambda step, last, row: rows.append(dict(row)))
+    told = [row["written"] for row in rows if "written" in row]
+    assert told[0] < 8 and max(told) == 8 and told.count(8) == 3  # collections
+
+
 def test_a_collection_of_one_batch(live: Make) -> None:
     report = cachekd.train(live("minillm", options={"collect": 0, "inner_epochs": 2}))
     assert report["rollouts"]["rollouts"] == 12 and report["rollouts"]["replay_sequences"] == 12
