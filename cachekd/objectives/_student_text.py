@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from cachekd.config import option
 from cachekd.errors import ConfigError
 from cachekd.objectives import Needs
 from cachekd.objectives._divergence import DivergenceObjective
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
 
     from cachekd.losses.student import StudentRows
     from cachekd.types import ObjectiveOutput, TargetTensors
+
+
+def loss_option() -> Any:
+    """The option ``loss`` of objectives that take cross entropy of the data's own text alone."""
+    return option(
+        {"kd": 1.0},
+        "Weights of cross entropy (on the data's own text) and divergence, as ce=0.1 kd=0.9; a "
+        "term left out counts 0.",
+        group="Objective",
+    )
 
 
 def check_share(name: str, value: float) -> None:

@@ -24,7 +24,12 @@ from typing import Any, ClassVar
 from cachekd.config import option
 from cachekd.errors import ConfigError
 from cachekd.objectives._rollouts import RolloutOptions, Rollouts, Share
-from cachekd.objectives._student_text import OnPolicyDivergence, check_share, sampled_by
+from cachekd.objectives._student_text import (
+    OnPolicyDivergence,
+    check_share,
+    loss_option,
+    sampled_by,
+)
 from cachekd.objectives.skew import Skew, SkewOptions
 
 
@@ -63,12 +68,7 @@ class DistiLLMOptions(SkewOptions, RolloutOptions):
         choices=("fresh", "buffer"),
         group="Rollouts",
     )
-    loss: Mapping[str, float] = option(
-        {"kd": 1.0},
-        "Weights of cross entropy (on the data's own text) and divergence, as ce=0.1 kd=0.9; a "
-        "term left out counts 0.",
-        group="Objective",
-    )
+    loss: Mapping[str, float] = loss_option()
 
     def __post_init__(self) -> None:
         SkewOptions.__post_init__(self)

@@ -13,7 +13,12 @@ from typing import Any, ClassVar
 
 from cachekd.config import option
 from cachekd.objectives._rollouts import RolloutOptions, Rollouts, Share
-from cachekd.objectives._student_text import OnPolicyDivergence, check_share, sampled_by
+from cachekd.objectives._student_text import (
+    OnPolicyDivergence,
+    check_share,
+    loss_option,
+    sampled_by,
+)
 from cachekd.objectives.jsd import JSD, JSDOptions
 
 
@@ -24,12 +29,7 @@ class GKDOptions(JSDOptions, RolloutOptions):
     lmbda: float = option(
         0.5, "Share of batches whose text the student writes, 0 to 1.", group="Rollouts"
     )
-    loss: Mapping[str, float] = option(
-        {"kd": 1.0},
-        "Weights of cross entropy (on the data's own text) and divergence, as ce=0.1 kd=0.9; a "
-        "term left out counts 0.",
-        group="Objective",
-    )
+    loss: Mapping[str, float] = loss_option()
 
     def __post_init__(self) -> None:
         JSDOptions.__post_init__(self)

@@ -15,7 +15,12 @@ from typing import Any, ClassVar
 from cachekd.config import option
 from cachekd.objectives._divergence import DivergenceOptions
 from cachekd.objectives._rollouts import RolloutOptions, Rollouts, Share
-from cachekd.objectives._student_text import OnPolicyDivergence, check_share, sampled_by
+from cachekd.objectives._student_text import (
+    OnPolicyDivergence,
+    check_share,
+    loss_option,
+    sampled_by,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,12 +37,7 @@ class ImitKDOptions(DivergenceOptions, RolloutOptions):
         choices=("constant", "linear", "exponential"),
         group="Rollouts",
     )
-    loss: Mapping[str, float] = option(
-        {"kd": 1.0},
-        "Weights of cross entropy (on the data's own text) and divergence, as ce=0.1 kd=0.9; a "
-        "term left out counts 0.",
-        group="Objective",
-    )
+    loss: Mapping[str, float] = loss_option()
 
     def __post_init__(self) -> None:
         DivergenceOptions.__post_init__(self)

@@ -40,12 +40,8 @@ class Asked:
     prompt: Int32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Texts:
-    """Who wrote the batch: a rollout for each place, or None where the data's response is used."""
-
-    rollouts: tuple[Rollout | None, ...]
-    source: Source
+Texts = tuple[Rollout | None, ...]
+"""A rollout for each place of a batch, or None where the data's response is used."""
 
 
 class Engine:
@@ -106,14 +102,14 @@ class Engine:
         source = self.schedule.draw(uniform, progress, len(self.buffer), len(asked))
         self._told(source, len(asked))
         if source is Source.DATA:
-            return Texts(rollouts=(None,) * len(asked), source=source)
+            return (None,) * len(asked)
         if source is Source.FRESH:
             fresh = self.make(asked)
             self.buffer.push(fresh)
             if share.fresh_trains or len(self.buffer) < len(asked):
-                return Texts(rollouts=tuple(fresh), source=source)
+                return tuple(fresh)
         drawn = self.buffer.draw(len(asked), self._seed, step)
-        return Texts(rollouts=tuple(drawn), source=source)
+        return tuple(drawn)
 
     def _by_sample(self, asked: Sequence[Asked], step: int, progress: float) -> Texts:
         """One coin a sample: student text for some, the data's for the others."""
@@ -123,8 +119,7 @@ class Engine:
         written = iter(self.make(own) if own else [])
         self._told(Source.FRESH, len(own))
         self._told(Source.DATA, len(asked) - len(own))
-        rollouts = tuple(next(written) if s is Source.FRESH else None for s in sources)
-        return Texts(rollouts=rollouts, source=Source.FRESH if own else Source.DATA)
+        return tuple(next(written) if s is Source.FRESH else None for s in sources)
 
     def _of_collection(self, asked: Sequence[Asked], place: tuple[int, int], own: Own) -> Texts:
         """Rollouts of the collection that these prompts belong to; written where it is new."""
@@ -137,8 +132,7 @@ class Engine:
             self._collected = place
         else:
             self._told(Source.REPLAY, len(asked))
-        chosen = tuple(self._collection[item.sample] for item in asked)
-        return Texts(rollouts=chosen, source=Source.FRESH)
+        return tuple(self._collection[item.sample] for item in asked)
 
     def make(self, asked: Sequence[Asked]) -> list[Rollout]:
         """Responses to prompts: written, corrected where that is asked for, scored and read."""

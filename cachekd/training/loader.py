@@ -12,7 +12,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +25,7 @@ from cachekd.training.checks import check_one_tokenizer
 from cachekd.training.choose import Chosen, everything, mixed, of_data
 from cachekd.training.mixture import Mixture, mixed_logits, mixing
 from cachekd.training.order import Index, Order
-from cachekd.training.ranks import Words, digest_words, words_of
+from cachekd.training.ranks import Words, digest_words, set_digest, words_of
 from cachekd.training.route import EXPERT, routed
 from cachekd.training.trained import trained_counts
 from cachekd.types import Float32, Int32, Int64, Record, TopKLogits
@@ -232,8 +231,7 @@ class CacheDataset(Dataset[Record | list[Record]]):
 
     def digest(self) -> str:
         """Digest of the set of samples: equal sets train in equal order."""
-        ids = Keys(np.sort(self.sample_ids.array))
-        return blake2b(ids.data.data, digest_size=16).hexdigest()
+        return set_digest(self.sample_ids)
 
     @property
     def _limit(self) -> int:

@@ -162,14 +162,14 @@ class OnPolicyTrainer(DistillTrainer):
         weights = self.train_dataset.weights
         written = [
             record_of(rollout, float(weights[rollout.sample]))
-            for rollout in found.rollouts
+            for rollout in found
             if rollout is not None
         ]
         if self.rollouts.gold != "none":
             beside = self.beside.records(visited) if self.beside else _data(visited)
             bare = self.rollouts.gold == "text"
             return written + ([self._bare(r) for r in beside] if bare else self._scored(beside))
-        pairs = zip(visited, found.rollouts, strict=True)
+        pairs = zip(visited, found, strict=True)
         return written + self._scored([item.record for item, own in pairs if own is None])
 
     def _bare(self, record: Record) -> Record:

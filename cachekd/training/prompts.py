@@ -22,7 +22,7 @@ from cachekd.errors import ConfigError, DataError
 from cachekd.store.samples import collect, keys_of, read_samples, sample_ids, write_samples
 from cachekd.training.loader import CacheDataset, summary, truncate
 from cachekd.training.order import Order
-from cachekd.training.ranks import Words, words_of
+from cachekd.training.ranks import Words, set_digest, words_of
 from cachekd.training.texts import Wording, bare_record, samples_of
 from cachekd.types import Int64, Record
 
@@ -108,10 +108,7 @@ class TextSamples(Dataset[Record]):
 
     def digest(self) -> str:
         """Digest of the set of samples."""
-        from hashlib import blake2b
-
-        ids = Keys(np.sort(self.sample_ids.array))
-        return blake2b(ids.data.data, digest_size=16).hexdigest()
+        return set_digest(self.sample_ids)
 
 
 class Prompts(Dataset[Visited]):
@@ -127,7 +124,6 @@ class Prompts(Dataset[Visited]):
         starts: tokens of each sample's prompt, int64 [P]; -1 where it is not used.
         weights: weight of each sample.
         left_out: samples that are not used, by reason.
-        scored: whether the samples hold a teacher's targets.
 
     Raises:
         DataError: a prompt leaves no room, and ``on_long`` is fail.
@@ -139,7 +135,6 @@ class Prompts(Dataset[Visited]):
     ) -> None:
         self.samples = samples
         self.vocab_size = samples.vocab_size
-        self.scored = isinstance(samples, CacheDataset)
         starts_P, self.weights = _facts(samples)
         self.left_out: Counter[str] = Counter(samples.dropped)
         self.left_out.update({"no prompt": int((starts_P < 0).sum())})

@@ -25,6 +25,11 @@ def words_of(keys: Keys) -> Words:
     return keys.data.view("<u8").reshape(-1, 2).astype(np.uint64)
 
 
+def set_digest(ids: Keys) -> str:
+    """Digest of a set of ids, in whatever order they come."""
+    return blake2b(Keys(np.sort(ids.array)).data.data, digest_size=16).hexdigest()
+
+
 def digest_words(text: str) -> Words:
     """Digest of a text as two numbers, [2]."""
     digest = blake2b(text.encode(), digest_size=16).digest()
