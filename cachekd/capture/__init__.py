@@ -22,7 +22,7 @@ from cachekd.engines.writers import OwnProcess, WriterPool, Writers
 from cachekd.errors import Incomplete
 from cachekd.plugins import find
 from cachekd.signals import StopFlag, stop_on_signals
-from cachekd.store.layout import CACHE, plan_name, samples_name
+from cachekd.store.layout import CACHE, FOLDERS, plan_name, samples_name
 from cachekd.store.priors import write_prior
 from cachekd.store.seal import seal
 from cachekd.store.state import read_identity, read_state, write_identity
@@ -53,6 +53,7 @@ def precompute(config: PrecomputeConfig, *, progress: Show | None = None) -> dic
     report = describe(job)
     if config.dry_run:
         return {**report, "dry_run": True}
+    job.location.sweep(FOLDERS)
     teacher = None
     if job.writing is not None and len(job.writing.missing()):
         job, teacher, told = _write_all(job, started, progress)
@@ -72,10 +73,10 @@ def _write_plan(job: Job) -> None:
     write_identity(job.location, job.identity)
     check_same(read_identity(job.location), job.identity, job.location)  # another may be first
     for digest, data in job.files.items():
-        job.location.create(samples_name(digest), data)
+        job.location.keep(samples_name(digest), data, digest)
     if job.prior is not None:
         write_prior(job.location, job.prior)
-    job.location.create(plan_name(job.plan_digest), job.plan_data)
+    job.location.keep(plan_name(job.plan_digest), job.plan_data, job.plan_digest)
 
 
 def _load(job: Job) -> Teacher:

@@ -194,7 +194,7 @@ def _write_samples(
         own = (samples[int(i)] for i in part)
         data = write_samples(own, keys.take(part), ids.take(part), part)
         digests.append(bytes_digest(data))
-        location.create(samples_name(digests[-1]), data)
+        location.keep(samples_name(digests[-1]), data, digests[-1])
     return tuple(digests)
 
 
@@ -218,7 +218,7 @@ def _write_units(
 ) -> None:
     """Write the plan, then unit after unit; tokens and first rows are in the plan's order."""
     digest, data = plan.dump()
-    location.create(plan_name(digest), data)
+    location.keep(plan_name(digest), data, digest)
     temperatures = tuple(float(t) for t in identity.capture["temperatures"] if t != 1.0)
     header = CodecHeader(
         codec="plain",

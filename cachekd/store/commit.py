@@ -77,7 +77,7 @@ def write_unit(sink: Sink, location: Location, unit: ScoredUnit, prior: Prior | 
     data, facts = write_shard(
         sink.header, sink.capture_id, unit.keys, unit.documents, unit.targets, prior
     )
-    location.create(shard_name(facts.digest), data)
+    location.keep(shard_name(facts.digest), data, facts.digest)
     record = UnitRecord(
         plan=sink.plan,
         number=unit.number,
@@ -100,7 +100,7 @@ def _write_attention(sink: Sink, location: Location, unit: ScoredUnit) -> Attent
     data, facts = write_attention(
         sink.attention, sink.attention_id, unit.keys, unit.documents, unit.attention
     )
-    location.create(attention_name(facts.digest), data)
+    location.keep(attention_name(facts.digest), data, facts.digest)
     return facts
 
 

@@ -116,8 +116,9 @@ def write_responses(location: Location, recipe: str, responses: Sequence[Respons
         "response": list_column(ends, ids, RESPONSES.field("response").type),
     }
     data = write_table(columns, RESPONSES, {"cachekd": GENERATED, "recipe": recipe})
-    name = generated_name(recipe, bytes_digest(data))
-    location.create(name, data)
+    digest = bytes_digest(data)
+    name = generated_name(recipe, digest)
+    location.keep(name, data, digest)
     return name
 
 

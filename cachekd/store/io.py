@@ -1,26 +1,27 @@
 """All reading and writing of a cache: one place, any fsspec filesystem.
 
 A file appears under its final name whole or not at all, and never replaces another: on a local
-filesystem by an unguessable temporary name (exclusive create), write, fsync, link and a sync of
-the folder; elsewhere by one conditional put. Only hints (`replace`) may be written over.
+filesystem by `cachekd.store.local`; elsewhere by one conditional put. Only hints, cards and what
+was found damaged (`replace`) may be written over.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import secrets
 import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 
+from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache, StoreError
+from cachekd.store.local import LocalFolder
 
 _COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 def check_name(name: str) -> str:
@@ -56,6 +57,7 @@ class Location:
         self._root = root.rstrip("/") or "/"
         self._protocols = _protocols(filesystem)
         self.local = "file" in self._protocols
+        self._folder = LocalFolder(self._root) if self.local else None
         self.private = "memory" in self._protocols
 
     def path(self, name: str) -> str:
@@ -64,19 +66,27 @@ class Location:
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
-        return bool(self._fs.exists(self.path(name)))
+        path = self.path(name)
+        if self._folder:
+            with self._told(name):
+                return self._folder.exists(name)
+        return bool(self._fs.exists(path))
 
     def names(self, folder: str = "") -> list[str]:
         """Names of the files of a sub-folder (or of the root), sorted; temporary ones left out."""
-        path = f"{self._root}/{check_name(folder)}" if folder else self._root
-        if not self._fs.isdir(path):
-            return []
-        found = (str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in self._list(path))
+        if folder:
+            check_name(folder)
+        with self._told(folder):
+            found = self._folder.names(folder) if self._folder else self._listed(folder)
         return sorted(name for name in found if not name.startswith("."))
 
-    def _list(self, path: str) -> list[dict[str, object]]:
+    def _listed(self, folder: str) -> list[str]:
+        path = f"{self._root}/{folder}" if folder else self._root
+        if not self._fs.isdir(path):
+            return []
         self._fs.invalidate_cache(path)
-        return [entry for entry in self._fs.ls(path, detail=True) if entry["type"] == "file"]
+        files = [entry for entry in self._fs.ls(path, detail=True) if entry["type"] == "file"]
+        return [str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in files]
 
     def size(self, name: str) -> int:
         """Bytes of a file.
@@ -84,36 +94,39 @@ class Location:
         Raises:
             CorruptCache: the file is missing.
         """
-        try:
-            return int(self._fs.size(self.path(name)))
-        except FileNotFoundError as error:
-            raise self.missing(name) from error
+        path = self.path(name)
+        with self._told(name):
+            return self._folder.size(name) if self._folder else int(self._fs.size(path))
 
     def read(self, name: str) -> bytes:
         """All bytes of a file.
 
         Raises:
-            CorruptCache: the file is missing.
+            CorruptCache: the file is missing, or no plain file.
             StoreError: it cannot be read.
         """
-        try:
-            return bytes(self._fs.cat_file(self.path(name)))
-        except FileNotFoundError as error:
-            raise self.missing(name) from error
-        except OSError as error:
-            raise StoreError(f"cannot read {self.path(name)}: {error}") from error
+        path = self.path(name)
+        with self._told(name):
+            return self._folder.read(name) if self._folder else bytes(self._fs.cat_file(path))
 
     def map(self, name: str) -> pa.Buffer:
         """All bytes of a file as a buffer; memory-mapped where the file is local."""
-        if not self.local:
+        if not self._folder:
             return pa.py_buffer(self.read(name))
+        check_name(name)
+        with self._told(name):
+            return self._folder.map(name)
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Within, the errors of the operating system become those of a cache."""
         try:
-            with pa.memory_map(self.path(name)) as source:
-                return source.read_buffer()
+            yield
         except FileNotFoundError as error:
             raise self.missing(name) from error
         except OSError as error:
-            raise StoreError(f"cannot read {self.path(name)}: {error}") from error
+            path = self.path(name) if name else self._root
+            raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
 
     def missing(self, name: str) -> CorruptCache:
         """The error for a file that should be there and is not."""
@@ -131,32 +144,78 @@ class Location:
         Raises:
             StoreError: the file cannot be written; names the path and the bytes needed.
         """
+        path = self.path(name)
         try:
-            if self.local:
-                return self._create_local(Path(self.path(name)), data)
-            return self._create_remote(name, data)
+            if self._folder:
+                return self._folder.create(name, data)
+            self._fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
         except OSError as error:
             raise self._cannot_write(name, len(data), error) from error
+        return True
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write a hint or a card, atomically, over an older one.
+        """Write a file, atomically, over an older one.
 
         Raises:
             StoreError: the file cannot be written.
         """
+        path = self.path(name)
         try:
-            if not self.local:
-                self._fs.pipe_file(self.path(name), data)
-                return
-            final = Path(self.path(name))
-            temporary = _write_temporary(final, data)
-            try:
-                os.replace(temporary, final)
-            finally:
-                temporary.unlink(missing_ok=True)
-            _sync_folder(final.parent)
+            if self._folder:
+                self._folder.replace(name, data)
+            else:
+                self._fs.pipe_file(path, data)
         except OSError as error:
             raise self._cannot_write(name, len(data), error) from error
+
+    def keep(self, name: str, data: bytes, digest: str) -> None:
+        """Write a file that is named by its digest; one that is there is read, and mended.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        if self.create(name, data):
+            return
+        try:
+            whole = bytes_digest(self.map(name)) == digest
+        except StoreError:  # it cannot be read: the same as another content
+            whole = False
+        if not whole:
+            self.replace(name, data)
+
+    def remove(self, name: str) -> None:
+        """Take a file away; no error if there is none.
+
+        Raises:
+            StoreError: it cannot be taken away.
+        """
+        path = self.path(name)
+        try:
+            if self._folder:
+                self._folder.remove(name)
+            elif self._fs.exists(path):
+                self._fs.rm_file(path)
+        except OSError as error:
+            raise StoreError(f"cannot delete {path}: {error.strerror or error}") from error
+
+    def sync(self, folders: Iterable[str]) -> None:
+        """Wait until all names in these sub-folders are on the disk.
+
+        Raises:
+            StoreError: they cannot be.
+        """
+        if self._folder:
+            with self._told(""):
+                self._folder.sync(sorted(folders))
+
+    def sweep(self, folders: Iterable[str]) -> int:
+        """Take away what writers that are gone left half-written; tells how many files."""
+        if not self._folder:
+            return 0
+        with self._told(""):
+            return self._folder.sweep(sorted(folders))
 
     def check_writable(self) -> None:
         """Find out before any work whether files can be made here.
@@ -165,21 +224,19 @@ class Location:
             StoreError: they cannot.
             ConfigError: the filesystem has no exclusive create.
         """
-        if not self.local:
+        if not self._folder:
             if "hf" in self._protocols:
                 raise ConfigError(
                     f"{self.url}: the hub has no exclusive create; "
                     "build the cache in a local folder, then upload it"
                 )
             return
-        folder = self._existing_folder()
-        probe = folder / f".cachekd-{secrets.token_hex(16)}"
+        above = self._existing_folder()
         try:
-            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            probe.unlink()
+            LocalFolder(str(above)).probe()
         except OSError as error:
             raise StoreError(
-                f"cannot write to {folder} ({error.strerror}); "
+                f"cannot write to {above} ({error.strerror}); "
                 "choose a cache location with write access"
             ) from error
 
@@ -196,24 +253,6 @@ class Location:
             folder = folder.parent
         return folder
 
-    def _create_local(self, final: Path, data: bytes) -> bool:
-        temporary = _write_temporary(final, data)
-        try:
-            _publish(temporary, final)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(final.parent)
-        return True
-
-    def _create_remote(self, name: str, data: bytes) -> bool:
-        try:
-            self._fs.pipe_file(self.path(name), data, mode="create")
-        except FileExistsError:
-            return False
-        return True
-
     def _cannot_write(self, name: str, size: int, error: OSError) -> StoreError:
         reason = error.strerror or str(error)
         return StoreError(
@@ -225,41 +264,3 @@ class Location:
 def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
     names = filesystem.protocol
     return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _write_temporary(final: Path, data: bytes) -> Path:
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.parent / f".tmp-{secrets.token_hex(16)}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    descriptor = os.open(temporary, flags, 0o666)
-    try:
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    try:
-        os.link(temporary, final, follow_symlinks=False)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        if final.exists():
-            raise FileExistsError(errno.EEXIST, "exists", str(final)) from error
-        os.rename(temporary, final)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -25,6 +25,7 @@ ATTENTION_CAPTURE = f"{ATTENTION}/capture.json"
 GENERATED = "generated"
 HINT = "manifest.json"
 CARD = "README.md"
+FOLDERS = ("plans", "units", "samples", KIND, ATTENTION, "priors", "index", GENERATED)
 _JSON_LIMIT = 1 << 30
 
 

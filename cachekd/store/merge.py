@@ -88,7 +88,7 @@ def copy_samples(place: Location, state: CacheState, into: Location) -> None:
 def copy_plans(place: Location, state: CacheState, into: Location) -> None:
     """Plans, once what they name is there."""
     for plan in state.plans:
-        into.create(plan_name(plan), place.read(plan_name(plan)))
+        into.keep(plan_name(plan), place.read(plan_name(plan)), plan)
 
 
 def copy_files(place: Location, named: Mapping[str, str], into: Location) -> None:
@@ -102,4 +102,4 @@ def copy_files(place: Location, named: Mapping[str, str], into: Location) -> Non
             data = place.read(name)
             if bytes_digest(data) != digest:
                 raise CorruptCache(f"{place.path(name)}: its bytes do not have the digest it names")
-            into.create(name, data)
+            into.keep(name, data, digest)

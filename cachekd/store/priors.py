@@ -46,7 +46,7 @@ def write_prior(location: Location, prior: Prior) -> str:
     """Write a prior; its digest."""
     data = prior.dump()
     digest = bytes_digest(data)
-    location.create(prior_name(digest), data)
+    location.keep(prior_name(digest), data, digest)
     return digest
 
 

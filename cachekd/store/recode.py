@@ -140,7 +140,7 @@ def _recode_unit(
     data, facts = write_shard(
         header, capture_id, keys, [ids for _, ids, _ in stored], [t for _, _, t in stored], prior
     )
-    into.create(shard_name(facts.digest), data)
+    into.keep(shard_name(facts.digest), data, facts.digest)
     if record.attention is not None:  # its rows are in the same order
         kept = record.attention.digest
         copy_files(place, {attention_name(kept): kept}, into)

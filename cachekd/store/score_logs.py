@@ -14,7 +14,6 @@ can be locked is closed. What follows the last whole record was cut off by a kil
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import struct
@@ -24,6 +23,8 @@ from pathlib import Path
 
 from cachekd.data.digests import KEY_BYTES
 from cachekd.errors import StoreError
+from cachekd.store import disk
+from cachekd.store.local import TEMPORARY, make_path
 from cachekd.store.score_index import Entries, entries_of
 
 MAGIC = b"cksc0001"
@@ -64,12 +65,7 @@ def scan(descriptor: int, file: int, start: int, size: int) -> tuple[Entries, in
 
 def is_closed(descriptor: int) -> bool:
     """Whether the writer of a log is gone."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    return True
+    return disk.is_free(descriptor)
 
 
 class LogWriter:
@@ -84,15 +80,17 @@ class LogWriter:
     def __init__(self, folder: Path) -> None:
         name = f"{secrets.token_hex(16)}{LOG}"
         self.path = folder / name
-        temporary = folder / f".tmp-{name}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.descriptor = os.open(temporary, flags, 0o666)
-            # It is locked before it has a name: no other takes it for one that was closed.
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX)
-            os.write(self.descriptor, MAGIC)
-            os.rename(temporary, self.path)
+            make_path(str(folder))
+            opened = disk.open_folder(str(folder))
+            try:
+                self.descriptor = disk.open_new(f"{TEMPORARY}{name}", opened)
+                # It is locked before it has a name: no other takes it for one that was closed.
+                disk.try_lock(self.descriptor)
+                disk.write(self.descriptor, memoryview(MAGIC))
+                disk.rename(f"{TEMPORARY}{name}", name, opened)
+            finally:
+                disk.close(opened)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
         self.size = len(MAGIC)
@@ -110,10 +108,10 @@ class LogWriter:
         try:
             view, offset = memoryview(data), self.size
             while view:
-                written = os.pwrite(self.descriptor, view, offset)
+                written = disk.write_at(self.descriptor, view, offset)
                 view, offset = view[written:], offset + written
         except OSError as error:
-            os.ftruncate(self.descriptor, self.size)
+            disk.cut(self.descriptor, self.size)
             raise _cannot_write(self.path, error) from error
         self.size += len(data)
         return entries_of(found)
@@ -125,7 +123,7 @@ class LogWriter:
             StoreError: it cannot.
         """
         try:
-            os.fsync(self.descriptor)
+            disk.sync(self.descriptor)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 

@@ -27,6 +27,7 @@ from cachekd.store.io import Location
 from cachekd.store.layout import (
     ATTENTION,
     CARD,
+    FOLDERS,
     HINT,
     KIND,
     attention_name,
@@ -154,7 +155,10 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
     newest = read_manifest(location)
     if newest and newest.root == content["root"] and dict(newest.files) == content["files"]:
         return newest
-    location.create(index_name(content["index"]), manifest_index)
+    location.keep(index_name(content["index"]), manifest_index, content["index"])
+    # What another writer named may not be on the disk yet; a seal must not outlive what it names.
+    location.sync(FOLDERS)
+    location.sweep(FOLDERS)
     _publish(location, content)
     sealed = read_manifest(location)
     assert sealed is not None
@@ -195,11 +199,12 @@ def _publish(location: Location, content: dict[str, Any]) -> None:
     """Take the next free generation; another sealer may take one first."""
     generation = 1 + max(generations(location), default=0)
     while True:
+        name = manifest_name(generation)
         document = dump_document("manifest", {**content, "generation": generation})
-        if location.create(manifest_name(generation), document):
+        if location.create(name, document) or location.read(name) == document:
             break
         generation += 1
-    location.replace(HINT, dump_document("hint", {"newest": manifest_name(generation)}))
+    location.replace(HINT, dump_document("hint", {"newest": name}))
 
 
 def captured(samples: SampleTable, index: KeyIndex) -> SampleTable:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +15,7 @@ from written import rollout
 from cachekd.errors import ConfigError, CorruptCache, StoreError
 from cachekd.rollouts import Rollout
 from cachekd.rollouts.replay import ReplayBuffer, load_rollouts, save_rollouts
+from cachekd.store import disk
 from cachekd.types import TopKLogits
 
 SOME = [
@@ -109,9 +109,9 @@ def test_a_write_that_fails_leaves_the_file_before(
     def full(*args: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for name in ("write", "fsync", "replace"):
+    for name in ("write", "sync", "rename"):
         with monkeypatch.context() as patch:
-            patch.setattr(os, name, full)
+            patch.setattr(disk, name, full)
             with pytest.raises(StoreError, match="No space left"):
                 save_rollouts(SOME, path)
         assert _numbers(load_rollouts(path)) == [0]

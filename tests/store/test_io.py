@@ -17,7 +17,7 @@ from tiny import chat_rows
 
 import cachekd
 from cachekd.errors import ConfigError, CorruptCache, StoreError
-from cachekd.store import io
+from cachekd.store import disk, local
 from cachekd.store.io import Location
 from cachekd.store.verify import verify
 
@@ -84,7 +84,7 @@ def test_a_filesystem_without_links(
     def link(*args: object, **kwargs: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(disk, "link", link)
     location = Location(str(tmp_path))
     assert location.create("a", b"first") and not location.create("a", b"second")
     assert files(tmp_path) == {"a": b"first"}
@@ -92,8 +92,8 @@ def test_a_filesystem_without_links(
 
 @pytest.mark.parametrize(
     ("verb", "call"),
-    [("create", call) for call in ("open", "write", "fsync", "link")]
-    + [("replace", call) for call in ("open", "write", "fsync", "replace")],
+    [("create", call) for call in ("open_new", "write", "sync", "link")]
+    + [("replace", call) for call in ("open_new", "write", "sync", "rename")],
 )
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_a_failed_write_leaves_nothing(
@@ -106,7 +106,7 @@ def test_a_failed_write_leaves_nothing(
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(os, call, fail)
+    monkeypatch.setattr(disk, call, fail)
     with pytest.raises(StoreError) as caught:
         getattr(location, verb)("new", b"x" * 77)
     monkeypatch.undo()
@@ -116,8 +116,8 @@ def test_a_failed_write_leaves_nothing(
 
 
 def test_a_short_write_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, data: whole(descriptor, data[:10]))
+    whole = disk.write
+    monkeypatch.setattr(disk, "write", lambda file, data: whole(file, data[:10]))
     Location(str(tmp_path)).create("a", bytes(range(95)))
     assert (tmp_path / "a").read_bytes() == bytes(range(95))
 
@@ -222,8 +222,12 @@ def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
 
 
 def test_temporary_names_cannot_be_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = []
-    monkeypatch.setattr(io, "_publish", lambda temporary, final: names.append(temporary.name))
-    for _ in range(3):
-        Location(str(tmp_path)).create("a", b"x")
-    assert len(set(names)) == 3 and all(len(name) == len(".tmp-") + 32 for name in names)
+    names: list[str] = []
+    link = disk.link
+    monkeypatch.setattr(
+        disk, "link", lambda old, new, folder: (names.append(old), link(old, new, folder))
+    )
+    for i in range(3):
+        Location(str(tmp_path)).create(f"a{i}", b"x")
+    assert len({name[-32:] for name in names}) == 3
+    assert all(name.startswith(local.TEMPORARY) for name in names)
