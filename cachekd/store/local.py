@@ -23,6 +23,7 @@ from cachekd.errors import CorruptCache
 from cachekd.store import disk
 
 TEMPORARY = ".tmp-"
+LOCKS = ".claims-"
 LEASE_SECONDS = 24 * 3600  # how long another host's temporary file counts as being written
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _NOT_PLAIN = {errno.ELOOP, errno.ENOTDIR, errno.ENXIO}
@@ -38,13 +39,14 @@ class LocalFolder:
 
     def __init__(self, root: str) -> None:
         self.root = root
+        self._made_root = False
 
     def exists(self, name: str) -> bool:
         """Whether something has this name."""
         try:
             with self._folder_of(name) as (folder, base):
                 disk.look(base, folder)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 
@@ -58,7 +60,7 @@ class LocalFolder:
         try:
             with self._folder(folder) as opened:
                 return sorted(disk.names(opened))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def read(self, name: str) -> bytes:
@@ -120,6 +122,28 @@ class LocalFolder:
         with self._folder("") as folder, _temporary(folder, b""):
             pass
 
+    def lock_file(self, name: str) -> int:
+        """A file of the root for locks, open; made if it is not there."""
+        self._made_root |= not os.path.isdir(self.root)
+        with self._folder("", make=True) as folder:
+            return disk.open_lock(name, folder)
+
+    def unlock_file(self, name: str, file: int) -> None:
+        """Let go of a file for locks; take it away if no other process has one of its bytes.
+
+        A root that was made for it, and holds nothing else, goes too.
+        """
+        try:
+            if disk.try_lock_bytes(file, 0, 0):
+                with self._folder("") as folder, suppress(FileNotFoundError):
+                    disk.unlink(name, folder)
+                if self._made_root and not os.listdir(self.root):
+                    disk.remove_folder(self.root)
+        except FileNotFoundError:  # somebody took the whole root away
+            return
+        finally:
+            disk.close(file)
+
     def sync(self, folders: list[str]) -> None:
         """Wait until the disk has all names in these sub-folders, and the root's."""
         for name in ["", *folders]:
@@ -135,7 +159,7 @@ class LocalFolder:
         A file of this host goes when nobody holds its lock; another host's, or one where there are
         no locks, when it is `LEASE_SECONDS` old by the filesystem's own clock.
         """
-        swept = 0
+        swept = self._sweep_locks()
         for name in ["", *folders]:
             left = [found for found in self.names(name) if found.startswith(TEMPORARY)]
             if left:
@@ -143,6 +167,12 @@ class LocalFolder:
                     now = _clock(folder)
                     swept += sum(_sweep(folder, one, now) for one in left)
         return swept
+
+    def _sweep_locks(self) -> int:
+        left = [name for name in self.names() if name.startswith(LOCKS)]
+        for name in left:
+            self.unlock_file(name, self.lock_file(name))
+        return len(set(left) - set(self.names())) if left else 0
 
     @contextmanager
     def _folder(self, name: str, make: bool = False) -> Iterator[int]:

@@ -100,6 +100,18 @@ def load_unit(name: str, data: bytes) -> UnitRecord:
     return record
 
 
+def is_committed(location: Location, plan: str, number: int) -> bool:
+    """Whether a unit's record parses and its files are there."""
+    name = unit_name(plan, number)
+    if not location.exists(name):
+        return False
+    try:
+        record = load_unit(name, location.read(name))
+    except CorruptCache:
+        return False
+    return all(map(location.exists, record.files()))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheState:
     """All that is committed in a cache.
