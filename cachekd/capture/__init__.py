@@ -24,10 +24,11 @@ from cachekd.errors import Incomplete
 from cachekd.plugins import find
 from cachekd.signals import StopFlag, stop_on_signals
 from cachekd.store.claims import Claims
-from cachekd.store.layout import CACHE, FOLDERS, plan_name, samples_name
+from cachekd.store.identity_files import has_cache, read_identity, write_identity
+from cachekd.store.layout import FOLDERS, plan_name, samples_name
 from cachekd.store.priors import write_prior
 from cachekd.store.seal import seal
-from cachekd.store.state import read_identity, read_state, write_identity
+from cachekd.store.state import read_state
 from cachekd.teachers import Teacher, TeacherBackend
 
 __all__ = ["Progress", "precompute"]
@@ -162,7 +163,7 @@ def _run(
 
 def _incomplete(job: Job, flag: StopFlag) -> Incomplete:
     committed = 0
-    if job.location.exists(CACHE):
+    if has_cache(job.location):
         committed = sum(plan == job.plan_digest for plan, _ in read_state(job.location).units)
     why = "by a signal" if flag.asked else f"before --max-hours {job.config.max_hours}"
     return Incomplete(

@@ -22,8 +22,8 @@ from cachekd.data.digests import bytes_digest, json_id
 from cachekd.errors import Incomplete, TeacherError
 from cachekd.store.claims import Claims
 from cachekd.store.generated import Response, write_responses
+from cachekd.store.identity_files import read_identity, write_identity
 from cachekd.store.plan import cut
-from cachekd.store.state import read_identity, write_identity
 from cachekd.teachers import PromptDraw, Teacher, WritingSpec, WritingTeacher
 from cachekd.types import Int32, Int64
 

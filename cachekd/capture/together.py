@@ -17,7 +17,7 @@ from cachekd.data.packed import Places
 from cachekd.engines.local import POLL_SECONDS, Claim
 from cachekd.errors import Incomplete
 from cachekd.store.claims import Claims
-from cachekd.store.layout import CACHE
+from cachekd.store.identity_files import has_cache
 from cachekd.store.priors import Priors
 from cachekd.store.state import is_committed, read_state
 
@@ -56,7 +56,7 @@ def settle(job: Job) -> Job:
     Plans of one run differ where their teachers' numbers do, by the prior learned from these. Of
     several the first counts, as for a run that is continued; so that no unit is done twice.
     """
-    if job.known or not job.location.exists(CACHE):
+    if job.known or not has_cache(job.location):
         return job
     state = read_state(job.location, skip_broken_units=True)
     found = next((item for item in state.plans.items() if item[1].run == job.plan.run), None)

@@ -22,6 +22,7 @@ from cachekd.store.attention_rows import check_query_rows
 from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.card import card
 from cachekd.store.content import content_of
+from cachekd.store.identity import Identity
 from cachekd.store.index import KeyIndex
 from cachekd.store.io import Location
 from cachekd.store.layout import (
@@ -154,6 +155,7 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
     content, manifest_index = content_of(location, state, samples, index)
     newest = read_manifest(location)
     if newest and newest.root == content["root"] and dict(newest.files) == content["files"]:
+        _show(location, state.identity, newest)  # a sealer may have been stopped before it did
         return newest
     location.keep(index_name(content["index"]), manifest_index, content["index"])
     # What another writer named may not be on the disk yet; a seal must not outlive what it names.
@@ -162,8 +164,16 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
     _publish(location, content)
     sealed = read_manifest(location)
     assert sealed is not None
-    location.replace(CARD, card(state.identity, sealed).encode())
+    _show(location, state.identity, sealed)
     return sealed
+
+
+def _show(location: Location, identity: Identity, sealed: Manifest) -> None:
+    """Write the hint to the newest seal and the card, where they are not there yet."""
+    hint = dump_document("hint", {"newest": manifest_name(sealed.generation)})
+    for name, data in ((HINT, hint), (CARD, card(identity, sealed).encode())):
+        if not location.exists(name) or location.read(name) != data:
+            location.replace(name, data)
 
 
 def _check_rows(
@@ -204,7 +214,6 @@ def _publish(location: Location, content: dict[str, Any]) -> None:
         if location.create(name, document) or location.read(name) == document:
             break
         generation += 1
-    location.replace(HINT, dump_document("hint", {"newest": name}))
 
 
 def captured(samples: SampleTable, index: KeyIndex) -> SampleTable:

@@ -14,6 +14,7 @@ from cachekd.errors import CorruptCache, StoreError, UnsealedCache
 from cachekd.store.attention_shards import AttentionFacts, AttentionShard
 from cachekd.store.content import root_digest, totals
 from cachekd.store.identity import Identity
+from cachekd.store.identity_files import read_identity
 from cachekd.store.index import build_index, load_index
 from cachekd.store.io import Location
 from cachekd.store.layout import index_name
@@ -25,7 +26,7 @@ from cachekd.store.seal import (
     read_manifest,
 )
 from cachekd.store.shards import Shard, ShardFacts
-from cachekd.store.state import read_identity, read_state
+from cachekd.store.state import read_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
