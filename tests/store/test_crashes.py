@@ -1,0 +1,77 @@
+"""A capture is killed, fails or loses power at every change of the disk: it must end as if it had not.
+
+The harness stands in `crashes`, `crash_points` and `powerloss`, and runs in a process of its own,
+for it forks. The default run takes every eleventh fault point, the one marked ``reliability`` all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+
+
+def ran(script: str, *args: object) -> dict[str, Any]:
+    """What a script of the harness found."""
+    done = subprocess.run(
+        [sys.executable, str(TESTS / script), *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_killed_at_some_changes_of_the_disk() -> None:
+    found = ran("crash_points.py", "kill", "--step", 11)
+    assert found["done"] == -(-found["changes"] // 11) > 5
+
+
+def test_a_disk_that_fails_at_some_changes() -> None:
+    assert sum(ran("crash_points.py", "fail", "--step", 11)["done"].values()) > 10
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("mode", ["kill", "torn"])
+def test_killed_at_every_change_of_the_disk(mode: str) -> None:
+    found = ran("crash_points.py", mode)
+    assert found["done"] == found["changes"] > 100
+
+
+@pytest.mark.reliability
+def test_one_of_two_processes_is_killed() -> None:
+    assert ran("crash_points.py", "two", "--step", 2)["done"] > 20
+
+
+@pytest.mark.reliability
+def test_the_run_that_continues_is_killed_too() -> None:
+    assert ran("crash_points.py", "double", "--times", 30)["done"] > 30
+
+
+@pytest.mark.reliability
+def test_a_disk_that_fails_at_every_change() -> None:
+    found = ran("crash_points.py", "fail")["done"]
+    assert all(found[f"{code} write"] > 10 for code in ("EIO", "ENOSPC", "EDQUOT"))
+    assert found["EIO sync"] > 30 and sum(found.values()) > 200
+
+
+@pytest.mark.reliability
+def test_every_state_that_a_loss_of_power_may_leave() -> None:
+    found = ran("powerloss.py")
+    assert found["bad"] == 0 and found["states"] >= 200 and found["resumed"] > 10
+
+
+@pytest.mark.reliability
+def test_without_syncs_a_loss_of_power_is_seen_to_lose_data() -> None:
+    """So the check above can fail."""
+    assert ran("powerloss.py", "--no-sync")["bad"] == 20
