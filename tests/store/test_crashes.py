@@ -1,4 +1,4 @@
-"""A capture is killed, fails or loses power at every change of the disk: it must end as if it had not.
+"""A capture killed, failing or losing power at any change of the disk: it ends as if it had not been.
 
 The harness stands in `crashes`, `crash_points` and `powerloss`, and runs in a process of its own,
 for it forks. The default run takes every eleventh fault point, the one marked ``reliability`` all.
@@ -6,30 +6,8 @@ for it forks. The default run takes every eleventh fault point, the one marked `
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
 import pytest
-
-TESTS = Path(__file__).parents[1]
-
-
-def ran(script: str, *args: object) -> dict[str, Any]:
-    """What a script of the harness found."""
-    done = subprocess.run(
-        [sys.executable, str(TESTS / script), *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+from harness import ran
 
 
 def test_killed_at_some_changes_of_the_disk() -> None:

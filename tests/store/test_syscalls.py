@@ -1,0 +1,29 @@
+"""What a real process asks the system for, seen and disturbed by strace."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from harness import ran
+
+pytestmark = [
+    pytest.mark.reliability,
+    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
+]
+
+
+def test_nothing_has_a_name_before_it_is_on_the_disk() -> None:
+    found = ran("syscalls.py", "order")
+    assert found["published"] > 10 and found["wrong"] == 0
+
+
+@pytest.mark.skipif(shutil.which("eatmydata") is None, reason="eatmydata is not installed")
+def test_the_check_fails_where_syncs_do_nothing() -> None:
+    found = ran("syscalls.py", "order", "--eatmydata")
+    assert found["wrong"] >= found["published"] > 10
+
+
+def test_killed_at_a_sync_a_link_or_a_rename_by_the_system() -> None:
+    found = ran("syscalls.py", "kill", "--points", 24)["done"]
+    assert sum(found.values()) == 24 and found["fsync"] and found["linkat"] and found["renameat"]
