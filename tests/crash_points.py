@@ -1,4 +1,4 @@
-"""Every fault point of a small capture: ``python tests/crash_points.py kill|torn|two|double|fail``.
+"""Every fault point of a small capture: ``python tests/crash_points.py kill|torn|two|double|fail|limit``.
 
 Prints one JSON object with counts; ends with an AssertionError at the first case that is wrong.
 """
@@ -9,6 +9,7 @@ import argparse
 import errno
 import os
 import random
+import resource
 import shutil
 import signal
 from collections import Counter
@@ -113,9 +114,28 @@ def fails(root: Path, workload: Workload, truth: dict[str, str], step: int) -> d
     return dict(counts)
 
 
+def limited(root: Path, workload: Workload, truth: dict[str, str]) -> dict[str, int]:
+    """The system's own limit on the size of a file, from a few bytes to enough."""
+    counts: Counter[str] = Counter()
+    for size in (100, 600, 1000, 2000, 3000, 4000, 8000, 1 << 20):
+        cache = root / f"limit-{size}"
+
+        def run(size: int = size, cache: Path = cache) -> None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            workload.run(cache)
+
+        ill = forked(run)
+        assert ill.code in (0, 1) and ("File too large" in ill.error) == bool(ill.code), (size, ill)
+        counts["refused" if ill.code else "enough"] += 1
+        check_partial(cache)
+        resumed(workload, cache, truth, f"files limited to {size} bytes")
+    return dict(counts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("mode", choices=["kill", "torn", "two", "double", "fail"])
+    parser.add_argument("mode", choices=["kill", "torn", "two", "double", "fail", "limit"])
     parser.add_argument("--step", type=int, default=1, help="every so many changes")
     parser.add_argument("--times", type=int, default=20, help="double: how often")
     args = parser.parse_args()
@@ -127,6 +147,8 @@ def main() -> None:
             done = two(root, workload, truth, last, args.step)
         elif args.mode == "double":
             done = double(root, workload, truth, last, args.times)
+        elif args.mode == "limit":
+            done = limited(root, workload, truth)
         else:
             done = fails(root, workload, truth, args.step)
         report(changes=last, files=len(truth), done=done)

@@ -12,13 +12,13 @@ from typing import Any
 TESTS = Path(__file__).parent
 
 
-def ran(script: str, *args: object) -> dict[str, Any]:
+def ran(script: str, *args: object, timeout: float = 280) -> dict[str, Any]:
     """What a script of the harness found."""
     done = subprocess.run(
         [sys.executable, str(TESTS / script), *map(str, args)],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=timeout,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-4000:]

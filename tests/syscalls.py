@@ -1,8 +1,8 @@
 """The same capture as a process of its own under strace: what the system was asked to do.
 
 ``python tests/syscalls.py order [--eatmydata]`` counts names that were published before their
-bytes, or their folder's names before them, were synced. ``python tests/syscalls.py kill --points N``
-kills the process at N of its syncs, links and renames, and lets the same command continue.
+bytes, or their folder's names before them, were synced. ``python tests/syscalls.py kill`` kills the
+process at some of its syncs, links and renames, and lets the same command continue.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def kill(root: Path, workload: Workload, truth: dict[str, str], points: int) -> 
     every = [(call, number + 1) for call, count in counts.items() for number in range(count)]
     done = dict.fromkeys(counts, 0)
     for at in range(points):
-        call, number = every[at * len(every) // points]
+        call, number = every[at * (len(every) - 1) // max(1, points - 1)]
         cache = root / f"cache-{at}"
         inject = f"inject={call}:signal=SIGKILL:when={number}"
         dead = job(root, cache, "-e", f"trace={call}", "-e", inject, "-o", "/dev/null")

@@ -8,6 +8,7 @@ the dead. Where a filesystem knows no locks, or is none of this machine's, every
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Self
 
@@ -15,13 +16,15 @@ from cachekd.store import disk
 from cachekd.store.io import Location
 from cachekd.store.local import LOCKS
 
+_POLL_SECONDS = 0.02
+
 
 class Claims:
     """Claims of this process on numbered pieces of one work.
 
     Args:
         location: the cache.
-        work: 32 hex digits: the same for all processes that do it.
+        work: the same for all processes that do it; letters and digits.
     """
 
     def __init__(self, location: Location, work: str) -> None:
@@ -31,6 +34,11 @@ class Claims:
     def take(self, number: int) -> bool:
         """Claim a piece; False while another process has it."""
         return self._file is None or disk.try_lock_bytes(self._file, number) is not False
+
+    def wait(self, number: int) -> None:
+        """Claim a piece that other processes have for moments only."""
+        while not self.take(number):
+            time.sleep(_POLL_SECONDS)
 
     def release(self, number: int) -> None:
         """Let another process have it."""

@@ -34,6 +34,7 @@ OPERATIONS = (
     "open_lock",
     "try_lock",
     "try_lock_bytes",
+    "share_byte",
     "free_bytes",
     "is_free",
 )
@@ -168,6 +169,18 @@ def try_lock_bytes(file: int, offset: int, count: int = 1) -> bool | None:
         if error.errno in _NO_LOCKS:
             return None
         raise
+    return True
+
+
+def share_byte(file: int, offset: int) -> bool:
+    """Lock a byte beside others that share it; False while one has it alone."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, offset)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        if error.errno not in _NO_LOCKS:
+            raise
     return True
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cachekd.errors import CacheNotFound, CorruptCache
+from cachekd.store.claims import Claims
 from cachekd.store.identity import Identity
 from cachekd.store.io import Location
 from cachekd.store.layout import (
@@ -68,11 +69,13 @@ def write_identity(location: Location, identity: Identity) -> None:
     stopped on the way does not count.
     """
     *before, (name, data) = _identity_documents(identity)
-    if not location.exists(name):
+    with Claims(location, "identity") as claims:
+        claims.wait(0)  # for one that writes another identity and is not dead
+        begun = not location.exists(name)
         for other, expected in before:
-            if not location.create(other, expected) and not location.exists(name):
+            if not location.create(other, expected) and begun:
                 location.replace(other, expected)
-    location.create(name, data)
+        location.create(name, data)
 
 
 def _identity_documents(identity: Identity) -> list[tuple[str, bytes]]:

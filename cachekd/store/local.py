@@ -29,6 +29,7 @@ from cachekd.store.temporary import (
 
 LOCKS = ".claims-"
 _ATTEMPTS = 3
+_IN_USE = 1 << 40  # a byte that everybody shares who has a file for locks open
 _READ_BYTES = 1 << 24
 
 
@@ -127,7 +128,12 @@ class LocalFolder:
         """A file of the root for locks, open; made if it is not there."""
         self._made_root |= not os.path.isdir(self.root)
         with self._folder("", make=True) as folder:
-            return disk.open_lock(name, folder)
+            while True:
+                file = disk.open_lock(name, folder)
+                # Seen to be in use; unless somebody took it away in between.
+                if disk.share_byte(file, _IN_USE) and os.fstat(file).st_nlink:
+                    return file
+                disk.close(file)
 
     def unlock_file(self, name: str, file: int) -> None:
         """Let go of a file for locks; take it away if no other process has one of its bytes.

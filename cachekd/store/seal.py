@@ -153,18 +153,12 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
         _check_rows(location, state, samples, index)
     check_query_rows(location, state, samples, index)
     content, manifest_index = content_of(location, state, samples, index)
-    newest = read_manifest(location)
-    if newest and newest.root == content["root"] and dict(newest.files) == content["files"]:
-        _show(location, state.identity, newest)  # a sealer may have been stopped before it did
-        return newest
     location.keep(index_name(content["index"]), manifest_index, content["index"])
     # What another writer named may not be on the disk yet; a seal must not outlive what it names.
     location.sync(FOLDERS)
     location.sweep(FOLDERS)
-    _publish(location, content)
-    sealed = read_manifest(location)
-    assert sealed is not None
-    _show(location, state.identity, sealed)
+    sealed = _publish(location, content)
+    _show(location, state.identity, sealed)  # an earlier sealer may have been stopped before it did
     return sealed
 
 
@@ -205,15 +199,15 @@ def _check_rows(
         )
 
 
-def _publish(location: Location, content: dict[str, Any]) -> None:
-    """Take the next free generation; another sealer may take one first."""
-    generation = 1 + max(generations(location), default=0)
+def _publish(location: Location, content: dict[str, Any]) -> Manifest:
+    """The newest seal if it says this; else the next generation, unless another takes it first."""
     while True:
-        name = manifest_name(generation)
+        newest = read_manifest(location)
+        if newest and newest.root == content["root"] and dict(newest.files) == content["files"]:
+            return newest
+        generation = 1 + (newest.generation if newest else 0)
         document = dump_document("manifest", {**content, "generation": generation})
-        if location.create(name, document) or location.read(name) == document:
-            break
-        generation += 1
+        location.create(manifest_name(generation), document)
 
 
 def captured(samples: SampleTable, index: KeyIndex) -> SampleTable:

@@ -1,4 +1,4 @@
-"""A capture killed, failing or losing power at any change of the disk: it ends as if it had not been.
+"""A capture killed, failing or losing power at any change of the disk ends as if undisturbed.
 
 The harness stands in `crashes`, `crash_points` and `powerloss`, and runs in a process of its own,
 for it forks. The default run takes every eleventh fault point, the one marked ``reliability`` all.
@@ -17,6 +17,11 @@ def test_killed_at_some_changes_of_the_disk() -> None:
 
 def test_a_disk_that_fails_at_some_changes() -> None:
     assert sum(ran("crash_points.py", "fail", "--step", 11)["done"].values()) > 10
+
+
+def test_files_that_the_system_limits_in_size() -> None:
+    found = ran("crash_points.py", "limit")["done"]
+    assert found["refused"] > 3 and found["enough"] >= 1
 
 
 @pytest.mark.reliability

@@ -24,6 +24,7 @@ def test_the_check_fails_where_syncs_do_nothing() -> None:
     assert found["wrong"] >= found["published"] > 10
 
 
+@pytest.mark.timeout(600)
 def test_killed_at_a_sync_a_link_or_a_rename_by_the_system() -> None:
-    found = ran("syscalls.py", "kill", "--points", 24)["done"]
+    found = ran("syscalls.py", "kill", "--points", 24, timeout=580)["done"]
     assert sum(found.values()) == 24 and found["fsync"] and found["linkat"] and found["renameat"]
