@@ -1,4 +1,4 @@
-"""Every fault point of a small capture: ``python tests/crash_points.py kill|torn|two|double|fail|limit``.
+"""Every fault point of a small capture: ``python tests/crash_points.py kill`` and other modes.
 
 Prints one JSON object with counts; ends with an AssertionError at the first case that is wrong.
 """
