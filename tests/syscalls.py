@@ -2,7 +2,7 @@
 
 ``python tests/syscalls.py order`` counts names that were published before their bytes, or their
 folder's names before them, were synced; with ``--no-sync`` the system does nothing for a sync, and
-with ``--eatmydata`` the C library asks for none: then the count must not be 0. ``python tests/syscalls.py kill`` kills the
+with ``--eatmydata`` the C library asks for none: then the count must not be 0. ``kill`` kills the
 process at some of its syncs, links and renames, and lets the same command continue.
 """
 
