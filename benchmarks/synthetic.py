@@ -70,7 +70,8 @@ def targets(rows: int, shape: Shape, rng: np.random.Generator) -> TopKLogits:
     )
 
 
-def _identity(shape: Shape) -> Identity:
+def identity_of(shape: Shape) -> Identity:
+    """Identity of a made-up cache."""
     source: dict[str, Any] = {"weights": "made-up", "tokenizer": "made-up"}
     source |= {"vocab_size": shape.vocab, "adapter": None, "dtype": "float32"}
     selection = {"kind": "top_p", "k": shape.k, "p": shape.top_p, "min_k": 1}
@@ -99,7 +100,7 @@ def _samples(shape: Shape, shard: int) -> list[Sample]:
 
 def write_cache(folder: Path, shape: Shape) -> int:
     """A sealed cache; the bytes of its shards."""
-    location, identity = Location(str(folder)), _identity(shape)
+    location, identity = Location(str(folder)), identity_of(shape)
     header = CodecHeader(
         codec="packed", vocab_size=shape.vocab, values=shape.values, temperatures=()
     )

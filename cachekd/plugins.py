@@ -7,9 +7,10 @@ A plugin is a module of ``cachekd/<kind>/`` that has ``PLUGIN``, an entry point 
 from __future__ import annotations
 
 import difflib
-import functools
 import importlib
 import pkgutil
+import sys
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
@@ -20,14 +21,22 @@ Kind = Literal["objectives", "codecs", "teachers", "chunkers"]
 
 def available(kind: Kind) -> list[str]:
     """Names that `find` accepts for a kind, sorted."""
+    outside = {point.name for point in _points(kind, tuple(sys.path))}
+    return sorted(_modules(kind) | outside)
+
+
+@cache
+def _modules(kind: Kind) -> frozenset[str]:
     package = importlib.import_module(f"cachekd.{kind}")
-    inside = {
-        module.name
-        for module in pkgutil.iter_modules(package.__path__)
-        if not module.name.startswith("_")
-    }
-    outside = {point.name for point in _outside(kind)}
-    return sorted(inside | outside)
+    names = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return frozenset(name for name in names if not name.startswith("_"))
+
+
+# Every shard that is opened asks for its codec: looking through all that is installed takes longer
+# than opening a small shard. A folder that comes to the path later is looked at.
+@cache
+def _points(kind: Kind, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=f"cachekd.{kind}"))
 
 
 def find(kind: Kind, name: str) -> Any:
@@ -38,21 +47,15 @@ def find(kind: Kind, name: str) -> Any:
     """
     if ":" in name:
         return _from_path(name)
-    for point in _outside(kind):
+    for point in _points(kind, tuple(sys.path)):
         if point.name == name:
             return point.load()
-    names = available(kind)
-    if name not in names:
+    if name not in _modules(kind):
+        names = available(kind)
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"no {kind[:-1]} {name!r}.{hint} Available: {', '.join(names)}")
     return importlib.import_module(f"cachekd.{kind}.{name}").PLUGIN
-
-
-@functools.cache
-def _outside(kind: Kind) -> tuple[EntryPoint, ...]:
-    """What installed packages bring; looking through all of them takes tens of milliseconds."""
-    return tuple(entry_points(group=f"cachekd.{kind}"))
 
 
 def _from_path(name: str) -> Any:

@@ -38,7 +38,6 @@ def content_of(
     shards = state.shards()
     index_data = index.dump()
     names = [CACHE, CAPTURE, *(plan_name(plan) for plan in state.plans)]
-    names += [unit_name(plan, number) for plan, number in state.units]
     identity, attention = state.identity, state.attention()
     if identity.attention_id is not None:
         names.append(ATTENTION_CAPTURE)
@@ -56,7 +55,10 @@ def content_of(
         "samples": state.samples(),
         "priors": {digest: location.size(prior_name(digest)) for digest in state.priors()},
         "index": bytes_digest(index_data),
-        "files": {name: bytes_digest(location.read(name)) for name in names},
+        "files": {
+            **{name: bytes_digest(location.read(name)) for name in names},
+            **_unit_digests(location, state),
+        },
         "totals": totals(shards, samples, index, attention),
         "runs": [
             {
@@ -70,6 +72,15 @@ def content_of(
         ],
     }
     return content, index_data
+
+
+def _unit_digests(location: Location, state: CacheState) -> dict[str, str]:
+    """sha256 of each commit record's file."""
+    if not state.units:
+        return {}
+    names = [unit_name(plan, number) for plan, number in state.units]
+    with location.reader("units") as read:
+        return {name: bytes_digest(read(name.rpartition("/")[2])) for name in names}
 
 
 def _written(plan: Plan) -> dict[str, Any]:

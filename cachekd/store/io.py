@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import fsspec
@@ -108,6 +108,26 @@ class Location:
         path = self.path(name)
         with self._told(name):
             return self._folder.read(name) if self._folder else bytes(self._fs.cat_file(path))
+
+    @contextmanager
+    def reader(self, folder: str) -> Iterator[Callable[[str], bytes]]:
+        """Within: reads many files of one sub-folder, as `read` does, for less."""
+        if not self._folder:
+            yield lambda base: self.read(f"{folder}/{base}")
+            return
+        with ExitStack() as stack:
+            with self._told(check_name(folder)):
+                read_base = stack.enter_context(self._folder.reader(folder))
+
+            def read(base: str) -> bytes:
+                name = check_name(f"{folder}/{base}")
+                try:
+                    return read_base(base)
+                except OSError:
+                    with self._told(name):
+                        raise
+
+            yield read
 
     def map(self, name: str) -> pa.Buffer:
         """All bytes of a file as a buffer; memory-mapped where the file is local."""

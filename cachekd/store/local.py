@@ -68,10 +68,13 @@ class LocalFolder:
     def read(self, name: str) -> bytes:
         """All bytes of a file."""
         with self._opened(name) as file:
-            parts = []
-            while part := disk.read(file, _READ_BYTES):
-                parts.append(part)
-        return b"".join(parts)
+            return _all_of(file)
+
+    @contextmanager
+    def reader(self, folder: str) -> Iterator[Callable[[str], bytes]]:
+        """Within: reads files of a sub-folder that is opened but once."""
+        with self._folder(folder) as opened:
+            yield lambda base: _read(f"{self.root}/{folder}/{base}", base, opened)
 
     def map(self, name: str) -> pa.Buffer:
         """All bytes of a file, mapped."""
@@ -204,15 +207,33 @@ class LocalFolder:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[int]:
-        path = f"{self.root}/{name}"
         with self._folder_of(name) as (folder, base):
-            if not stat.S_ISREG(disk.look(base, folder).st_mode):
-                raise not_plain(path)
-            file = _plain(path, disk.open_old, base, folder)
+            file = _open(f"{self.root}/{name}", base, folder)
             try:
                 yield file
             finally:
                 disk.close(file)
+
+
+def _open(path: str, base: str, folder: int) -> int:
+    if not stat.S_ISREG(disk.look(base, folder).st_mode):
+        raise not_plain(path)
+    return _plain(path, disk.open_old, base, folder)
+
+
+def _read(path: str, base: str, folder: int) -> bytes:
+    file = _open(path, base, folder)
+    try:
+        return _all_of(file)
+    finally:
+        disk.close(file)
+
+
+def _all_of(file: int) -> bytes:
+    parts = []
+    while part := disk.read(file, _READ_BYTES):
+        parts.append(part)
+    return b"".join(parts)
 
 
 def not_plain(path: str) -> CorruptCache:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -193,23 +193,44 @@ def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheS
             plan = load_plan(path, location.read(path))
             if plan.capture_id == identity.capture_id:
                 plans[match[1]] = plan
-    units = {}
-    for name in location.names("units"):
-        match = _UNIT.fullmatch(name)
-        if match and match[1] in plans:
-            try:
-                record = load_unit(f"units/{name}", location.read(f"units/{name}"))
-            except CorruptCache as error:
-                if not skip_broken_units:
-                    raise
-                _log.warning("%s; the unit is made anew", error)
-                continue
-            if (record.attention is None) != (identity.attention is None):
-                raise CorruptCache(f"units/{name} commits other kinds of target than {CACHE} says")
-            if skip_broken_units and not all(map(location.exists, record.files())):
-                _log.warning("%s: a file of it is missing; the unit is made anew", name)
-                continue
-            if record.number < len(plans[match[1]].units):
-                units[match[1], record.number] = record
+    named = {name: match[1] for name in location.names("units") if (match := _UNIT.fullmatch(name))}
+    units, listed = {}, dict[str, frozenset[str]]()
+    for name, record in _records(
+        location, [n for n in named if named[n] in plans], skip_broken_units
+    ):
+        if (record.attention is None) != (identity.attention is None):
+            raise CorruptCache(f"units/{name} commits other kinds of target than {CACHE} says")
+        if skip_broken_units and not _all_there(location, record, listed):
+            _log.warning("%s: a file of it is missing; the unit is made anew", name)
+            continue
+        if record.number < len(plans[record.plan].units):
+            units[record.plan, record.number] = record
     ordered = sorted(plans.items(), key=lambda item: (item[1].sequence, item[0]))
     return CacheState(identity=identity, plans=dict(ordered), units=dict(sorted(units.items())))
+
+
+def _records(
+    location: Location, names: list[str], skip_broken: bool
+) -> Iterator[tuple[str, UnitRecord]]:
+    """Commit records of these names."""
+    if not names:
+        return
+    with location.reader("units") as read:
+        for name in names:
+            try:
+                yield name, load_unit(f"units/{name}", read(name))
+            except CorruptCache as error:
+                if not skip_broken:
+                    raise
+                _log.warning("%s; the unit is made anew", error)
+
+
+def _all_there(location: Location, record: UnitRecord, listed: dict[str, frozenset[str]]) -> bool:
+    """Whether the files of a unit are there; a folder is listed once, after all records were."""
+    for name in record.files():
+        folder, _, base = name.partition("/")
+        if folder not in listed:
+            listed[folder] = frozenset(location.names(folder))
+        if base not in listed[folder]:
+            return False
+    return True
