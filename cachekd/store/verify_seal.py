@@ -1,0 +1,203 @@
+"""Verifying identity, samples, responses, index and seal: all of a cache but units and shards.
+
+Comes in: a location and what is good of its plans and records. Goes out: problems; a file that is
+looked at by several checks is told of once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cachekd.data.digests import differences, json_id
+from cachekd.errors import CorruptCache, StoreError
+from cachekd.store.content import content_of
+from cachekd.store.generated import generated_files
+from cachekd.store.identity import Identity, capture_id
+from cachekd.store.index import load_index
+from cachekd.store.io import Location
+from cachekd.store.layout import (
+    ATTENTION_CAPTURE,
+    CACHE,
+    CAPTURE,
+    HINT,
+    index_name,
+    manifest_name,
+    read_document,
+    samples_name,
+)
+from cachekd.store.problems import (
+    Problem,
+    document_problem,
+    file_problem,
+    problem_of,
+)
+from cachekd.store.samples import SampleTable, collect
+from cachekd.store.seal import Manifest, captured, generations, load_seal, samples_table
+from cachekd.store.state import CacheState
+from cachekd.store.tables import RESPONSES, read_table
+
+_SHOWN = 300
+
+
+def check_identity(location: Location, identity: Identity) -> list[Problem]:
+    """Spelling of the identity's documents, and whether its ids are digests of its facts."""
+    problems = [document_problem(location, "cache", CACHE)]
+    problems += [document_problem(location, "capture", name) for name in captures(identity)]
+    ids = [
+        (CACHE, "source_id", json_id(dict(identity.source)), identity.source_id),
+        (CAPTURE, "capture_id", _id(identity, identity.capture), identity.capture_id),
+    ]
+    if identity.attention is not None:
+        own = _id(identity, identity.attention)
+        ids.append((ATTENTION_CAPTURE, "capture_id", own, identity.attention_id or ""))
+    for name, field, expected, found in ids:
+        if found != expected:
+            problems.append(Problem(file=name, expected=f"{field} {expected}", found=found))
+    return [problem for problem in problems if problem is not None]
+
+
+def captures(identity: Identity) -> list[str]:
+    """Files that say what was captured."""
+    return [CAPTURE] if identity.attention is None else [CAPTURE, ATTENTION_CAPTURE]
+
+
+def _id(identity: Identity, capture: Mapping[str, Any]) -> str:
+    return capture_id(identity.source_id, capture)
+
+
+def newest_seal(location: Location) -> tuple[Manifest | None, list[Problem]]:
+    """The newest seal if it is whole, and what is wrong with this seal, older ones and the hint.
+
+    Raises:
+        StoreError: a seal is of another format version, or cannot be read.
+    """
+    found, problems = generations(location), []
+    newest = None
+    for generation in found:
+        name = manifest_name(generation)
+        newest = None
+        try:
+            newest = load_seal(location, generation)
+        except CorruptCache as error:
+            problems.append(problem_of(location, name, error, expected="a seal"))
+        else:
+            problem = document_problem(location, "manifest", name)
+            problems += [problem] if problem else []
+    hinted = hinted_generation(location)
+    if hinted is not None and hinted > max(found, default=0):
+        expected = "the newest seal, as the hint says"
+        name = manifest_name(hinted)
+        problems.append(Problem(file=name, expected=expected, found="none: the file is missing"))
+    return newest, problems
+
+
+def hinted_generation(location: Location) -> int | None:
+    """The generation that the hint names, if there is a hint that was not altered."""
+    try:
+        newest = str(read_document(location, "hint", HINT).get("newest"))
+    except StoreError:  # a hint is not trusted and not needed
+        return None
+    number = newest.removeprefix("manifest-").removesuffix(".json")
+    whole = number.isdecimal() and newest == manifest_name(int(number))
+    return int(number) if whole else None
+
+
+def check_generated(location: Location) -> tuple[list[Problem], int]:
+    """What is wrong with files of responses, and how many there are."""
+    problems = []
+    files = generated_files(location)
+    for name, digest in files.items():
+        problem = file_problem(location, name, digest=digest)
+        if problem is None:
+            try:
+                read_table(location.path(name), location.map(name), RESPONSES)
+            except StoreError as error:
+                problem = problem_of(location, name, error, expected="responses")
+        problems += [problem] if problem else []
+    return problems, len(files)
+
+
+def check_samples(
+    location: Location, digests: Iterable[str], written: frozenset[str]
+) -> tuple[SampleTable | None, list[Problem]]:
+    """All samples if every shard of them is whole, and what is wrong with the others."""
+    problems, tables = [], []
+    for digest in digests:
+        name = samples_name(str(digest))
+        problem = file_problem(location, name, digest=digest)
+        if problem is None:
+            try:
+                tables.append((samples_table(location, digest), digest in written))
+            except StoreError as error:
+                problem = problem_of(location, name, error, expected="samples")
+        problems += [problem] if problem else []
+    return (None if problems else collect(tables)), problems
+
+
+def check_named(
+    location: Location, identity: Identity, manifest: Manifest
+) -> tuple[list[Problem], int]:
+    """The files of the identity and of the index against the digests of a seal, and how many."""
+    name = manifest_name(manifest.generation)
+    ids = (identity.source_id, identity.capture_id, identity.attention_id)
+    sealed = (manifest.source_id, manifest.capture_id, manifest.attention_id)
+    problems: list[Problem | None] = []
+    if sealed != ids:
+        expected = f"a seal of the identity {ids}"
+        problems.append(Problem(file=name, expected=expected, found=f"{sealed}"))
+    files = [CACHE, *captures(identity)]
+    for file in files:
+        problems.append(file_problem(location, file, digest=str(manifest.files.get(file))))
+    problems.append(_check_index(location, manifest))
+    return [problem for problem in problems if problem is not None], len(files) + 1
+
+
+def _check_index(location: Location, manifest: Manifest) -> Problem | None:
+    name = index_name(manifest.index)
+    problem = file_problem(location, name, digest=manifest.index)
+    if problem is None:
+        try:
+            load_index(name, location.read(name))
+        except StoreError as error:
+            problem = problem_of(location, name, error, expected="an index")
+    return problem
+
+
+def check_content(
+    location: Location, manifest: Manifest, state: CacheState, samples: SampleTable
+) -> list[Problem]:
+    """Whether a seal, all of whose files are whole, says of them what is so.
+
+    Raises:
+        StoreError: a file went away meanwhile.
+    """
+    name = manifest_name(manifest.generation)
+    index = state.index()
+    content, data = content_of(location, state, captured(samples, index), index)
+    document = read_document(location, "manifest", name)
+    problems = []
+    index_file = index_name(manifest.index)
+    if location.read(index_file) != data:
+        expected = "an index that points to the rows of the shards"
+        problems.append(Problem(file=index_file, expected=expected, found="another"))
+    for field in content.keys() - {"index"}:
+        # As read back: a tuple is a list in JSON.
+        problems += _compared(name, field, content[field], document.get(field))
+    return problems
+
+
+def _compared(name: str, field: str, expected: Any, found: Any) -> list[Problem]:
+    lines = differences(expected, found, field)
+    if not lines:
+        return []
+    what = {"root": "the root digest", "totals": "the totals"}.get(field, f"the field {field}")
+    text = "; ".join(lines)
+    shown = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return [
+        Problem(
+            file=name,
+            expected=f"{what} of the files that the seal names",
+            found=f"other values (of the files / of the seal): {shown}",
+        )
+    ]
