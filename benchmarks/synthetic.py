@@ -19,13 +19,14 @@ from cachekd.data.digests import bytes_digest, json_id, sample_key
 from cachekd.data.packed import Keys
 from cachekd.plugins import find
 from cachekd.store.identity import Identity, capture_id
+from cachekd.store.identity_files import write_identity
 from cachekd.store.io import Location
 from cachekd.store.layout import plan_name, samples_name, shard_name, unit_name
 from cachekd.store.plan import Plan, PlannedBatch
 from cachekd.store.samples import sample_ids, write_samples
 from cachekd.store.seal import seal
 from cachekd.store.shards import ShardFacts
-from cachekd.store.state import UnitRecord, write_identity
+from cachekd.store.state import UnitRecord
 from cachekd.store.tables import LOGITS, footer_bytes, write_table
 from cachekd.types import Role, Sample, TopKLogits
 

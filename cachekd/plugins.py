@@ -7,9 +7,10 @@ A plugin is a module of ``cachekd/<kind>/`` that has ``PLUGIN``, an entry point 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import pkgutil
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from cachekd.errors import ConfigError
@@ -25,7 +26,7 @@ def available(kind: Kind) -> list[str]:
         for module in pkgutil.iter_modules(package.__path__)
         if not module.name.startswith("_")
     }
-    outside = {point.name for point in entry_points(group=f"cachekd.{kind}")}
+    outside = {point.name for point in _outside(kind)}
     return sorted(inside | outside)
 
 
@@ -37,7 +38,7 @@ def find(kind: Kind, name: str) -> Any:
     """
     if ":" in name:
         return _from_path(name)
-    for point in entry_points(group=f"cachekd.{kind}"):
+    for point in _outside(kind):
         if point.name == name:
             return point.load()
     names = available(kind)
@@ -46,6 +47,12 @@ def find(kind: Kind, name: str) -> Any:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"no {kind[:-1]} {name!r}.{hint} Available: {', '.join(names)}")
     return importlib.import_module(f"cachekd.{kind}.{name}").PLUGIN
+
+
+@functools.cache
+def _outside(kind: Kind) -> tuple[EntryPoint, ...]:
+    """What installed packages bring; looking through all of them takes tens of milliseconds."""
+    return tuple(entry_points(group=f"cachekd.{kind}"))
 
 
 def _from_path(name: str) -> Any:

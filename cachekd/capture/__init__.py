@@ -14,7 +14,8 @@ from cachekd.capture.identify import check_same
 from cachekd.capture.job import Job
 from cachekd.capture.meter import Meter, Progress, Show
 from cachekd.capture.prepare import complete_job, prepare_job
-from cachekd.capture.trial import settle, try_teacher
+from cachekd.capture.together import Division, agree
+from cachekd.capture.trial import try_teacher
 from cachekd.capture.unit import describe, score_unit
 from cachekd.config import PrecomputeConfig
 from cachekd.engines.local import run_units
@@ -22,10 +23,12 @@ from cachekd.engines.writers import OwnProcess, WriterPool, Writers
 from cachekd.errors import Incomplete
 from cachekd.plugins import find
 from cachekd.signals import StopFlag, stop_on_signals
-from cachekd.store.layout import CACHE, FOLDERS, plan_name, samples_name
+from cachekd.store.claims import Claims
+from cachekd.store.identity_files import has_cache, read_identity, write_identity
+from cachekd.store.layout import FOLDERS, plan_name, samples_name
 from cachekd.store.priors import write_prior
 from cachekd.store.seal import seal
-from cachekd.store.state import read_identity, read_state, write_identity
+from cachekd.store.state import read_state
 from cachekd.teachers import Teacher, TeacherBackend
 
 __all__ = ["Progress", "precompute"]
@@ -101,21 +104,26 @@ def _write_all(
 def _score_all(
     job: Job, loaded: Teacher | None, started: float, progress: Show | None
 ) -> dict[str, Any]:
-    with _writers(job) as writers:  # they start while the teacher is loaded
+    with Claims(job.location, job.plan.run) as claims, _writers(job) as writers:
+        # Writers start while the teacher is loaded.
         teacher = loaded or _load(job)
         if job.attention is not None:
             teacher = AttendingTeacher(teacher, job.attention, job.attention_wanted)
         with stop_on_signals() as flag:
             total = sum(map(job.unit_tokens, job.todo))
             meter = Meter(total, flag, started, job.config.max_hours, progress)
-            try:
+
+            def make(job: Job) -> Job:
                 job = try_teacher(job, teacher, stop_asked=meter.over, scored=meter.scored)
+                _write_plan(job)
+                return job
+
+            try:
+                job = agree(job, claims, meter, make)
             except Incomplete:
                 raise _incomplete(job, flag) from None
-            _write_plan(job)
-            job = settle(job)
             writers.open(job.sink, job.prior)
-            return _run(job, teacher, writers, meter)
+            return _run(job, teacher, writers, meter, Division(job, claims, meter))
 
 
 def _writers(job: Job) -> Writers:
@@ -126,7 +134,9 @@ def _writers(job: Job) -> Writers:
     return WriterPool(min(job.config.writers, len(job.todo)))
 
 
-def _run(job: Job, teacher: Teacher, writers: Writers, meter: Meter) -> dict[str, Any]:
+def _run(
+    job: Job, teacher: Teacher, writers: Writers, meter: Meter, division: Division
+) -> dict[str, Any]:
     def scored(tokens: int) -> None:
         writers.check()
         meter.scored(tokens)
@@ -135,16 +145,17 @@ def _run(job: Job, teacher: Teacher, writers: Writers, meter: Meter) -> dict[str
         writers.submit(score_unit(job, teacher, number, stop_asked=meter.over, scored=scored))
 
     try:
-        done = run_units(
+        left = run_units(
             [(number, job.unit_tokens(number)) for number in job.todo],
             do,
+            claim=division.claim,
             stop_asked=meter.over,
             seconds_left=lambda: meter.left() - writers.backlog_seconds(),
         )
     except Incomplete:
-        done = None
+        left = len(job.todo)
     writers.finish()
-    if done != len(job.todo):
+    if left:
         raise _incomplete(job, meter.flag)
     seconds = meter.seconds()
     return {"score_seconds": seconds, "tokens_per_second": meter.total / max(seconds, 1e-9)}
@@ -152,7 +163,7 @@ def _run(job: Job, teacher: Teacher, writers: Writers, meter: Meter) -> dict[str
 
 def _incomplete(job: Job, flag: StopFlag) -> Incomplete:
     committed = 0
-    if job.location.exists(CACHE):
+    if has_cache(job.location):
         committed = sum(plan == job.plan_digest for plan, _ in read_state(job.location).units)
     why = "by a signal" if flag.asked else f"before --max-hours {job.config.max_hours}"
     return Incomplete(

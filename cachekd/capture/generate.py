@@ -18,14 +18,17 @@ from cachekd.capture.identify import check_same
 from cachekd.capture.job import Job
 from cachekd.capture.meter import Meter
 from cachekd.capture.writing import Writing
+from cachekd.data.digests import bytes_digest, json_id
 from cachekd.errors import Incomplete, TeacherError
+from cachekd.store.claims import Claims
 from cachekd.store.generated import Response, write_responses
+from cachekd.store.identity_files import read_identity, write_identity
 from cachekd.store.plan import cut
-from cachekd.store.state import read_identity, write_identity
 from cachekd.teachers import PromptDraw, Teacher, WritingSpec, WritingTeacher
 from cachekd.types import Int32, Int64
 
 COMMIT_SECONDS = 60.0
+_POLL_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -50,22 +53,51 @@ def write_missing(job: Job, teacher: Teacher, meter: Meter) -> None:
             f"the backend {job.config.backend} loads a teacher that writes no text; use --backend "
             "hf, or leave --generate out"
         )
-    missing = writing.missing()
-    waiting, done, slowest = _Waiting(), 0, 0.0
+    draws = bytes_digest(writing.draws.data)
+    with Claims(job.location, json_id({"recipe": writing.recipe_id, "draws": draws})) as claims:
+        while len(missing := writing.missing()):
+            busy = _write_ours(job, writing, missing, teacher, meter, claims)
+            if not busy:
+                return
+            time.sleep(_POLL_SECONDS)
+            if meter.over():
+                raise _incomplete(job, meter, busy)
+            writing = writing.reloaded(job.location)
+
+
+def _write_ours(
+    job: Job,
+    writing: Writing,
+    missing: Int64,
+    teacher: WritingTeacher,
+    meter: Meter,
+    claims: Claims,
+) -> int:
+    """Write window after window, as no other process has them; tells how many are left to others.
+
+    Raises:
+        Incomplete: a stop was asked for; what was written is committed.
+    """
+    waiting, done, busy, slowest = _Waiting(), 0, 0, 0.0
+    windows = missing // job.config.sort_window
     try:
-        for part in _batches(writing, missing, job):
-            begun = time.monotonic()
-            if meter.over() or slowest > meter.left():
-                break
-            waiting.responses += _write(writing, part, teacher, meter)
-            done += len(part)
-            slowest = max(slowest, time.monotonic() - begun)
-            if time.monotonic() - waiting.since >= COMMIT_SECONDS:
-                waiting = _commit(job, writing, waiting)
+        for window in map(int, np.unique(windows)):
+            own = missing[windows == window]
+            if not claims.take(window):
+                busy += len(own)
+                continue
+            for part in _batches(writing, own, job):
+                begun = time.monotonic()
+                if meter.over() or slowest > meter.left():
+                    raise _incomplete(job, meter, len(missing) - done)
+                waiting.responses += _write(writing, part, teacher, meter)
+                done += len(part)
+                slowest = max(slowest, time.monotonic() - begun)
+                if time.monotonic() - waiting.since >= COMMIT_SECONDS:
+                    waiting = _commit(job, writing, waiting)
     finally:
         _commit(job, writing, waiting)
-    if done < len(missing):
-        raise _incomplete(job, meter, len(missing) - done)
+    return busy
 
 
 def _incomplete(job: Job, meter: Meter, left: int) -> Incomplete:

@@ -69,6 +69,10 @@ class Meter:
         if self._progress:
             self._progress(Progress(self._done, self.total, self.seconds(), self._stage))
 
+    def spare(self, tokens: int) -> None:
+        """So many tokens of the total are another process's."""
+        self.total -= tokens
+
     def over(self) -> bool:
         """Whether a signal or the time limit asks for an end."""
         return self.flag.asked or self.left() <= 0

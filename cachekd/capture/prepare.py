@@ -18,8 +18,8 @@ from cachekd.data.sources import read_rows
 from cachekd.errors import StoreError
 from cachekd.plugins import find
 from cachekd.store.identity import tokenizer_facts
+from cachekd.store.identity_files import has_cache
 from cachekd.store.io import Location
-from cachekd.store.layout import CACHE
 from cachekd.store.state import read_state
 from cachekd.teachers import TeacherFacts
 
@@ -38,7 +38,7 @@ def prepare_job(config: PrecomputeConfig) -> Job:
     facts: TeacherFacts = backend.identify(config)
     tokenizer_identity = tokenizer_facts(facts.tokenizer_folder)
     tokenizer = load_tokenizer(config, facts)
-    state = read_state(location, skip_broken_units=True) if location.exists(CACHE) else None
+    state = read_state(location, skip_broken_units=True) if has_cache(location) else None
     clock = clock_of(state)
     identity = identity_of(config, facts, tokenizer_identity, tokenizer, clock)
     if state is not None:

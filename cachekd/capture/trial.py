@@ -15,13 +15,11 @@ import numpy as np
 from cachekd.capture.job import Job
 from cachekd.capture.unit import score_batch
 from cachekd.codecs._learn import rows_to_learn
-from cachekd.data.packed import Places
 from cachekd.errors import Incomplete
 from cachekd.plugins import find
 from cachekd.store.layout import prior_name
 from cachekd.store.plan import PlannedBatch
 from cachekd.store.priors import Priors, best_prior
-from cachekd.store.state import read_state
 from cachekd.teachers import Teacher
 from cachekd.types import TopKLogits
 
@@ -56,6 +54,9 @@ def try_teacher(
     named = job.plan.prior if learns else None
     lost = named is not None and not job.location.exists(prior_name(named))
     learns = learns and (lost or not job.known)
+    if job.known and not learns:  # it gave targets before; a unit that it cannot score says so
+        prior = Priors(job.location).get(named) if named else None
+        return replace(job, prior=prior, prior_digest=named)
     budget, wanted = prior_budget(tokens) if learns else (0, 0)
     kept: dict[PlannedBatch, tuple[list[TopKLogits], int]] = {}
     rows = captured = 0
@@ -73,29 +74,7 @@ def try_teacher(
     if learns:
         everything = [record for records, _ in kept.values() for record in records]
         return job.packed_with(best_prior(everything, job.header, tokens, budget))
-    prior = Priors(job.location).get(named) if named else None
-    return replace(job, prior=prior, prior_digest=named)
-
-
-def settle(job: Job) -> Job:
-    """The job under the plan that counts, where another process began the same run meanwhile.
-
-    Their plans differ where their teachers' numbers do, by the prior learned from these. Of several
-    plans of one run the first counts, as for a run that is continued; so that none is done twice.
-    """
-    if job.known:
-        return job
-    state = read_state(job.location, skip_broken_units=True)
-    digest, plan = next(item for item in state.plans.items() if item[1].run == job.plan.run)
-    if digest == job.plan_digest:
-        return job
-    done = Places(state.done_keys())
-    todo = [n for n in state.missing_units(digest) if (done.find(plan.packed_keys(n)) < 0).any()]
-    prior = Priors(job.location).get(plan.prior) if plan.prior and job.prior else None
-    again = replace(job, plan=plan, plan_digest=digest, plan_data=plan.dump()[1], todo=todo)
-    scored = job.scored if plan.units == job.plan.units else {}
-    named = plan.prior if prior else None
-    return replace(again, prior=prior, prior_digest=named, scored=scored)
+    return job
 
 
 def prior_budget(tokens: int) -> tuple[int, int]:

@@ -1,15 +1,31 @@
-"""The local engine: units one after another in this process, until done or told to stop."""
+"""The local engine: units one after another in this process, until done or told to stop.
+
+Other processes may work on the same units: what one of them has is left to it, and looked at again
+when nothing else is left to do.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
+
+POLL_SECONDS = 0.2
+
+
+class Claim(Enum):
+    """Whose a unit is, when this process wants to begin it."""
+
+    OURS = auto()
+    BUSY = auto()  # another process works on it
+    DONE = auto()  # it was committed meanwhile
 
 
 def run_units(
     units: Sequence[tuple[int, int]],
     run_unit: Callable[[int], None],
     *,
+    claim: Callable[[int], Claim],
     stop_asked: Callable[[], bool],
     seconds_left: Callable[[], float],
 ) -> int:
@@ -18,19 +34,47 @@ def run_units(
     Args:
         units: number and tokens of each unit that is missing.
         run_unit: does the unit of this number and hands it to be committed.
+        claim: asked before each unit.
         stop_asked: whether somebody wants an end; asked between units.
         seconds_left: time that remains; a unit that would not fit, by the pace so far, is not
             begun.
 
     Returns:
-        units done.
+        units left undone.
     """
-    started, tokens_done = time.monotonic(), 0
-    for done, (number, tokens) in enumerate(units):
-        pace = (time.monotonic() - started) / tokens_done if tokens_done else 0.0
-        left = seconds_left()
-        if stop_asked() or left <= 0 or pace * tokens > left:
-            return done
-        run_unit(number)
-        tokens_done += tokens
-    return len(units)
+    left, pace = list(units), _Pace()
+    while left:
+        busy: list[tuple[int, int]] = []
+        for place, (number, tokens) in enumerate(left):
+            if stop_asked() or not pace.allows(tokens, seconds_left()):
+                return len(busy) + len(left) - place
+            found = claim(number)
+            if found is Claim.BUSY:
+                busy.append((number, tokens))
+            elif found is Claim.OURS:
+                with pace:
+                    run_unit(number)
+                pace.tokens += tokens
+        if len(busy) == len(left):
+            time.sleep(POLL_SECONDS)
+        left = busy
+    return 0
+
+
+class _Pace:
+    """Seconds a token takes, by the units done so far."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._seconds = self._begun = 0.0
+
+    def __enter__(self) -> None:
+        self._begun = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds += time.monotonic() - self._begun
+
+    def allows(self, tokens: int, seconds: float) -> bool:
+        """Whether so many tokens more fit into these seconds."""
+        each = self._seconds / self.tokens if self.tokens else 0.0
+        return seconds > 0 and each * tokens <= seconds

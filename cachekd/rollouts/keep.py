@@ -27,12 +27,13 @@ from cachekd.rollouts import Scores
 from cachekd.rollouts.teacher import FoundTeacher, LiveTeacher
 from cachekd.store.commit import ScoredUnit, Sink, write_unit
 from cachekd.store.identity import Identity, capture_id, capture_spec, refuse_difference
+from cachekd.store.identity_files import has_cache, read_identity, write_identity
 from cachekd.store.io import Location
-from cachekd.store.layout import CACHE, plan_name, samples_name
+from cachekd.store.layout import plan_name, samples_name
 from cachekd.store.plan import Plan, cut, run_digest
 from cachekd.store.samples import SHARD_ROWS, keys_of, sample_ids, write_samples
 from cachekd.store.seal import load_samples, seal
-from cachekd.store.state import CacheState, read_identity, read_state, write_identity
+from cachekd.store.state import CacheState, read_state
 from cachekd.types import Int32, Role, Sample, UInt8
 
 _CUTTING = {"batch_tokens": 1 << 14, "sort_window": 1 << 12, "unit_tokens": 1 << 18}
@@ -93,7 +94,7 @@ def check_keep(url: str, teacher: FoundTeacher) -> None:
     """
     location = Location(url)
     location.check_writable()
-    if location.exists(CACHE):
+    if has_cache(location):
         _refuse_other(location, identity_of(teacher, {}))
 
 
@@ -168,7 +169,7 @@ def _check(samples: Sequence[Sample]) -> None:
 def _opened(location: Location, identity: Identity) -> CacheState:
     """What is committed there, of this identity."""
     location.check_writable()
-    if not location.exists(CACHE):
+    if not has_cache(location):
         write_identity(location, identity)
     _refuse_other(location, identity)  # another process may be first
     return read_state(location, skip_broken_units=True)

@@ -15,12 +15,11 @@ from typing import Any
 from cachekd.codecs import CodecHeader
 from cachekd.codecs._priors import Prior
 from cachekd.data.attention import AttentionSpec
-from cachekd.errors import CorruptCache
 from cachekd.store.attention_shards import AttentionFacts, EncodedAttention, write_attention
 from cachekd.store.io import Location
 from cachekd.store.layout import attention_name, shard_name, unit_name
 from cachekd.store.shards import write_shard
-from cachekd.store.state import UnitRecord, load_unit
+from cachekd.store.state import UnitRecord, is_committed
 from cachekd.types import Int32, TopKLogits
 
 
@@ -107,12 +106,5 @@ def _write_attention(sink: Sink, location: Location, unit: ScoredUnit) -> Attent
 def _commit(location: Location, record: UnitRecord, data: bytes) -> None:
     """Create the record; one that does not parse, or of which a file is lost, is written over."""
     name = unit_name(record.plan, record.number)
-    if location.create(name, data):
-        return
-    try:
-        other = load_unit(name, location.read(name))
-        whole = all(map(location.exists, other.files()))
-    except CorruptCache:
-        whole = False
-    if not whole:
+    if not location.create(name, data) and not is_committed(location, record.plan, record.number):
         location.replace(name, data)

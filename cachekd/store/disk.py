@@ -30,7 +30,11 @@ OPERATIONS = (
     "link",
     "rename",
     "unlink",
+    "remove_folder",
+    "open_lock",
     "try_lock",
+    "try_lock_bytes",
+    "free_bytes",
     "is_free",
 )
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
@@ -122,6 +126,16 @@ def unlink(name: str, folder: int) -> None:
     os.unlink(name, dir_fd=folder)
 
 
+def open_lock(name: str, folder: int) -> int:
+    """A file that is there or is made, for locks alone."""
+    return os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666, dir_fd=folder)
+
+
+def remove_folder(path: str) -> None:
+    """Take an empty folder away."""
+    os.rmdir(path)
+
+
 def try_lock(file: int) -> bool | None:
     """Lock a file for this process until it is closed, also by the process's death.
 
@@ -138,6 +152,28 @@ def try_lock(file: int) -> bool | None:
             return None
         raise
     return True
+
+
+def try_lock_bytes(file: int, offset: int, count: int = 1) -> bool | None:
+    """The same of bytes of a file, there or not; 0: all from the offset on.
+
+    The process has them, not the open file: a second one of the same process has them too, and
+    closing either lets go of all.
+    """
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, count, offset)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    return True
+
+
+def free_bytes(file: int, offset: int, count: int = 1) -> None:
+    """Let another process lock these bytes."""
+    fcntl.lockf(file, fcntl.LOCK_UN, count, offset)
 
 
 def is_free(file: int) -> bool:

@@ -200,6 +200,27 @@ class Location:
         except OSError as error:
             raise StoreError(f"cannot delete {path}: {error.strerror or error}") from error
 
+    def lock_file(self, name: str) -> int | None:
+        """A hidden file of a local cache, open for locks; None where there are none.
+
+        Raises:
+            StoreError: it cannot be made.
+        """
+        if self._folder is None:
+            return None
+        try:
+            return self._folder.lock_file(name)
+        except OSError as error:
+            raise StoreError(
+                f"cannot make {self._root}/{name}: {error.strerror or error}"
+            ) from error
+
+    def unlock_file(self, name: str, file: int) -> None:
+        """Let go of a file for locks, and take it away if no other process uses it."""
+        assert self._folder is not None, "it was opened here"
+        with self._told(""):
+            self._folder.unlock_file(name, file)
+
     def sync(self, folders: Iterable[str]) -> None:
         """Wait until all names in these sub-folders are on the disk.
 

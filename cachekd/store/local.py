@@ -9,10 +9,7 @@ what writers left that are gone.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-import platform
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,11 +18,16 @@ import pyarrow as pa
 
 from cachekd.errors import CorruptCache
 from cachekd.store import disk
+from cachekd.store.temporary import (
+    NOT_PLAIN,
+    TEMPORARY,
+    clock,
+    publish,
+    sweep,
+    temporary,
+)
 
-TEMPORARY = ".tmp-"
-LEASE_SECONDS = 24 * 3600  # how long another host's temporary file counts as being written
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-_NOT_PLAIN = {errno.ELOOP, errno.ENOTDIR, errno.ENXIO}
+LOCKS = ".claims-"
 _ATTEMPTS = 3
 _READ_BYTES = 1 << 24
 
@@ -38,13 +40,14 @@ class LocalFolder:
 
     def __init__(self, root: str) -> None:
         self.root = root
+        self._made_root = False
 
     def exists(self, name: str) -> bool:
         """Whether something has this name."""
         try:
             with self._folder_of(name) as (folder, base):
                 disk.look(base, folder)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 
@@ -58,7 +61,7 @@ class LocalFolder:
         try:
             with self._folder(folder) as opened:
                 return sorted(disk.names(opened))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def read(self, name: str) -> bytes:
@@ -92,9 +95,9 @@ class LocalFolder:
         raise AssertionError("it returns or raises")
 
     def _create(self, folder: int, base: str, data: bytes) -> bool:
-        with _temporary(folder, data) as temporary:
+        with temporary(folder, data) as written:
             try:
-                _publish(folder, temporary, base)
+                publish(folder, written, base)
             except FileExistsError:
                 return False
         return True
@@ -102,8 +105,8 @@ class LocalFolder:
     def replace(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all, in the place of an older one."""
         with self._folder_of(name, make=True) as (folder, base):
-            with _temporary(folder, data) as temporary:
-                disk.rename(temporary, base, folder)
+            with temporary(folder, data) as written:
+                disk.rename(written, base, folder)
             disk.sync(folder)
 
     def remove(self, name: str) -> None:
@@ -117,8 +120,30 @@ class LocalFolder:
 
     def probe(self) -> None:
         """Make a file and take it away; raises if that cannot be done."""
-        with self._folder("") as folder, _temporary(folder, b""):
+        with self._folder("") as folder, temporary(folder, b""):
             pass
+
+    def lock_file(self, name: str) -> int:
+        """A file of the root for locks, open; made if it is not there."""
+        self._made_root |= not os.path.isdir(self.root)
+        with self._folder("", make=True) as folder:
+            return disk.open_lock(name, folder)
+
+    def unlock_file(self, name: str, file: int) -> None:
+        """Let go of a file for locks; take it away if no other process has one of its bytes.
+
+        A root that was made for it, and holds nothing else, goes too.
+        """
+        try:
+            if disk.try_lock_bytes(file, 0, 0):
+                with self._folder("") as folder, suppress(FileNotFoundError):
+                    disk.unlink(name, folder)
+                if self._made_root and not os.listdir(self.root):
+                    disk.remove_folder(self.root)
+        except FileNotFoundError:  # somebody took the whole root away
+            return
+        finally:
+            disk.close(file)
 
     def sync(self, folders: list[str]) -> None:
         """Wait until the disk has all names in these sub-folders, and the root's."""
@@ -135,14 +160,20 @@ class LocalFolder:
         A file of this host goes when nobody holds its lock; another host's, or one where there are
         no locks, when it is `LEASE_SECONDS` old by the filesystem's own clock.
         """
-        swept = 0
+        swept = self._sweep_locks()
         for name in ["", *folders]:
             left = [found for found in self.names(name) if found.startswith(TEMPORARY)]
             if left:
                 with self._folder(name) as folder:
-                    now = _clock(folder)
-                    swept += sum(_sweep(folder, one, now) for one in left)
+                    now = clock(folder)
+                    swept += sum(sweep(folder, one, now) for one in left)
         return swept
+
+    def _sweep_locks(self) -> int:
+        left = [name for name in self.names() if name.startswith(LOCKS)]
+        for name in left:
+            self.unlock_file(name, self.lock_file(name))
+        return len(set(left) - set(self.names())) if left else 0
 
     @contextmanager
     def _folder(self, name: str, make: bool = False) -> Iterator[int]:
@@ -190,7 +221,7 @@ def _plain(path: str, open_by: Callable[[str, int], int], name: str, folder: int
     try:
         return open_by(name, folder)
     except OSError as error:
-        if error.errno in _NOT_PLAIN:
+        if error.errno in NOT_PLAIN:
             raise not_plain(path) from error
         raise
 
@@ -218,71 +249,3 @@ def _make_below(name: str, folder: int, links: bool = False) -> None:
         return
     if links and not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), name)
-
-
-@contextmanager
-def _temporary(folder: int, data: bytes) -> Iterator[str]:
-    """A synced file with these bytes under a temporary name, locked; the name is gone after."""
-    name = f"{TEMPORARY}{_host()}-{secrets.token_hex(16)}"
-    file = disk.open_new(name, folder)
-    try:
-        try:
-            disk.try_lock(file)
-            view = memoryview(data)
-            while view:
-                view = view[disk.write(file, view) :]
-            disk.sync(file)
-            yield name
-        finally:
-            with suppress(FileNotFoundError):
-                disk.unlink(name, folder)
-    finally:
-        disk.close(file)
-
-
-def _publish(folder: int, temporary: str, base: str) -> None:
-    try:
-        disk.link(temporary, base, folder)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        try:
-            disk.look(base, folder)
-        except FileNotFoundError:
-            disk.rename(temporary, base, folder)
-            return
-        raise FileExistsError(errno.EEXIST, "exists", base) from error
-
-
-def _host() -> str:
-    return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
-
-
-def _clock(folder: int) -> float:
-    """Now, as the filesystem tells it."""
-    with _temporary(folder, b"") as name:
-        return disk.look(name, folder).st_mtime
-
-
-def _sweep(folder: int, name: str, now: float) -> bool:
-    """Take a temporary file away if its writer is gone."""
-    try:
-        file = disk.open_old(name, folder)
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        if error.errno in _NOT_PLAIN:  # not made by a writer
-            return False
-        raise
-    try:
-        locked = disk.try_lock(file)
-        old = now - os.fstat(file).st_mtime > LEASE_SECONDS
-        own = name.startswith(f"{TEMPORARY}{_host()}-")
-        if not (old or (locked and own)) or locked is False:
-            return False
-        disk.unlink(name, folder)
-    except FileNotFoundError:
-        return False
-    finally:
-        disk.close(file)
-    return True

@@ -8,6 +8,7 @@ from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache
 from cachekd.store.generated import generated_files
 from cachekd.store.identity import refuse_difference
+from cachekd.store.identity_files import write_identity
 from cachekd.store.io import Location
 from cachekd.store.layout import (
     attention_name,
@@ -18,7 +19,7 @@ from cachekd.store.layout import (
     unit_name,
 )
 from cachekd.store.seal import Manifest, seal
-from cachekd.store.state import CacheState, read_state, write_identity
+from cachekd.store.state import CacheState, read_state
 
 
 def merge(sources: Sequence[str], target: str) -> Manifest:

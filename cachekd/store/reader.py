@@ -18,6 +18,7 @@ from cachekd.errors import CorruptCache, UnsealedCache
 from cachekd.store.attention_shards import AttentionFacts, AttentionShard
 from cachekd.store.content import totals
 from cachekd.store.identity import Identity
+from cachekd.store.identity_files import read_identity
 from cachekd.store.index import KeyIndex, load_index
 from cachekd.store.io import Location
 from cachekd.store.layout import index_name
@@ -25,7 +26,7 @@ from cachekd.store.priors import Priors
 from cachekd.store.samples import SampleTable
 from cachekd.store.seal import Manifest, captured, load_samples, read_manifest
 from cachekd.store.shards import Groups, Shard, ShardFacts
-from cachekd.store.state import read_identity, read_state
+from cachekd.store.state import read_state
 from cachekd.types import AttentionRows, Float32, Int32, Int64, Record, Role, TopKLogits, UInt8
 
 _REMOTE_BYTES_HELD = 1 << 30

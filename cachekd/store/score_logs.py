@@ -24,8 +24,9 @@ from pathlib import Path
 from cachekd.data.digests import KEY_BYTES
 from cachekd.errors import StoreError
 from cachekd.store import disk
-from cachekd.store.local import TEMPORARY, make_path
+from cachekd.store.local import make_path
 from cachekd.store.score_index import Entries, entries_of
+from cachekd.store.temporary import TEMPORARY
 
 MAGIC = b"cksc0001"
 LOG = ".log"

@@ -153,6 +153,7 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
     content, index_data = checked_content(location, state, leave_out=leave_out)
     newest = read_manifest(location)
     if newest and newest.root == content["root"] and dict(newest.files) == content["files"]:
+        show(location, state.identity, newest)  # a sealer may have been stopped before it did
         return newest
     if newest:
         content |= left_out(newest, content)
@@ -216,13 +217,24 @@ def publish(
     location.sync(FOLDERS)
     location.sweep(FOLDERS)
     if generation is None:
-        generation = _take(location, content)
+        _take(location, content)
     else:
         location.replace(manifest_name(generation), seal_data(content, generation))
-    sealed = load_seal(location, generation)
-    location.replace(HINT, hint_data(generation))
-    location.replace(CARD, card(identity, sealed).encode())
+    sealed = read_manifest(location)
+    assert sealed is not None, "there is one at least"
+    show(location, identity, sealed)
     return sealed
+
+
+def show(location: Location, identity: Identity, sealed: Manifest) -> list[str]:
+    """Write the hint to the newest seal and the card, where they are not there; which these are."""
+    hint = dump_document("hint", {"newest": manifest_name(sealed.generation)})
+    lacking = []
+    for name, data in ((HINT, hint), (CARD, card(identity, sealed).encode())):
+        if not location.exists(name) or location.read(name) != data:
+            location.replace(name, data)
+            lacking.append(name)
+    return lacking
 
 
 def seal_data(content: Mapping[str, Any], generation: int) -> bytes:
@@ -230,18 +242,13 @@ def seal_data(content: Mapping[str, Any], generation: int) -> bytes:
     return dump_document("manifest", {**content, "generation": generation})
 
 
-def hint_data(generation: int) -> bytes:
-    """Bytes of the hint to the newest seal."""
-    return dump_document("hint", {"newest": manifest_name(generation)})
-
-
-def _take(location: Location, content: Mapping[str, Any]) -> int:
+def _take(location: Location, content: Mapping[str, Any]) -> None:
     """Write a seal as the next free generation; another sealer may take one first."""
     generation = 1 + max(generations(location), default=0)
     while True:
         name, data = manifest_name(generation), seal_data(content, generation)
         if location.create(name, data) or location.read(name) == data:
-            return generation
+            return
         generation += 1
 
 

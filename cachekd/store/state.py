@@ -15,23 +15,21 @@ from typing import Any
 import numpy as np
 
 from cachekd.data.packed import Keys
-from cachekd.errors import CacheNotFound, CorruptCache
+from cachekd.errors import CorruptCache
 from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.identity import Identity
+from cachekd.store.identity_files import read_identity
 from cachekd.store.index import KeyIndex, build_index
 from cachekd.store.io import Location
 from cachekd.store.layout import (
     ATTENTION,
-    ATTENTION_CAPTURE,
     CACHE,
-    CAPTURE,
     KIND,
     attention_name,
     dump_document,
     load_document,
     plan_name,
     prior_name,
-    read_document,
     shard_name,
     unit_name,
 )
@@ -100,6 +98,18 @@ def load_unit(name: str, data: bytes) -> UnitRecord:
     return record
 
 
+def is_committed(location: Location, plan: str, number: int) -> bool:
+    """Whether a unit's record parses and its files are there."""
+    name = unit_name(plan, number)
+    if not location.exists(name):
+        return False
+    try:
+        record = load_unit(name, location.read(name))
+    except CorruptCache:
+        return False
+    return all(map(location.exists, record.files()))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheState:
     """All that is committed in a cache.
@@ -159,73 +169,6 @@ class CacheState:
         """Digests of the samples shards whose responses the teacher wrote."""
         plans = (plan for plan in self.plans.values() if plan.responses is not None)
         return frozenset(name for plan in plans for name in plan.samples)
-
-
-def read_identity(location: Location) -> Identity:
-    """Identity of the cache at a location.
-
-    Raises:
-        CacheNotFound: there is none.
-    """
-    if not location.exists(CACHE):
-        raise CacheNotFound(
-            f"no cache at {location.url}: it has no {CACHE}. Check the path, or make one with "
-            "cachekd precompute"
-        )
-    cache = read_document(location, "cache", CACHE)
-    capture = read_document(location, "capture", CAPTURE)
-    # A cache of logits alone says nothing of kinds.
-    attentive = ATTENTION in cache.get("kinds", ())
-    attention = read_document(location, "capture", ATTENTION_CAPTURE) if attentive else {}
-    for name, found in ((CAPTURE, capture), (ATTENTION_CAPTURE, attention)):
-        if found and found.get("source_id") != cache.get("source_id"):
-            raise CorruptCache(f"{location.path(name)} belongs to another source than {CACHE}")
-    try:
-        return Identity(
-            source_id=cache["source_id"],
-            source=cache["source"],
-            capture_id=capture["capture_id"],
-            capture=capture["capture"],
-            provenance=cache["provenance"],
-            attention_id=attention["capture_id"] if attentive else None,
-            attention=attention["capture"] if attentive else None,
-        )
-    except KeyError as error:
-        raise CorruptCache(f"{location.url}: its identity lacks {error}") from error
-
-
-def write_identity(location: Location, identity: Identity) -> None:
-    """Write ``cache.json`` and each ``capture.json``, once; another writer may have been first.
-
-    The capture of attention comes first: a cache that says it holds attention can tell which.
-    """
-    content = {
-        "source_id": identity.source_id,
-        "source": dict(identity.source),
-        "provenance": dict(identity.provenance),
-    }
-    if identity.attention is not None:
-        content["kinds"] = [ATTENTION, KIND]
-        capture = {
-            "kind": ATTENTION,
-            "source_id": identity.source_id,
-            "capture_id": identity.attention_id,
-            "capture": dict(identity.attention),
-        }
-        location.create(ATTENTION_CAPTURE, dump_document("capture", capture))
-    location.create(CACHE, dump_document("cache", content))
-    location.create(
-        CAPTURE,
-        dump_document(
-            "capture",
-            {
-                "kind": KIND,
-                "source_id": identity.source_id,
-                "capture_id": identity.capture_id,
-                "capture": dict(identity.capture),
-            },
-        ),
-    )
 
 
 def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheState:

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import count
 
-from cachekd.errors import ConfigError, CorruptCache, UnsealedCache
+from cachekd.errors import CacheNotFound, ConfigError, CorruptCache, UnsealedCache
 from cachekd.store.committed import Committed, read_committed
 from cachekd.store.identity import Identity
+from cachekd.store.identity_files import read_identity
 from cachekd.store.io import Location
 from cachekd.store.layout import ATTENTION_CAPTURE, CACHE, CAPTURE, CARD, HINT
 from cachekd.store.problems import Problem, document_problem, problem_of
 from cachekd.store.samples import SampleTable
 from cachekd.store.seal import Manifest, generations
-from cachekd.store.state import read_identity
 from cachekd.store.verify_seal import (
     captures,
     check_content,
@@ -193,6 +193,10 @@ def _identity(location: Location) -> tuple[Identity | None, list[Problem]]:
     """The identity if it is whole, and what is wrong with it."""
     try:
         identity = read_identity(location)
+    except CacheNotFound as error:
+        if not location.names("plans"):
+            raise
+        return None, [problem_of(location, CACHE, error, expected="the identity of the cache")]
     except CorruptCache as error:
         kinds = {CACHE: "cache", CAPTURE: "capture", ATTENTION_CAPTURE: "capture"}
         names = [name for name in kinds if name != ATTENTION_CAPTURE or location.exists(name)]

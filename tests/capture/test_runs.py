@@ -308,7 +308,7 @@ def test_two_that_begin_the_same_run_share_one_plan(
             others.append(1)
             with monkeypatch.context() as patch:
                 patch.setattr("cachekd.capture.trial.best_prior", learned_of_few)
-                patch.setattr(capture, "run_units", lambda *_, **__: 0)  # stopped before a unit
+                patch.setattr(capture, "run_units", lambda *_, **__: 1)  # stopped before a unit
                 with pytest.raises(Incomplete):
                     cachekd.precompute(settings)
         return mine
@@ -368,7 +368,7 @@ def test_the_other_codec_can_continue_a_run(
     settings = config(family, data, tmp_path / "cache")
     with monkeypatch.context() as patch:
         run = capture.run_units
-        patch.setattr(capture, "run_units", lambda units, do, **how: run(units[:2], do, **how))
+        patch.setattr(capture, "run_units", lambda units, do, **how: run(units[:2], do, **how) + 1)
         with pytest.raises(Incomplete):
             cachekd.precompute(settings)
     cachekd.precompute(replace(settings, codec="plain"))

@@ -1,0 +1,100 @@
+"""The files that say whose a cache is: ``cache.json`` and the ``capture.json`` of each kind.
+
+Comes in: an `Identity`. Goes out: the same, as found on storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cachekd.errors import CacheNotFound, CorruptCache
+from cachekd.store.identity import Identity
+from cachekd.store.io import Location
+from cachekd.store.layout import (
+    ATTENTION,
+    ATTENTION_CAPTURE,
+    CACHE,
+    CAPTURE,
+    KIND,
+    dump_document,
+    read_document,
+)
+
+
+def has_cache(location: Location) -> bool:
+    """Whether there is a cache: one whose identity a writer has begun to write is none yet."""
+    begun = location.names("plans")  # looked at first: plans come after an identity
+    return location.exists(CACHE) and bool(begun or location.exists(CAPTURE))
+
+
+def read_identity(location: Location) -> Identity:
+    """Identity of the cache at a location.
+
+    Raises:
+        CacheNotFound: there is none.
+    """
+    if not has_cache(location):
+        raise CacheNotFound(
+            f"no cache at {location.url}: it has no {CACHE}. Check the path, or make one with "
+            "cachekd precompute"
+        )
+    cache = read_document(location, "cache", CACHE)
+    capture = read_document(location, "capture", CAPTURE)
+    # A cache of logits alone says nothing of kinds.
+    attentive = ATTENTION in cache.get("kinds", ())
+    attention = read_document(location, "capture", ATTENTION_CAPTURE) if attentive else {}
+    for name, found in ((CAPTURE, capture), (ATTENTION_CAPTURE, attention)):
+        if found and found.get("source_id") != cache.get("source_id"):
+            raise CorruptCache(f"{location.path(name)} belongs to another source than {CACHE}")
+    try:
+        return Identity(
+            source_id=cache["source_id"],
+            source=cache["source"],
+            capture_id=capture["capture_id"],
+            capture=capture["capture"],
+            provenance=cache["provenance"],
+            attention_id=attention["capture_id"] if attentive else None,
+            attention=attention["capture"] if attentive else None,
+        )
+    except KeyError as error:
+        raise CorruptCache(f"{location.url}: its identity lacks {error}") from error
+
+
+def write_identity(location: Location, identity: Identity) -> None:
+    """Write ``cache.json`` and each ``capture.json``, once; another writer may have been first.
+
+    The capture of logits comes last: before it there is no cache, and what a writer left that was
+    stopped on the way does not count.
+    """
+    *before, (name, data) = _identity_documents(identity)
+    if not location.exists(name):
+        for other, expected in before:
+            if not location.create(other, expected) and not location.exists(name):
+                location.replace(other, expected)
+    location.create(name, data)
+
+
+def _identity_documents(identity: Identity) -> list[tuple[str, bytes]]:
+    content = {
+        "source_id": identity.source_id,
+        "source": dict(identity.source),
+        "provenance": dict(identity.provenance),
+    }
+    captures: list[tuple[str, str, str | None, Mapping[str, Any]]]
+    captures = [(CAPTURE, KIND, identity.capture_id, identity.capture)]
+    if identity.attention is not None:
+        content["kinds"] = [ATTENTION, KIND]
+        captures.insert(
+            0, (ATTENTION_CAPTURE, ATTENTION, identity.attention_id, identity.attention)
+        )
+    documents = [(CACHE, dump_document("cache", content))]
+    for name, kind, capture_id, capture in captures:
+        stated = {
+            "kind": kind,
+            "source_id": identity.source_id,
+            "capture_id": capture_id,
+            "capture": dict(capture),
+        }
+        documents.append((name, dump_document("capture", stated)))
+    return documents
