@@ -8,15 +8,15 @@ those who cannot go on with damage.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache, StoreError
 from cachekd.store.identity import Identity
 from cachekd.store.io import Location
-from cachekd.store.layout import load_document, plan_name
+from cachekd.store.layout import load_document, plan_name, samples_name
 from cachekd.store.plan import Plan, load_plan
 from cachekd.store.problems import Problem, problem_of, spelling_problem
 from cachekd.store.state import CacheState, UnitRecord, load_unit
@@ -58,6 +58,17 @@ def plan_of(file: str) -> str | None:
     """The plan that has this name, if it is one's."""
     match = _FILE.fullmatch(file)
     return match[1] if match else None
+
+
+def without_samples(state: CacheState, files: Collection[str]) -> CacheState:
+    """The same without these samples shards, given by name."""
+    plans = {
+        digest: replace(
+            plan, samples=tuple(s for s in plan.samples if samples_name(s) not in files)
+        )
+        for digest, plan in state.plans.items()
+    }
+    return replace(state, plans=plans)
 
 
 def read_committed(

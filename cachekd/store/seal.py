@@ -153,6 +153,7 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
     content, index_data = checked_content(location, state, leave_out=leave_out)
     newest = read_manifest(location)
     if newest and newest.root == content["root"] and dict(newest.files) == content["files"]:
+        location.keep(index_name(content["index"]), index_data, content["index"])
         show(location, state.identity, newest)  # a sealer may have been stopped before it did
         return newest
     if newest:

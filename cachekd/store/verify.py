@@ -140,7 +140,7 @@ def examine(
 ) -> Examined:
     """Look at everything; ``draw`` chooses the shards to decode (see `verify` for the rest)."""
     manifest, seals = (None, []) if partial else newest_seal(location)
-    identity, wrong = _identity(location)
+    identity, wrong = whole_identity(location)
     if manifest is None and not (partial or seals or wrong):
         raise UnsealedCache(
             f"{location.url} is not sealed; pass --partial to verify what is committed"
@@ -175,7 +175,7 @@ def _examine_content(
     digests = manifest.samples if manifest else committed.state.samples()
     samples, lost = check_samples(location, digests, named.written())
     generated, responses = check_generated(location)
-    own, files = check_named(location, identity, manifest) if manifest else ([], 0)
+    own, files = check_named(location, identity, manifest, counts) if manifest else ([], 0)
     return Examined(
         identity=identity,
         manifest=manifest,
@@ -189,8 +189,12 @@ def _examine_content(
     )
 
 
-def _identity(location: Location) -> tuple[Identity | None, list[Problem]]:
-    """The identity if it is whole, and what is wrong with it."""
+def whole_identity(location: Location) -> tuple[Identity | None, list[Problem]]:
+    """The identity if it is whole, and what is wrong with it.
+
+    Raises:
+        CacheNotFound: there is no cache.
+    """
     try:
         identity = read_identity(location)
     except CacheNotFound as error:

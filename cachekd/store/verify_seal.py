@@ -6,11 +6,13 @@ looked at by several checks is told of once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from cachekd.data.digests import differences, json_id
 from cachekd.errors import CorruptCache, StoreError
+from cachekd.store.attention_shards import AttentionFacts
+from cachekd.store.committed import without_samples
 from cachekd.store.content import content_of
 from cachekd.store.generated import generated_files
 from cachekd.store.identity import Identity, capture_id
@@ -21,10 +23,12 @@ from cachekd.store.layout import (
     CACHE,
     CAPTURE,
     HINT,
+    attention_name,
     index_name,
     manifest_name,
     read_document,
     samples_name,
+    shard_name,
 )
 from cachekd.store.problems import (
     Problem,
@@ -34,6 +38,7 @@ from cachekd.store.problems import (
 )
 from cachekd.store.samples import SampleTable, collect
 from cachekd.store.seal import Manifest, captured, generations, load_seal, samples_table
+from cachekd.store.shards import ShardFacts
 from cachekd.store.state import CacheState
 from cachekd.store.tables import RESPONSES, read_table
 
@@ -136,9 +141,19 @@ def check_samples(
 
 
 def check_named(
-    location: Location, identity: Identity, manifest: Manifest
+    location: Location, identity: Identity, manifest: Manifest, known: Collection[str]
 ) -> tuple[list[Problem], int]:
-    """The files of the identity and of the index against the digests of a seal, and how many."""
+    """The index of a seal, its digests of the identity, and shards that no good record names.
+
+    Args:
+        location: the cache.
+        identity: of the cache.
+        manifest: the seal.
+        known: logits shards of good commit records, which are looked at with these.
+
+    Returns:
+        what is wrong, and how many files were looked at beside the identity.
+    """
     name = manifest_name(manifest.generation)
     ids = (identity.source_id, identity.capture_id, identity.attention_id)
     sealed = (manifest.source_id, manifest.capture_id, manifest.attention_id)
@@ -146,11 +161,17 @@ def check_named(
     if sealed != ids:
         expected = f"a seal of the identity {ids}"
         problems.append(Problem(file=name, expected=expected, found=f"{sealed}"))
-    files = [CACHE, *captures(identity)]
-    for file in files:
+    for file in (CACHE, *captures(identity)):
         problems.append(file_problem(location, file, digest=str(manifest.files.get(file))))
+    others = {shard_name(d): facts for d, facts in manifest.shards.items() if d not in known}
+    beside = {d: f for d, f in manifest.attention.items() if d not in known}
+    attention = {attention_name(facts.digest): facts for facts in beside.values()}
+    facts: dict[str, ShardFacts | AttentionFacts] = {**others, **attention}
+    for file, own in facts.items():
+        problems.append(file_problem(location, file, size=own.bytes, digest=own.digest))
     problems.append(_check_index(location, manifest))
-    return [problem for problem in problems if problem is not None], len(files) + 1
+    wrong = [problem for problem in problems if problem is not None]
+    return wrong, len(others) + len(attention) + 1
 
 
 def _check_index(location: Location, manifest: Manifest) -> Problem | None:
@@ -173,7 +194,7 @@ def check_content(
         StoreError: a file went away meanwhile.
     """
     name = manifest_name(manifest.generation)
-    index = state.index()
+    state, index = without_samples(state, manifest.repaired), state.index()
     content, data = content_of(location, state, captured(samples, index), index)
     document = read_document(location, "manifest", name)
     problems = []
