@@ -176,9 +176,9 @@ def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheS
 
     Args:
         location: where it is.
-        skip_broken_units: treat a unit whose record does not parse, or of which a file is missing,
-            as not there (a writer makes it anew); a reader must not, or it would lose records in
-            silence.
+        skip_broken_units: treat a plan or a unit's record that does not parse, and a unit of which
+            a file is missing, as not there (a writer makes it anew); a reader must not, or it
+            would lose records in silence.
 
     Raises:
         CacheNotFound: there is no cache.
@@ -190,9 +190,24 @@ def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheS
         match = _PLAN.fullmatch(name)
         if match:
             path = plan_name(match[1])
-            plan = load_plan(path, location.read(path))
+            try:
+                plan = load_plan(path, location.read(path))
+            except CorruptCache as error:
+                if not skip_broken_units:
+                    raise
+                _log.warning("%s; it is made anew by the command of its run", error)
+                continue
             if plan.capture_id == identity.capture_id:
                 plans[match[1]] = plan
+    units = read_units(location, identity, plans, skip_broken=skip_broken_units)
+    ordered = sorted(plans.items(), key=lambda item: (item[1].sequence, item[0]))
+    return CacheState(identity=identity, plans=dict(ordered), units=units)
+
+
+def read_units(
+    location: Location, identity: Identity, plans: Mapping[str, Plan], *, skip_broken: bool
+) -> dict[tuple[str, int], UnitRecord]:
+    """Commit records of these plans, sorted (see `read_state`)."""
     units = {}
     for name in location.names("units"):
         match = _UNIT.fullmatch(name)
@@ -200,16 +215,15 @@ def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheS
             try:
                 record = load_unit(f"units/{name}", location.read(f"units/{name}"))
             except CorruptCache as error:
-                if not skip_broken_units:
+                if not skip_broken:
                     raise
                 _log.warning("%s; the unit is made anew", error)
                 continue
             if (record.attention is None) != (identity.attention is None):
                 raise CorruptCache(f"units/{name} commits other kinds of target than {CACHE} says")
-            if skip_broken_units and not all(map(location.exists, record.files())):
+            if skip_broken and not all(map(location.exists, record.files())):
                 _log.warning("%s: a file of it is missing; the unit is made anew", name)
                 continue
             if record.number < len(plans[match[1]].units):
                 units[match[1], record.number] = record
-    ordered = sorted(plans.items(), key=lambda item: (item[1].sequence, item[0]))
-    return CacheState(identity=identity, plans=dict(ordered), units=dict(sorted(units.items())))
+    return dict(sorted(units.items()))
