@@ -39,10 +39,9 @@ from cachekd.store.seal import (
     seal_data,
     show,
 )
-from cachekd.store.verify import Examined, examine, whole_identity
+from cachekd.store.verify import IDENTITY, Examined, examine, whole_identity
 from cachekd.store.verify_seal import captures, hinted_generation
 
-_IDENTITY = frozenset({CACHE, CAPTURE, ATTENTION_CAPTURE})
 _MADE_ANEW = (
     "plans/",
     "units/",
@@ -93,7 +92,7 @@ def repair(url: str, *, progress: Callable[[int, int], None] | None = None) -> R
     whole = whole_identity(location)[0] is not None
     respelt = _respell(location) if whole else ()
     before = examine(location, partial=True, draw=frozenset, step=progress)
-    hopeless = [p for p in before.findings if p.file in _IDENTITY or not p.certain]
+    hopeless = [p for p in before.findings if p.file in IDENTITY or not p.certain]
     if before.identity is None or hopeless:
         lines = tuple(problem.line(location) for problem in hopeless)
         return RepairReport(
@@ -102,9 +101,7 @@ def repair(url: str, *, progress: Callable[[int, int], None] | None = None) -> R
     damage, seals = Damage.of(before), _Seals.of(location, before.identity)
     rebuilt = [*respelt, *_reseal(location, before.identity, damage, seals)]
     removed = _remove(location, damage)
-    # Without a plan the newest seal is not written again; precompute seals when it has the plan.
-    unread = [g for g in seals.damaged if damage.plans or g != seals.top]
-    removed += _remove_seals(location, unread)
+    removed += _remove_seals(location, _Seals.of(location, before.identity).damaged)
     return _report(location, before, damage, removed, rebuilt)
 
 
@@ -175,12 +172,14 @@ def _reseal(location: Location, identity: Identity, damage: Damage, seals: _Seal
         lacking.update(left_out(seals.before, content).get("repaired", ()))
     if lacking:
         content["repaired"] = sorted(lacking)
-    name, index = manifest_name(seals.top), index_name(content["index"])
+    index, newest, last = index_name(content["index"]), seals.newest, seals.before
     written = [index] if file_problem(location, index, digest=content["index"]) else []
-    newest = seals.newest
-    if newest and location.read(name) == seal_data(content, seals.top):
+    # What has the name of a newer seal and cannot be read says no more than this one, if it fits.
+    if last and location.read(manifest_name(last.generation)) == seal_data(
+        content, last.generation
+    ):
         location.keep(index, index_data, content["index"])
-        return written + show(location, identity, newest)
+        return written + show(location, identity, last)
     same = newest and newest.root == content["root"] and newest.files == content["files"]
     own = None if newest and not same else seals.top
     sealed = publish(location, identity, content, index_data, own)
@@ -191,15 +190,21 @@ def _remove(location: Location, damage: Damage) -> list[str]:
     """Take bad files away: records first, so that no record names a file that is gone."""
     named = {name for record in damage.kept.values() for name in record.files()}
     records = [unit_name(*key) for key in sorted(damage.dropped)]
-    folders = ("logits/", "attention/", "samples/", "priors/", "plans/", "generated/")
+    folders = ("logits/", "attention/", "samples/", "priors/", "plans/", "generated/", "index/")
     others = sorted(name for name in damage.files if name.startswith(folders))
     removed = []
     for name in [*records, *others]:
         needed = name in named and not name.startswith("priors/")
+        needed |= name.startswith("index/") and _whole_index(location, name)  # written again
         if not needed and location.exists(name):
             location.remove(name)
             removed.append(name)
     return removed
+
+
+def _whole_index(location: Location, name: str) -> bool:
+    """Whether an index has the digest that it is named by."""
+    return file_problem(location, name, digest=name.split("/")[1]) is None
 
 
 def _remove_seals(location: Location, damaged: Iterable[int]) -> list[str]:

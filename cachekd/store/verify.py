@@ -17,22 +17,24 @@ from cachekd.store.committed import Committed, read_committed
 from cachekd.store.identity import Identity
 from cachekd.store.identity_files import read_identity
 from cachekd.store.io import Location
-from cachekd.store.layout import ATTENTION_CAPTURE, CACHE, CAPTURE, CARD, HINT
+from cachekd.store.layout import ATTENTION_CAPTURE, CACHE, CAPTURE
 from cachekd.store.problems import Problem, document_problem, problem_of
 from cachekd.store.samples import SampleTable
 from cachekd.store.seal import Manifest, generations
 from cachekd.store.verify_seal import (
     captures,
     check_content,
+    check_files,
     check_generated,
     check_identity,
+    check_indexes,
     check_named,
     check_samples,
     newest_seal,
 )
 from cachekd.store.verify_shards import check_shards
 
-NOT_TRUSTED = frozenset({HINT, CARD})  # nobody reads records by them
+IDENTITY = frozenset({CACHE, CAPTURE, ATTENTION_CAPTURE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,8 +149,9 @@ def examine(
         )
     files = 0 if partial else len(generations(location))
     if identity is None:
-        found = Examined(identity=None, manifest=manifest, findings=_once(wrong + seals))
-        return replace(found, files=files + 1)
+        others = check_files(location, manifest) if manifest else []
+        findings = _once([*wrong, *seals, *(p for p in others if p.file not in IDENTITY)])
+        return Examined(identity=None, manifest=manifest, findings=findings, files=files + 1)
     found = _examine_content(location, identity, manifest, draw, step)
     problems = (*wrong, *seals, *found.findings)
     if manifest and found.samples is not None and not (wrong or found.findings):
@@ -175,13 +178,14 @@ def _examine_content(
     digests = manifest.samples if manifest else committed.state.samples()
     samples, lost = check_samples(location, digests, named.written())
     generated, responses = check_generated(location)
+    indexes = check_indexes(location)
     own, files = check_named(location, identity, manifest, counts) if manifest else ([], 0)
     return Examined(
         identity=identity,
         manifest=manifest,
         committed=committed,
         samples=samples,
-        findings=(*committed.problems, *checked.problems, *lost, *own, *generated),
+        findings=(*committed.problems, *checked.problems, *lost, *own, *indexes, *generated),
         files=files + len(committed.digests) + checked.files + len(digests) + responses,
         shards=len(counts),
         shards_checked=checked.shards,

@@ -6,6 +6,7 @@ looked at by several checks is told of once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ from cachekd.store.layout import (
     attention_name,
     index_name,
     manifest_name,
+    prior_name,
     read_document,
     samples_name,
     shard_name,
@@ -43,6 +45,7 @@ from cachekd.store.state import CacheState
 from cachekd.store.tables import RESPONSES, read_table
 
 _SHOWN = 300
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def check_identity(location: Location, identity: Identity) -> list[Problem]:
@@ -183,6 +186,25 @@ def _check_index(location: Location, manifest: Manifest) -> Problem | None:
         except StoreError as error:
             problem = problem_of(location, name, error, expected="an index")
     return problem
+
+
+def check_indexes(location: Location) -> list[Problem]:
+    """Index files, of whichever seal, whose bytes do not have the digest that they are named by."""
+    digests = (name for name in location.names("index") if _DIGEST.fullmatch(name))
+    found = (file_problem(location, index_name(d), digest=d) for d in digests)
+    return [problem for problem in found if problem is not None]
+
+
+def check_files(location: Location, manifest: Manifest) -> list[Problem]:
+    """All files that a seal names against their digests alone: where it is not known what is in."""
+    named = dict(manifest.files)
+    named |= {shard_name(digest): digest for digest in manifest.shards}
+    named |= {attention_name(own.digest): own.digest for own in manifest.attention.values()}
+    named |= {samples_name(digest): digest for digest in manifest.samples}
+    named |= {prior_name(digest): digest for digest in manifest.priors}
+    named[index_name(manifest.index)] = manifest.index
+    found = (file_problem(location, name, digest=digest) for name, digest in named.items())
+    return [problem for problem in found if problem is not None]
 
 
 def check_content(
