@@ -30,7 +30,7 @@ from cachekd.types import Record
 Counts = dict[str, Counter[str]]
 CONTEXT = 128
 READ = 2  # records of a shard; to read one is to check all its bytes
-IN_SHARDS = ("logits/", "attention/", "priors/")
+IN_SHARDS = ("logits", "attention", "priors")
 
 
 def make_cache(root: Path, *, first: int = 0) -> Path:
@@ -130,6 +130,15 @@ class Patient:
         for name in names:
             put(self.cache / name, self.whole[name])
 
+    def heal_all(self) -> None:
+        """Every file as it was, and no other."""
+        for name, data in snapshot(self.cache).items():
+            if name not in self.whole:
+                (self.cache / name).unlink()
+            elif data != self.whole[name]:
+                put(self.cache / name, self.whole[name])
+        self.heal(self.whole.keys() - snapshot(self.cache).keys())
+
     def read(self, names: Iterable[str], *, partial: bool = False) -> str:
         """What a new reader gets of the records that files concern: true, refused or wrong."""
         own = [number for name in names for number in self.readers.get(name, ())]
@@ -146,7 +155,7 @@ class Patient:
 
     def _opened(self, names: Iterable[str], partial: bool) -> Cache:
         """A new cache; of shards and priors as a loader's worker gets it, with no file open."""
-        if not partial and all(name.startswith(IN_SHARDS) for name in names):
+        if not partial and all(kind_of(name) in IN_SHARDS for name in names):
             return copy(self.opened)
         return cachekd.open_cache(str(self.cache), partial=partial)
 
@@ -174,9 +183,9 @@ class Patient:
         first = self.read(names)
         counts[first] += 1
         if verified:
-            trusted = [name for name in names if name not in NOT_TRUSTED]
-            counts["verified"] += 1
-            counts["found"] += self.found(trusted, every_shard=every_shard)
+            if NOT_TRUSTED.isdisjoint(names):
+                counts["verified"] += 1
+                counts["found"] += self.found(names, every_shard=every_shard)
             counts["another answer at the second start"] += first != self.read(names)
         self.heal(names)
 

@@ -180,8 +180,9 @@ def _reseal(location: Location, identity: Identity, damage: Damage, seals: _Seal
     ):
         location.keep(index, index_data, content["index"])
         return written + show(location, identity, last)
-    same = newest and newest.root == content["root"] and newest.files == content["files"]
-    own = None if newest and not same else seals.top
+    # Where nothing is lacking and the same files are named, it is the seal itself that was wrong.
+    wrong = newest is None or (newest.files == content["files"] and not lacking)
+    own = seals.top if wrong else None
     sealed = publish(location, identity, content, index_data, own)
     return [*written, manifest_name(sealed.generation)]
 
