@@ -49,7 +49,14 @@ def facts(cache: Cache) -> dict[str, Any]:
         "skipped": _summed(cache, "skipped"),
         "changed": _summed(cache, "changed"),
         **_responses(cache),
+        **_repaired(cache),
     }
+
+
+def _repaired(cache: Cache) -> dict[str, Any]:
+    """Files that a repair had to leave out of the seal; precompute makes them anew."""
+    lacking = cache.manifest.repaired if cache.manifest else ()
+    return {"left_out_by_repair": list(lacking)} if lacking else {}
 
 
 def _attention(cache: Cache) -> dict[str, Any]:

@@ -65,6 +65,30 @@ class Number(click.ParamType[float]):
         return float(number)
 
 
+class Share(click.ParamType[float]):
+    """A share above 0 and at most 1: ``5%``, ``0.05`` or ``1/20``."""
+
+    name = "share"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number that a text stands for."""
+        text = str(value).strip()
+        share = number_of(text.removesuffix("%"))
+        if isinstance(share, float) and text.endswith("%"):
+            share /= 100
+        if not isinstance(share, float) or not 0 < share <= 1:
+            near = f"; did you mean {text}%?" if isinstance(share, float) and share > 1 else ""
+            self.fail(
+                f"expected a share above 0 and at most 100%, such as 5% or 0.05; found {text!r}"
+                + (near if not text.endswith("%") else ""),
+                param,
+                ctx,
+            )
+        return share
+
+
 def number_of(text: str) -> Any:
     """A number or fraction; what is neither stays text."""
     try:

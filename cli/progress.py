@@ -15,8 +15,9 @@ class TokenProgress:
 
     _EVERY = 10.0
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, unit: str = "tokens") -> None:
         self._what = what
+        self._unit = unit
         self._bar: Any = None
         self._task: Any = None
         self._last = 0.0
@@ -30,12 +31,12 @@ class TokenProgress:
             if self._task is None:
                 self._bar.start()
                 self._task = self._bar.add_task(self._what, total=total, text="")
-            self._bar.update(self._task, completed=done, text=f"{rate:,.0f} tokens/s")
+            self._bar.update(self._task, completed=done, text=f"{rate:,.0f} {self._unit}/s")
         elif done >= total or time.monotonic() - self._last >= self._EVERY:
             self._last = time.monotonic()
             left = (total - done) / max(rate, 1e-9)
             click.echo(
-                f"{self._what}: {done:,} of {total:,} tokens, {rate:,.0f} tokens/s, "
+                f"{self._what}: {done:,} of {total:,} {self._unit}, {rate:,.0f} {self._unit}/s, "
                 f"{left:,.0f} s left",
                 err=True,
             )
@@ -44,6 +45,24 @@ class TokenProgress:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
+
+
+class Counted:
+    """Progress over things that are counted, timed from its start; leaves the terminal clean."""
+
+    def __init__(self, what: str, unit: str) -> None:
+        self._started = time.monotonic()
+        self._show = TokenProgress(what, unit)
+
+    def __enter__(self) -> Counted:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._show.close()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show how far the work is."""
+        self._show(done, total, time.monotonic() - self._started)
 
 
 class TrainProgress:

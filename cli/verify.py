@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from typing import Any
 
@@ -9,53 +10,152 @@ import click
 from click.core import ParameterSource
 
 from cachekd.config import RecheckConfig
-from cachekd.errors import EXIT_CORRUPT, ConfigError
+from cachekd.errors import EXIT_CORRUPT, EXIT_INCOMPLETE, ConfigError
+from cachekd.store.identity_files import read_identity
+from cachekd.store.io import Location
+from cachekd.store.problems import Problem
 from cachekd.store.reader import open_cache
-from cachekd.store.verify import verify
+from cachekd.store.repair import RepairReport
+from cachekd.store.repair import repair as repair_cache
+from cachekd.store.verify import VerifyReport, verify
 
+from .kinds import Share
 from .options import JSON_OPTION, Dashed, build, options_of, values_of
 from .output import emit
+from .progress import Counted
 
 
-def run(cache: str, partial: bool, as_json: bool, **given: Any) -> None:
+def run(
+    cache: str,
+    partial: bool,
+    repair: bool,
+    sample: float | None,
+    sample_seed: int | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Check every file, digest, count and record of a cache; exit code 4 if something is wrong.
+
+    With --sample, files, records and seal are checked and a random share of the shards is read in
+    whole. With --repair, what is bad is taken away, what follows from the rest is written again,
+    and what is left is sealed; exit code 3 if the precompute command has to make something anew, 4
+    if something is wrong that cannot be mended.
 
     With --teacher, a random sample of records is scored again, alone and in batches: what is stored
     must not differ from that by more than the teacher differs from itself. Another teacher than
     the cache's is refused with exit code 5.
 
     Example:
-        cachekd verify ./cache --teacher ./teacher
+        cachekd verify ./cache --sample 5%
     """
     values = values_of(RecheckConfig, given, {})
-    if "teacher" not in values:
-        _refuse_idle(list(values))
-    report = verify(cache, partial=partial)
-    problems = list(report.problems)
+    _refuse_idle(values, repair=repair, sample=sample, sample_seed=sample_seed, partial=partial)
+    if repair:
+        return _repair(cache, as_json)
+    seed = random.SystemRandom().randrange(1 << 31) if sample_seed is None else sample_seed
+    with Counted("verify", "records") as progress:
+        report = verify(
+            cache, partial=partial, sample=sample or 1.0, sample_seed=seed, progress=progress
+        )
+    location = Location(cache)
+    problems = [told(problem, location) for problem in report.findings]
     result: dict[str, Any] = {
         "cache": cache,
         "sealed": report.sealed,
         "files_checked": report.files,
+        **_shards(report, as_json),
+        **({} if sample is None else {"sample_seed": seed if as_json else str(seed)}),
         "records_checked": report.records,
     }
     if "teacher" in values and not problems:
         again = _score_again(cache, partial, values)
-        problems += again.pop("problems")
+        problems += [{"message": message} for message in again.pop("problems")]
         result |= again if as_json else _flat(again)
     for problem in problems:
-        click.echo(f"corrupt: {problem}", err=True)
+        click.echo(f"corrupt: {problem['message']}", err=True)
     emit(result | {"problems": problems if as_json else len(problems)}, as_json=as_json)
     if problems:
         sys.exit(EXIT_CORRUPT)
 
 
-def _refuse_idle(names: list[str]) -> None:
-    """Refuse flags that do nothing without a teacher; the environment may hold them for others."""
+def _shards(report: VerifyReport, as_json: bool) -> dict[str, Any]:
+    """How many shards there are, and how many of them were read in whole."""
+    if as_json:
+        return {"shards": report.shards, "shards_checked": report.shards_checked}
+    return {"shards_checked": f"{report.shards_checked:,} of {report.shards:,}"}
+
+
+def told(problem: Problem, location: Location) -> dict[str, Any]:
+    """A problem as an object: its parts, and all of it as a sentence."""
+    return {**problem.to_json(), "message": problem.line(location)}
+
+
+def _repair(cache: str, as_json: bool) -> None:
+    location = Location(cache)
+    with Counted("repair", "records") as progress:
+        report = repair_cache(cache, progress=progress)
+    for problem in report.found:
+        click.echo(f"found: {problem.line(location)}", err=True)
+    for line in report.problems:
+        click.echo(f"cannot be mended: {line}", err=True)
+    lists = {
+        "removed": report.removed,
+        "rebuilt": report.rebuilt,
+        "make_anew": report.lacking,
+    }
+    found, left = ([told(p, location) for p in part] for part in (report.found, report.left))
+    emit(
+        {
+            "cache": cache,
+            "found": found if as_json else len(found),
+            **{k: v if as_json else ", ".join(v) or "nothing" for k, v in lists.items()},
+            "problems": left if as_json else len(left),
+            "generation": report.generation,
+            "next": _next(location, report),
+        },
+        as_json=as_json,
+    )
+    if report.left:
+        sys.exit(EXIT_CORRUPT)
+    if report.lacking:
+        sys.exit(EXIT_INCOMPLETE)
+
+
+def _next(location: Location, report: RepairReport) -> str:
+    """What to do after a repair."""
+    if report.left:
+        return "restore the files that cannot be mended from a copy of the cache, then repair again"
+    if not report.lacking:
+        return "nothing: the cache is whole"
+    teacher = read_identity(location).provenance.get("teacher")
+    return (
+        "run the precompute command that made it again, with the same settings: cachekd precompute "
+        f"--teacher {teacher} --data ... --cache {location.url}; it makes anew what is lacking and "
+        "nothing else"
+    )
+
+
+def _refuse_idle(
+    values: dict[str, Any],
+    *,
+    repair: bool,
+    sample: float | None,
+    sample_seed: int | None,
+    partial: bool,
+) -> None:
+    """Refuse flags that do nothing beside the others; the environment may hold some for others."""
     source = click.get_current_context().get_parameter_source
-    for name in names:
-        if source(name) is ParameterSource.COMMANDLINE:
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} is for scoring records again; name the teacher: --teacher")
+    given = [name for name in values if source(name) is ParameterSource.COMMANDLINE]
+    if repair and (given or sample is not None or partial):
+        raise ConfigError(
+            "--repair looks at all that is committed and needs no teacher: leave --sample, "
+            "--partial and --teacher out, and verify again when it is done"
+        )
+    if given and "teacher" not in values:
+        flag = given[0].replace("_", "-")
+        raise ConfigError(f"--{flag} is for scoring records again; name the teacher: --teacher")
+    if sample_seed is not None and sample is None:
+        raise ConfigError("--sample-seed is for a random share of the shards; name it: --sample 5%")
 
 
 def _score_again(cache: str, partial: bool, values: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +185,17 @@ command = Dashed(
     params=[
         click.Argument(["cache"]),
         click.Option(["--partial"], is_flag=True, help="Verify what is committed, sealed or not."),
+        click.Option(["--repair"], is_flag=True, help="Mend what can be mended; see above."),
+        click.Option(
+            ["--sample"],
+            type=Share(),
+            help="Share of the shards, drawn at random, that is read in whole, such as 5%.",
+        ),
+        click.Option(
+            ["--sample-seed"],
+            type=click.IntRange(min=0),
+            help="Seed of that draw; else every call draws anew, and tells its seed.",
+        ),
         *options_of(RecheckConfig),
         JSON_OPTION,
     ],

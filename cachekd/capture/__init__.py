@@ -63,7 +63,7 @@ def precompute(config: PrecomputeConfig, *, progress: Show | None = None) -> dic
         report = {**report, **describe(job), **told}
     if job.todo:
         report |= _score_all(job, teacher, started, progress)
-    elif job.files:
+    elif job.files or job.restored:
         _write_plan(job)
     if config.seal:
         sealed = seal(job.location, leave_out=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from cachekd.capture.documents import Documents, ResponseRows, documents_of, response_rows
+from cachekd.capture.planning import plan_of
 from cachekd.capture.writing import Writing
 from cachekd.codecs import CodecHeader
 from cachekd.codecs._priors import Prior
@@ -18,15 +17,12 @@ from cachekd.config import PrecomputeConfig
 from cachekd.data.attention import AttentionSpec
 from cachekd.data.attention_budget import at_most
 from cachekd.data.digests import bytes_digest
-from cachekd.data.packed import Keys, Places
 from cachekd.data.samples import Prepared
 from cachekd.data.spool import SpooledFiles
 from cachekd.store.commit import Sink
 from cachekd.store.identity import Identity
 from cachekd.store.io import Location
-from cachekd.store.plan import Plan, PlannedBatch, cut, run_digest
-from cachekd.store.samples import SHARD_ROWS, write_samples
-from cachekd.store.seal import load_samples
+from cachekd.store.plan import Plan, PlannedBatch
 from cachekd.store.state import CacheState
 from cachekd.teachers import Selection, TeacherFacts
 from cachekd.types import Int64, TopKLogits
@@ -50,6 +46,8 @@ class Job:
         cached: distinct keys of the data that are cached already.
         new_samples: samples that the cache does not hold yet.
         known: whether the cache has the plan already.
+        restored: whether it had it, and the file is lost: it is written again.
+        damaged_priors: priors that are there and damaged; units that need one count as missing.
         prior, prior_digest: what shards are packed with; the plan's, unless that was lost.
         scored: batches that were scored already, with their targets and number of pieces.
         writing: responses that the teacher writes; while some are missing, the documents, their
@@ -71,6 +69,8 @@ class Job:
     cached: int
     new_samples: int
     known: bool
+    restored: bool = False
+    damaged_priors: frozenset[str] = frozenset()
     prior: Prior | None = None
     prior_digest: str | None = None
     scored: dict[PlannedBatch, tuple[list[TopKLogits], int]] = field(default_factory=dict)
@@ -162,16 +162,21 @@ def freeze(
         DataError: documents are cached with fewer rows than this data trains on.
     """
     documents = documents_of(prepared.samples)
-    done = Places(state.done_keys() if state else Keys.of([]))
-    held = load_samples(location, state.samples(), state.written()) if state else None
-    known = Places(held.ids if held else Keys.of([]))
-    fresh = np.flatnonzero(known.find(documents.ids) < 0)
-    written = writing.provenance() if writing else None
-    plan, files = _plan(config, identity, state, prepared, written, documents, fresh, done)
+    planned = plan_of(
+        config,
+        identity,
+        location,
+        state,
+        prepared,
+        writing.provenance() if writing else None,
+        documents,
+        bytes_per_token=_bytes_per_token(identity, int(documents.lengths.max())),
+    )
+    plan, done = planned.plan, planned.done()
     digest, plan_data = plan.dump()
-    committed = state.units if state else {}
+    committed = planned.state.units if planned.state else {}
     attention = attention_of(identity)
-    wanted = functools.cache(lambda: response_rows(documents, held, done))
+    wanted = functools.cache(lambda: response_rows(documents, planned.held, done))
     return Job(
         config=config,
         facts=facts,
@@ -183,71 +188,19 @@ def freeze(
         plan=plan,
         plan_digest=digest,
         plan_data=plan_data,
-        files=files,
+        files=planned.files,
         todo=[
             n
             for n in range(len(plan.units))
             if (digest, n) not in committed and (done.find(plan.packed_keys(n)) < 0).any()
         ],
         cached=int((done.find(documents.keys.take(documents.firsts)) >= 0).sum()),
-        new_samples=len(fresh),
-        known=state is not None and digest in state.plans,
+        new_samples=planned.new_samples,
+        known=planned.state is not None and digest in planned.state.plans,
+        restored=planned.restored,
+        damaged_priors=planned.damaged_priors,
         writing=writing,
     )
-
-
-def _plan(
-    config: PrecomputeConfig,
-    identity: Identity,
-    state: CacheState | None,
-    prepared: Prepared,
-    written: Mapping[str, Any] | None,
-    documents: Documents,
-    fresh: Int64,
-    done: Places,
-) -> tuple[Plan, SpooledFiles]:
-    """The plan, and the samples shards that have to be written with it."""
-    settings = {
-        "batch_tokens": config.batch_tokens,
-        "sort_window": config.sort_window,
-        "unit_tokens": config.unit_tokens,
-    }
-    run = run_digest(documents.ids, identity.capture_id, settings)
-    plans = list(state.plans.values()) if state else []
-    found = next((plan for plan in plans if plan.run == run), None)
-    if found:
-        return found, SpooledFiles()
-    firsts = documents.firsts
-    missing = firsts[done.find(documents.keys.take(firsts)) < 0]
-    order, units = cut(
-        documents.lengths[missing],
-        bytes_per_token=_bytes_per_token(identity, int(documents.lengths.max())),
-        **settings,
-    )
-    files = _samples_files(documents, fresh)
-    plan = Plan(
-        run=run,
-        capture_id=identity.capture_id,
-        sequence=1 + max((plan.sequence for plan in plans), default=0),
-        keys=documents.keys.take(missing[order]),
-        units=units,
-        threads=config.threads or os.cpu_count() or 1,
-        samples=tuple(files),
-        skipped=prepared.skipped,
-        changed=prepared.changed,
-        responses=written,
-    )
-    return plan, files
-
-
-def _samples_files(documents: Documents, fresh: Int64) -> SpooledFiles:
-    files = SpooledFiles()
-    for start in range(0, len(fresh), SHARD_ROWS):
-        part = fresh[start : start + SHARD_ROWS]
-        samples = (documents.samples[int(i)] for i in part)
-        keys, ids = documents.keys.take(part), documents.ids.take(part)
-        files.add(write_samples(samples, keys, ids, part))
-    return files
 
 
 def selection_of(identity: Identity) -> Selection:

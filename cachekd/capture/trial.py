@@ -7,11 +7,13 @@ are kept and not scored again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from cachekd.capture.healing import whole_prior
 from cachekd.capture.job import Job
 from cachekd.capture.unit import score_batch
 from cachekd.codecs._learn import rows_to_learn
@@ -27,6 +29,7 @@ _MAX_BYTES = 1 << 20
 _MAX_ROWS = 16_384
 _TOKENS_PER_BYTE = 2
 _MOST_ROWS = 4  # rows scored for one that is captured, at most
+_log = logging.getLogger(__name__)
 
 
 def try_teacher(
@@ -46,21 +49,46 @@ def try_teacher(
     Raises:
         Incomplete: a stop was asked for; nothing was written.
         TeacherError: the teacher gave what cannot be stored.
-        CorruptCache: the prior of a run that is continued was altered.
+        StoreError: the prior of a run that is continued cannot be read.
     """
-    batches = [batch for number in job.todo for batch in job.plan.units[number]]
-    tokens = sum(map(job.unit_tokens, job.todo))
     learns = find("codecs", job.config.codec).uses_prior
     named = job.plan.prior if learns else None
-    lost = named is not None and not job.location.exists(prior_name(named))
-    learns = learns and (lost or not job.known)
-    if job.known and not learns:  # it gave targets before; a unit that it cannot score says so
+    lost = named is not None and not whole_prior(job.location, named)
+    if job.known and not lost:  # it gave targets before; a unit that it cannot score says so
+        _take_away(job, job.damaged_priors)
         prior = Priors(job.location).get(named) if named else None
         return replace(job, prior=prior, prior_digest=named)
+    # A prior that is lost was learned from the first of all units, whichever are done.
+    units = range(len(job.plan.units)) if lost else job.todo
+    tokens = sum(map(job.unit_tokens, units))
     budget, wanted = prior_budget(tokens) if learns else (0, 0)
+    job = replace(job, scored=_first_batches(job, teacher, units, wanted, stop_asked, scored))
+    if not learns:
+        return job
+    everything = [record for records, _ in job.scored.values() for record in records]
+    job = job.packed_with(best_prior(everything, job.header, tokens, budget))
+    if lost and job.prior_digest != named:
+        _log.warning(
+            "the prior %s is lost, and another one is learned now: the numbers of this machine "
+            "differ; all units that need it are scored again",
+            named,
+        )
+    _take_away(job, job.damaged_priors | {digest for digest in (named,) if digest})
+    return job
+
+
+def _first_batches(
+    job: Job,
+    teacher: Teacher,
+    units: Sequence[int],
+    wanted: int,
+    stop_asked: Callable[[], bool],
+    scored: Callable[[int], None],
+) -> dict[PlannedBatch, tuple[list[TopKLogits], int]]:
+    """Targets of the first batches of these units, until so many rows are captured."""
     kept: dict[PlannedBatch, tuple[list[TopKLogits], int]] = {}
     rows = captured = 0
-    for batch in batches:
+    for batch in (batch for number in units for batch in job.plan.units[number]):
         if stop_asked():
             raise Incomplete("stopped in the first batches")
         kept[batch] = score_batch(job, teacher, batch)
@@ -70,11 +98,17 @@ def try_teacher(
         captured += sum(int(np.count_nonzero(np.diff(record.offsets))) for record in records)
         if captured >= wanted or rows >= _MOST_ROWS * wanted:
             break
-    job = replace(job, scored=kept)
-    if learns:
-        everything = [record for records, _ in kept.values() for record in records]
-        return job.packed_with(best_prior(everything, job.header, tokens, budget))
-    return job
+    return kept
+
+
+def _take_away(job: Job, priors: Iterable[str]) -> None:
+    """Take damaged priors away: a unit of which a file is missing is made anew.
+
+    One that was learned again as it was is written over the damaged one instead.
+    """
+    for digest in priors:
+        if digest != job.prior_digest and not whole_prior(job.location, digest):
+            job.location.remove(prior_name(digest))
 
 
 def prior_budget(tokens: int) -> tuple[int, int]:

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.digests import bytes_digest
-from cachekd.errors import CorruptCache, DataError, UnsealedCache
+from cachekd.errors import CorruptCache, UnsealedCache
 from cachekd.store.attention_rows import check_query_rows
 from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.card import card
@@ -39,9 +38,9 @@ from cachekd.store.layout import (
     samples_name,
     shard_name,
 )
-from cachekd.store.priors import Priors
+from cachekd.store.logits_rows import check_rows
 from cachekd.store.samples import SampleTable, collect, read_samples
-from cachekd.store.shards import Groups, Shard, ShardFacts
+from cachekd.store.shards import ShardFacts
 from cachekd.store.state import CacheState, read_state
 
 _MANIFEST = re.compile(r"manifest-([0-9]{1,9})\.json")
@@ -49,7 +48,10 @@ _MANIFEST = re.compile(r"manifest-([0-9]{1,9})\.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A seal as read back; ``attention`` is keyed by the logits shard of the same documents."""
+    """A seal as read back; ``attention`` is keyed by the logits shard of the same documents.
+
+    ``repaired`` names what earlier seals of the cache named and this one had to leave out.
+    """
 
     generation: int
     root: str
@@ -64,6 +66,7 @@ class Manifest:
     runs: tuple[Mapping[str, Any], ...]
     attention_id: str | None
     attention: Mapping[str, AttentionFacts]
+    repaired: tuple[str, ...]
 
     def written(self) -> frozenset[str]:
         """Digests of the samples shards whose responses the teacher wrote."""
@@ -85,13 +88,23 @@ def read_manifest(location: Location) -> Manifest | None:
     found = generations(location)
     if not found:
         return None
-    name = manifest_name(found[-1])
+    return load_seal(location, found[-1])
+
+
+def load_seal(location: Location, generation: int) -> Manifest:
+    """The seal of a generation (errors of `read_manifest`)."""
+    name = manifest_name(generation)
     document = read_document(location, "manifest", name)
+    if document.get("generation") != generation:
+        raise CorruptCache(
+            f"{location.path(name)}: expected the seal of generation {generation}, found "
+            f"{document.get('generation')}; the file was moved"
+        )
     try:
         shards = [ShardFacts.from_json(value) for value in document["kinds"][KIND]["shards"]]
         attention = document["kinds"].get(ATTENTION)
         return Manifest(
-            generation=found[-1],
+            generation=generation,
             root=document["root"],
             source_id=document["source_id"],
             capture_id=document["kinds"][KIND]["capture_id"],
@@ -104,6 +117,7 @@ def read_manifest(location: Location) -> Manifest | None:
             runs=tuple(dict(run) for run in document["runs"]),
             attention_id=attention["capture_id"] if attention else None,
             attention=_attention(attention["shards"]) if attention else {},
+            repaired=tuple(map(str, document.get("repaired", ()))),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptCache(f"{location.path(name)} is no seal: {error!r}") from error
@@ -136,6 +150,17 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
         DataError: only response rows were captured, and not all that the samples train on.
     """
     state = read_state(location)
+    content, index_data = checked_content(location, state, leave_out=leave_out)
+    return publish(location, state.identity, content, index_data)
+
+
+def checked_content(
+    location: Location, state: CacheState, *, leave_out: bool
+) -> tuple[dict[str, Any], bytes]:
+    """Fields of the seal of what a state names, which must fit together, and bytes of the index.
+
+    Raises: those of `seal`.
+    """
     index = state.index()
     everything = load_samples(location, state.samples(), state.written())
     samples = captured(everything, index)
@@ -150,64 +175,82 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
     for attention in state.attention().values():
         _check_size(location, attention_name(attention.digest), attention.bytes)
     if state.identity.capture["rows"] != "all":
-        _check_rows(location, state, samples, index)
+        check_rows(location, state, samples, index)
     check_query_rows(location, state, samples, index)
-    content, manifest_index = content_of(location, state, samples, index)
-    location.keep(index_name(content["index"]), manifest_index, content["index"])
+    return content_of(location, state, samples, index)
+
+
+def left_out(before: Manifest, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The field ``repaired`` of a new seal: files of earlier ones that it does not name.
+
+    A file that was made anew is named again, and so it is gone from the next seal's list.
+    """
+    named = {*before.repaired, *before.files, *map(samples_name, before.samples)}
+    lost = named - {*content["files"], *map(samples_name, content["samples"])}
+    return {"repaired": sorted(lost)} if lost else {}
+
+
+def publish(
+    location: Location,
+    identity: Identity,
+    content: Mapping[str, Any],
+    index_data: bytes,
+    generation: int | None = None,
+) -> Manifest:
+    """Write the index, a seal with this content unless the newest has it, the hint and the card.
+
+    Args:
+        location: the cache.
+        identity: of the cache.
+        content: fields of the seal.
+        index_data: bytes of the index that it names.
+        generation: of a damaged seal that this one replaces; else the next free one is taken.
+    """
+    location.keep(index_name(content["index"]), index_data, content["index"])
     # What another writer named may not be on the disk yet; a seal must not outlive what it names.
     location.sync(FOLDERS)
     location.sweep(FOLDERS)
-    sealed = _publish(location, content)
-    _show(location, state.identity, sealed)  # an earlier sealer may have been stopped before it did
+    if generation is None:
+        _take(location, content)
+    else:
+        location.replace(manifest_name(generation), seal_data(content, generation))
+    sealed = read_manifest(location)
+    assert sealed is not None, "there is one at least"
+    show(location, identity, sealed)
     return sealed
 
 
-def _show(location: Location, identity: Identity, sealed: Manifest) -> None:
-    """Write the hint to the newest seal and the card, where they are not there yet."""
+def show(location: Location, identity: Identity, sealed: Manifest) -> list[str]:
+    """Write the hint to the newest seal and the card, where they are not there; which these are."""
     hint = dump_document("hint", {"newest": manifest_name(sealed.generation)})
+    lacking = []
     for name, data in ((HINT, hint), (CARD, card(identity, sealed).encode())):
         if not location.exists(name) or location.read(name) != data:
             location.replace(name, data)
+            lacking.append(name)
+    return lacking
 
 
-def _check_rows(
-    location: Location, state: CacheState, samples: SampleTable, index: KeyIndex
-) -> None:
-    """Refuse records that lack rows which a sample of their key trains on.
+def seal_data(content: Mapping[str, Any], generation: int) -> bytes:
+    """Bytes of a seal."""
+    return dump_document("manifest", {**content, "generation": generation})
 
-    It happens where equal token ids came with other roles, in runs or caches of their own.
+
+def _take(location: Location, content: Mapping[str, Any]) -> None:
+    """Write a seal as the next free generation, unless the newest says the same.
+
+    Another sealer may take a generation first, with the same content or another.
     """
-    shards, groups, priors, facts = {}, Groups(), Priors(location), state.shards()
-    lacking = 0
-    for i, key in enumerate(samples.keys):
-        place = index.find(key)
-        assert place is not None, "samples without targets were left out"
-        digest = index.shards[place[0]]
-        if digest not in shards:
-            shards[digest] = Shard(
-                location, facts[digest], state.identity.capture_id, groups, priors
-            )
-        _, _, targets = shards[digest].record(place[1])
-        prompt = int(samples.prompt_lengths[i])
-        wanted = trained_rows(samples.roles(i), None if prompt < 0 else prompt, LossMask.AUTO)
-        lacking += bool((wanted & (np.diff(targets.offsets) == 0)).any())
-    if lacking:
-        raise DataError(
-            f"{location.url}: {lacking} samples train on rows that were not captured: the same "
-            "token ids were captured with other roles (--rows response). Capture them into a new "
-            "cache, with --rows all"
-        )
-
-
-def _publish(location: Location, content: dict[str, Any]) -> Manifest:
-    """The newest seal if it says this; else the next generation, unless another takes it first."""
     while True:
         newest = read_manifest(location)
-        if newest and newest.root == content["root"] and dict(newest.files) == content["files"]:
-            return newest
-        generation = 1 + (newest.generation if newest else 0)
-        document = dump_document("manifest", {**content, "generation": generation})
-        location.create(manifest_name(generation), document)
+        if newest is None:
+            generation = 1
+        elif newest.root == content["root"] and dict(newest.files) == content["files"]:
+            return
+        else:
+            generation = 1 + newest.generation
+            content = {**left_out(newest, content), **content}
+        location.create(manifest_name(generation), seal_data(content, generation))
 
 
 def captured(samples: SampleTable, index: KeyIndex) -> SampleTable:
@@ -229,10 +272,11 @@ def load_samples(
     Raises:
         CorruptCache: a shard is missing, or its name is not the digest of its bytes.
     """
-    return collect((_samples_table(location, digest), digest in written) for digest in digests)
+    return collect((samples_table(location, digest), digest in written) for digest in digests)
 
 
-def _samples_table(location: Location, digest: str) -> pa.Table:
+def samples_table(location: Location, digest: str) -> pa.Table:
+    """Rows of a samples shard (errors of `load_samples`)."""
     name = samples_name(digest)
     data = location.map(name)
     if bytes_digest(data) != digest:

@@ -176,9 +176,9 @@ def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheS
 
     Args:
         location: where it is.
-        skip_broken_units: treat a unit whose record does not parse, or of which a file is missing,
-            as not there (a writer makes it anew); a reader must not, or it would lose records in
-            silence.
+        skip_broken_units: treat a plan or a unit's record that does not parse, and a unit of which
+            a file is missing, as not there (a writer makes it anew); a reader must not, or it
+            would lose records in silence.
 
     Raises:
         CacheNotFound: there is no cache.
@@ -190,23 +190,36 @@ def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheS
         match = _PLAN.fullmatch(name)
         if match:
             path = plan_name(match[1])
-            plan = load_plan(path, location.read(path))
+            try:
+                plan = load_plan(path, location.read(path))
+            except CorruptCache as error:
+                if not skip_broken_units:
+                    raise
+                _log.warning("%s; it is made anew by the command of its run", error)
+                continue
             if plan.capture_id == identity.capture_id:
                 plans[match[1]] = plan
-    named = {name: match[1] for name in location.names("units") if (match := _UNIT.fullmatch(name))}
+    units = read_units(location, identity, plans, skip_broken=skip_broken_units)
+    ordered = sorted(plans.items(), key=lambda item: (item[1].sequence, item[0]))
+    return CacheState(identity=identity, plans=dict(ordered), units=units)
+
+
+def read_units(
+    location: Location, identity: Identity, plans: Mapping[str, Plan], *, skip_broken: bool
+) -> dict[tuple[str, int], UnitRecord]:
+    """Commit records of these plans, sorted (see `read_state`)."""
+    matches = {name: _UNIT.fullmatch(name) for name in location.names("units")}
+    own = [name for name, match in matches.items() if match and match[1] in plans]
     units, listed = {}, dict[str, frozenset[str]]()
-    for name, record in _records(
-        location, [n for n in named if named[n] in plans], skip_broken_units
-    ):
+    for name, record in _records(location, own, skip_broken):
         if (record.attention is None) != (identity.attention is None):
             raise CorruptCache(f"units/{name} commits other kinds of target than {CACHE} says")
-        if skip_broken_units and not _all_there(location, record, listed):
+        if skip_broken and not _all_there(location, record, listed):
             _log.warning("%s: a file of it is missing; the unit is made anew", name)
             continue
         if record.number < len(plans[record.plan].units):
             units[record.plan, record.number] = record
-    ordered = sorted(plans.items(), key=lambda item: (item[1].sequence, item[0]))
-    return CacheState(identity=identity, plans=dict(ordered), units=dict(sorted(units.items())))
+    return dict(sorted(units.items()))
 
 
 def _records(

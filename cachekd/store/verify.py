@@ -1,32 +1,40 @@
 """Verifying a cache: every file, digest, count and record; all problems are listed, not the first.
 
-A problem names the file, what was expected and what was found.
+Comes in: a location, and whether the seal is looked at or what is committed, in whole or a sample
+of the shards. Goes out: a `VerifyReport`. Nothing is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import count
 
-from cachekd.data.digests import bytes_digest
-from cachekd.data.packed import Keys
-from cachekd.errors import CorruptCache, StoreError, UnsealedCache
-from cachekd.store.attention_shards import AttentionFacts, AttentionShard
-from cachekd.store.content import root_digest, totals
+from cachekd.errors import CacheNotFound, ConfigError, CorruptCache, UnsealedCache
+from cachekd.store.committed import Committed, read_committed
 from cachekd.store.identity import Identity
 from cachekd.store.identity_files import read_identity
-from cachekd.store.index import build_index, load_index
 from cachekd.store.io import Location
-from cachekd.store.layout import index_name
-from cachekd.store.priors import Priors
-from cachekd.store.seal import (
-    Manifest,
-    captured,
-    load_samples,
-    read_manifest,
+from cachekd.store.layout import ATTENTION_CAPTURE, CACHE, CAPTURE
+from cachekd.store.problems import Problem, document_problem, problem_of
+from cachekd.store.samples import SampleTable
+from cachekd.store.seal import Manifest, generations
+from cachekd.store.verify_seal import (
+    captures,
+    check_content,
+    check_files,
+    check_generated,
+    check_identity,
+    check_indexes,
+    check_named,
+    check_samples,
+    newest_seal,
 )
-from cachekd.store.shards import Shard, ShardFacts
-from cachekd.store.state import read_state
+from cachekd.store.verify_shards import check_shards
+
+IDENTITY = frozenset({CACHE, CAPTURE, ATTENTION_CAPTURE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,172 +43,182 @@ class VerifyReport:
 
     Attributes:
         problems: one line each, empty for a clean cache.
-        files: files whose digests were checked.
+        findings: the same problems with their parts.
+        files: files that were looked at.
+        shards, shards_checked: shards of logits, and how many of them were decoded in whole.
         records: records that were decoded.
         sealed: whether a seal was verified (else what is committed).
     """
 
     problems: tuple[str, ...]
+    findings: tuple[Problem, ...]
     files: int
-    records: int
+    shards: int = 0
+    shards_checked: int = 0
+    records: int = 0
     sealed: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """All that an examination learned of a cache.
+
+    Attributes:
+        identity: None if it is damaged: then nothing else was looked at but the seals.
+        manifest: the newest seal if it is whole; not looked at for what is committed alone.
+        committed: good plans and records.
+        samples: all samples, if all their shards are whole.
+        findings: what is wrong.
+        files, shards, shards_checked, records: see `VerifyReport`.
+    """
+
+    identity: Identity | None
+    manifest: Manifest | None
+    committed: Committed | None = None
+    samples: SampleTable | None = None
+    findings: tuple[Problem, ...]
+    files: int = 0
+    shards: int = 0
+    shards_checked: int = 0
+    records: int = 0
+
+
 def verify(
-    url: str, *, partial: bool = False, progress: Callable[[int, int], None] | None = None
+    url: str,
+    *,
+    partial: bool = False,
+    sample: float = 1.0,
+    sample_seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Check digests, counts and decodability of a whole cache.
+    """Check digests, counts and decodability of a cache.
 
     Args:
         url: folder or fsspec URL.
         partial: verify what is committed, without or beyond a seal.
+        sample: share of the shards, drawn at random, whose digests are checked and whose records
+            are decoded, above 0 to 1; of the others the sizes. All else is checked in any case.
+        sample_seed: of the draw.
         progress: called with records done and records in all.
 
     Raises:
         CacheNotFound: there is no cache.
         UnsealedCache: it has no seal and ``partial`` is off.
+        ConfigError: the share is none.
+        StoreError: it is of another format version, or its identity cannot be read.
     """
+    if not 0 < sample <= 1:
+        raise ConfigError(f"sample: expected a share above 0 and at most 1; found {sample:g}")
     location = Location(url)
-    try:
-        manifest = None if partial else read_manifest(location)
-        identity = read_identity(location)
-    except CorruptCache as error:
-        return VerifyReport(problems=(str(error),), files=1, records=0, sealed=not partial)
-    if manifest is None and not partial:
-        raise UnsealedCache(f"{url} is not sealed; pass --partial to verify what is committed")
-    try:
-        shards, attention = _named(location, manifest)
-    except CorruptCache as error:
-        return VerifyReport(problems=(str(error),), files=1, records=0, sealed=False)
-    done, whole = 0, sum(facts.rows for facts in shards.values())
 
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if progress:
-            progress(done, whole)
+    def draw(digests: Iterable[str]) -> frozenset[str]:
+        return drawn(digests, sample, sample_seed)
 
-    keys, problems = _check_shards(location, identity, shards, attention, step)
-    files = len(shards) + len(attention)
-    files += len({facts.prior for facts in shards.values() if facts.prior})
-    if manifest:
-        files += len(manifest.files) + len(manifest.samples) + 1
-        problems += _check_seal(location, manifest, keys)
+    found = examine(location, partial=partial, draw=draw, step=progress)
     return VerifyReport(
-        # One lost prior is the problem of every shard that it packs: said once.
-        problems=tuple(dict.fromkeys(problems)),
-        files=files,
-        records=done,
-        sealed=manifest is not None,
+        problems=tuple(problem.line(location) for problem in found.findings),
+        findings=found.findings,
+        files=found.files,
+        shards=found.shards,
+        shards_checked=found.shards_checked,
+        records=found.records,
+        sealed=found.manifest is not None,
     )
 
 
-def _check_shards(
+def drawn(digests: Iterable[str], share: float, seed: int) -> frozenset[str]:
+    """A random share of digests, at least one where there are any."""
+    names = sorted(digests)
+    count = math.ceil(share * len(names))
+    return frozenset(names if share == 1 else random.Random(seed).sample(names, count))  # noqa: S311
+
+
+def examine(
+    location: Location,
+    *,
+    partial: bool,
+    draw: Callable[[Iterable[str]], frozenset[str]],
+    step: Callable[[int, int], None] | None = None,
+) -> Examined:
+    """Look at everything; ``draw`` chooses the shards to decode (see `verify` for the rest)."""
+    manifest, seals = (None, []) if partial else newest_seal(location)
+    identity, wrong = whole_identity(location)
+    if manifest is None and not (partial or seals or wrong):
+        raise UnsealedCache(
+            f"{location.url} is not sealed; pass --partial to verify what is committed"
+        )
+    files = 0 if partial else len(generations(location))
+    if identity is None:
+        others = check_files(location, manifest) if manifest else []
+        findings = _once([*wrong, *seals, *(p for p in others if p.file not in IDENTITY)])
+        return Examined(identity=None, manifest=manifest, findings=findings, files=files + 1)
+    found = _examine_content(location, identity, manifest, draw, step)
+    problems = (*wrong, *seals, *found.findings)
+    if manifest and found.samples is not None and not (wrong or found.findings):
+        assert found.committed is not None, "the identity is whole"
+        problems += tuple(check_content(location, manifest, found.committed.state, found.samples))
+    files += found.files + 1 + len(captures(identity))
+    return replace(found, findings=_once(problems), files=files)
+
+
+def _examine_content(
     location: Location,
     identity: Identity,
-    shards: Mapping[str, ShardFacts],
-    attention: Mapping[str, AttentionFacts],
-    step: Callable[[], None],
-) -> tuple[dict[str, Keys], list[str]]:
-    """Keys of each shard that is whole, with its attention, and what is wrong with the others."""
-    priors, keys, problems = Priors(location), dict[str, Keys](), []
-    for digest, facts in shards.items():
-        try:
-            shard = Shard(location, facts, identity.capture_id, priors=priors)
-            keys[digest] = _check_shard(shard, facts, step)
-            if identity.attention_id is not None:
-                _check_attention(location, shard, attention.get(digest), identity.attention_id)
-        except StoreError as error:
-            problems.append(str(error))
-    return keys, problems
-
-
-def _named(
-    location: Location, manifest: Manifest | None
-) -> tuple[Mapping[str, ShardFacts], Mapping[str, AttentionFacts]]:
-    """Shards that the seal names, or else all commit records, whose samples must be whole."""
-    if manifest:
-        return manifest.shards, manifest.attention
-    state = read_state(location)
-    load_samples(location, state.samples(), state.written())
-    return state.shards(), state.attention()
-
-
-def _check_shard(shard: Shard, facts: ShardFacts, step: Callable[[], None]) -> Keys:
-    """Decode every record of a shard, and give its keys in row order."""
-    found = [0, 0]
-    for row in range(len(shard)):
-        tokens, entries = shard.check_record(row)
-        found = [found[0] + tokens, found[1] + entries]
-        step()
-    if found != [facts.tokens, facts.entries]:
-        raise CorruptCache(
-            f"{shard.name}: expected {facts.tokens} tokens and {facts.entries} entries, "
-            f"found {found[0]} and {found[1]}"
-        )
-    return Keys.of(shard.keys())
-
-
-def _check_attention(
-    location: Location, shard: Shard, facts: AttentionFacts | None, capture_id: str
-) -> None:
-    """Decode the attention of every record of a shard of logits."""
-    if facts is None:
-        raise CorruptCache(f"{location.path(shard.name)}: no attention shard goes with it")
-    attention = AttentionShard(location, facts, capture_id)
-    if attention.keys() != shard.keys():
-        raise CorruptCache(f"{attention.name}: its documents are not those of {shard.name}")
-    tokens = queries = 0
-    for row in range(len(attention)):
-        input_ids = shard.record(row)[1]
-        tokens += len(input_ids)
-        queries += attention.check_record(row, input_ids)
-    if (queries, tokens) != (facts.queries, facts.tokens):
-        raise CorruptCache(
-            f"{attention.name}: expected {facts.queries} query rows of {facts.tokens} tokens, "
-            f"found {queries} of {tokens}"
-        )
-
-
-def _check_seal(location: Location, manifest: Manifest, keys: Mapping[str, Keys]) -> list[str]:
-    problems = []
-    for name, digest in manifest.files.items():
-        try:
-            found = bytes_digest(location.read(name))
-            if found != digest:
-                problems.append(f"{location.path(name)}: expected sha256 {digest}, found {found}")
-        except StoreError as error:
-            problems.append(str(error))
-    root = root_digest(
-        manifest.source_id,
-        manifest.capture_id,
-        manifest.samples,
-        manifest.shards,
-        manifest.attention_id,
-        manifest.attention,
+    manifest: Manifest | None,
+    draw: Callable[[Iterable[str]], frozenset[str]],
+    step: Callable[[int, int], None] | None,
+) -> Examined:
+    """Look at what a seal names, or else at what is committed."""
+    committed = read_committed(location, identity, manifest.files if manifest else None)
+    counts = {r.shard.digest: r.shard.rows for r in committed.records().values()}
+    chosen = draw(counts)
+    steps = _steps(step, sum(counts[digest] for digest in chosen))
+    checked = check_shards(location, identity, committed, chosen, steps)
+    named = manifest or committed.state
+    digests = manifest.samples if manifest else committed.state.samples()
+    samples, lost = check_samples(location, digests, named.written())
+    generated, responses = check_generated(location)
+    indexes = check_indexes(location)
+    own, files = check_named(location, identity, manifest, counts) if manifest else ([], 0)
+    return Examined(
+        identity=identity,
+        manifest=manifest,
+        committed=committed,
+        samples=samples,
+        findings=(*committed.problems, *checked.problems, *lost, *own, *indexes, *generated),
+        files=files + len(committed.digests) + checked.files + len(digests) + responses,
+        shards=len(counts),
+        shards_checked=checked.shards,
+        records=checked.records,
     )
-    if root != manifest.root:
-        problems.append(f"{location.url}: the root digest of the seal does not fit what it names")
-    if manifest.priors.keys() != {facts.prior for facts in manifest.shards.values()} - {None}:
-        problems.append(f"{location.url}: the priors of the seal are not those of its shards")
+
+
+def whole_identity(location: Location) -> tuple[Identity | None, list[Problem]]:
+    """The identity if it is whole, and what is wrong with it.
+
+    Raises:
+        CacheNotFound: there is no cache.
+    """
     try:
-        problems += _check_index(location, manifest, keys)
-    except StoreError as error:
-        problems.append(str(error))
-    return problems
+        identity = read_identity(location)
+    except CacheNotFound as error:
+        if not location.names("plans"):
+            raise
+        return None, [problem_of(location, CACHE, error, expected="the identity of the cache")]
+    except CorruptCache as error:
+        kinds = {CACHE: "cache", CAPTURE: "capture", ATTENTION_CAPTURE: "capture"}
+        names = [name for name in kinds if name != ATTENTION_CAPTURE or location.exists(name)]
+        found = [document_problem(location, kinds[name], name) for name in names]
+        wrong = [problem for problem in found if problem is not None]
+        return None, wrong or [problem_of(location, CACHE, error, expected="an identity")]
+    return identity, check_identity(location, identity)
 
 
-def _check_index(location: Location, manifest: Manifest, keys: Mapping[str, Keys]) -> list[str]:
-    name = index_name(manifest.index)
-    data = location.read(name)
-    if bytes_digest(data) != manifest.index:
-        return [f"{location.path(name)}: its bytes do not have the digest it names"]
-    index = load_index(name, data)
-    samples = captured(load_samples(location, manifest.samples, manifest.written()), index)
-    problems = []
-    # Only whole shards were read: with one missing the index cannot be made again.
-    if keys.keys() == manifest.shards.keys() and build_index(keys).dump() != data:
-        problems.append(f"{location.path(name)}: it does not point to the rows of the shards")
-    if totals(manifest.shards, samples, index, manifest.attention) != dict(manifest.totals):
-        problems.append(f"{location.url}: the totals of the seal are not those of its files")
-    return problems
+def _steps(step: Callable[[int, int], None] | None, whole: int) -> Callable[[], None]:
+    done = count(1)
+    return lambda: step(next(done), whole) if step else None
+
+
+def _once(problems: Iterable[Problem]) -> tuple[Problem, ...]:
+    """What several checks or units met is said once."""
+    return tuple({problem.same(): problem for problem in reversed([*problems])}.values())[::-1]
