@@ -16,7 +16,7 @@ from cachekd.capture.job import Job
 from cachekd.capture.unit import score_batch
 from cachekd.codecs._learn import rows_to_learn
 from cachekd.data.packed import Places
-from cachekd.errors import Incomplete
+from cachekd.errors import Incomplete, TeacherError
 from cachekd.plugins import find
 from cachekd.store.layout import prior_name
 from cachekd.store.plan import PlannedBatch
@@ -67,8 +67,13 @@ def try_teacher(
         scored(sum(record.rows + 1 for record in records))
         rows += sum(record.rows for record in records)
         captured += sum(int(np.count_nonzero(np.diff(record.offsets))) for record in records)
-        if captured >= wanted or rows >= _MOST_ROWS * wanted:
+        if captured and (captured >= wanted or rows >= _MOST_ROWS * wanted):
             break
+    if batches and not captured and not job.known:
+        raise TeacherError(
+            f"the teacher gives no distribution of any of the {rows} rows that it was asked for; "
+            "nothing was stored. Check the teacher's weights and dtype"
+        )
     job = replace(job, scored=kept)
     if learns:
         everything = [record for records, _ in kept.values() for record in records]

@@ -41,6 +41,7 @@ from cachekd.store.layout import (
 from cachekd.store.priors import Priors
 from cachekd.store.samples import SampleTable, collect, read_samples
 from cachekd.store.shards import Groups, Shard, ShardFacts
+from cachekd.store.skipped import FIELD, Skipped, in_force, parse
 from cachekd.store.state import CacheState, read_state
 
 _MANIFEST = re.compile(r"manifest-([0-9]{1,9})\.json")
@@ -48,7 +49,10 @@ _MANIFEST = re.compile(r"manifest-([0-9]{1,9})\.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """A seal as read back; ``attention`` is keyed by the logits shard of the same documents."""
+    """A seal as read back; ``attention`` is keyed by the logits shard of the same documents.
+
+    ``skipped``: by shard the rows that the teacher gave no distribution of.
+    """
 
     generation: int
     root: str
@@ -63,6 +67,7 @@ class Manifest:
     runs: tuple[Mapping[str, Any], ...]
     attention_id: str | None
     attention: Mapping[str, AttentionFacts]
+    skipped: Mapping[str, Skipped]
 
     def written(self) -> frozenset[str]:
         """Digests of the samples shards whose responses the teacher wrote."""
@@ -103,6 +108,7 @@ def read_manifest(location: Location) -> Manifest | None:
             runs=tuple(dict(run) for run in document["runs"]),
             attention_id=attention["capture_id"] if attention else None,
             attention=_attention(attention["shards"]) if attention else {},
+            skipped={name: parse(rows) for name, rows in document.get(FIELD, {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptCache(f"{location.path(name)} is no seal: {error!r}") from error
@@ -174,6 +180,7 @@ def _check_rows(
     It happens where equal token ids came with other roles, in runs or caches of their own.
     """
     shards, groups, priors, facts = {}, Groups(), Priors(location), state.shards()
+    let_go = in_force(state.skipped(), index)
     lacking = 0
     for i, key in enumerate(samples.keys):
         place = index.find(key)
@@ -186,6 +193,7 @@ def _check_rows(
         _, _, targets = shards[digest].record(place[1])
         prompt = int(samples.prompt_lengths[i])
         wanted = trained_rows(samples.roles(i), None if prompt < 0 else prompt, LossMask.AUTO)
+        wanted[list(let_go.get(key, ()))] = False
         lacking += bool((wanted & (np.diff(targets.offsets) == 0)).any())
     if lacking:
         raise DataError(

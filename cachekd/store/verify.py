@@ -200,6 +200,7 @@ def _check_index(location: Location, manifest: Manifest, keys: Mapping[str, Keys
     # Only whole shards were read: with one missing the index cannot be made again.
     if keys.keys() == manifest.shards.keys() and build_index(keys).dump() != data:
         problems.append(f"{location.path(name)}: it does not point to the rows of the shards")
-    if totals(manifest.shards, samples, index, manifest.attention) != dict(manifest.totals):
+    found = totals(manifest.shards, samples, index, manifest.attention, manifest.skipped)
+    if found != dict(manifest.totals):
         problems.append(f"{location.url}: the totals of the seal are not those of its files")
     return problems
