@@ -6,12 +6,13 @@ asked for is a distribution or empty; rows that are none are an error, or are le
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cachekd.data.attention import AttentionSpec
 from cachekd.errors import BadTargets, TeacherError
 from cachekd.teachers import Selection
 from cachekd.types import Float32, Int32, TopKLogits
@@ -52,11 +53,63 @@ def checked(
         none = asked & ((counts == 0) | _faulty(target, counts))
         if none.any():
             bad[place] = none.nonzero()[0].tolist()
-        found.append(_without(target, none & (counts > 0)) if selection.skip_bad else target)
+        found.append(_without(target, none) if selection.skip_bad else target)
     if bad and not selection.skip_bad:
         count = sum(map(len, bad.values()))
         raise BadTargets(f"{count} rows are no distribution (NaN, infinite, or of other mass)", bad)
     return found
+
+
+def check_attention(arrays: Sequence[Float32], spec: AttentionSpec, rows: Rows, place: int) -> None:
+    """Refuse attention of a layer that cannot be stored.
+
+    A map is of a layer and all its keys, so no row of it is let go: it is always an error.
+
+    Args:
+        arrays: what the teacher told of a document; see `cachekd.teachers.LayerSink`.
+        spec: what is kept.
+        rows: the query rows, bool [L-1].
+        place: which of the kept layers.
+
+    Raises:
+        TeacherError: arrays are missing, of another shape, not finite, or rows of maps do not sum
+            to 1.
+    """
+    heads, queries, length = len(spec.heads), int(rows.sum()), len(rows)
+    expected: list[tuple[int, ...]] = [(heads, queries, length)]
+    if spec.kind == "qk":
+        keys = len(spec.stored_key_heads)
+        expected = [(heads, queries, spec.head_width), (keys, length, spec.head_width)]
+    layer = spec.layers[place]
+    found = [array.shape for array in arrays]
+    if found != expected:
+        raise TeacherError(
+            f"attention of layer {layer}: expected arrays of shape {expected}; found {found}. "
+            "Pass --attention none, or use another teacher"
+        )
+    fine = all(bool(np.isfinite(array).all()) for array in arrays)
+    if fine and spec.kind == "maps":
+        (maps_HRL,) = arrays
+        fine = bool((np.abs(maps_HRL.sum(-1, dtype=np.float64) - 1) <= _MASS_ERROR).all())
+    if not fine:
+        raise TeacherError(
+            f"attention of layer {layer} is NaN, infinite, or does not sum to 1. Check the "
+            "teacher's weights and dtype, or pass --attention none"
+        )
+
+
+def check_arrived(found: Mapping[int, bytes], spec: AttentionSpec) -> None:
+    """Refuse a document of which some layers told nothing.
+
+    Raises:
+        TeacherError: names them.
+    """
+    silent = [layer for place, layer in enumerate(spec.layers) if place not in found]
+    if silent:
+        raise TeacherError(
+            f"the teacher gives no attention of layers {', '.join(map(str, silent))}. Pass "
+            "--attention none, or use another teacher"
+        )
 
 
 def left_out(target: TopKLogits, wanted: Rows | None) -> tuple[int, ...]:
