@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cachekd.errors import TeacherError
+from cachekd.teachers._memory import one_memory_error
 
 # Elements of the logits that exist at once.
 _CHUNK_ELEMENTS = {"cpu": 1 << 25}
@@ -104,9 +105,8 @@ class LogitRows:
             self._width = whole_RV.shape[-1]
             self.chunked = True
             try:
-                parts = list(self.chunks(tokens_BT, mask_BT, rows_N))
-            except torch.OutOfMemoryError:
-                raise
+                with one_memory_error():
+                    parts = list(self.chunks(tokens_BT, mask_BT, rows_N))
             except _CANNOT as error:
                 return f"{type(error).__name__}: {error}"
         chunked_NV, wanted_NV = torch.cat(parts).float(), whole_RV[rows_N].float()

@@ -37,6 +37,12 @@ SELECTIONS: dict[str, dict[str, Any]] = {
     "response rows": {"rows": "response"},
 }
 BACKENDS = ("dummy", "hf")
+EVERY = [
+    pytest.param(kind, backend, marks=() if few else pytest.mark.reliability)
+    for kind in SELECTIONS
+    for backend in BACKENDS
+    for few in [backend == "dummy" or kind == "top_p"]
+]
 
 
 def config(family: Family, data: Path, cache: Path, **further: Any) -> PrecomputeConfig:
@@ -64,8 +70,7 @@ def records(cache: Path) -> list[Any]:
     return list(cachekd.open_cache(str(cache)))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", SELECTIONS)
+@pytest.mark.parametrize(("kind", "backend"), EVERY)
 def test_a_bad_row_at_any_position_is_named(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, kind: str
 ) -> None:
@@ -89,8 +94,7 @@ def test_a_bad_row_at_any_position_is_named(
     assert not (tmp_path / "c").exists()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", SELECTIONS)
+@pytest.mark.parametrize(("kind", "backend"), EVERY)
 def test_a_bad_row_is_let_go_and_changes_no_other(
     family: Family,
     data: Path,
