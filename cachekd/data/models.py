@@ -15,7 +15,9 @@ _PATTERNS = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 _SAFETENSORS = ["*.safetensors"]
 _BIN = ["pytorch_model*.bin"]
 _UNREAD = ["original/*", "consolidated*", "*/*.safetensors"]
-_POLICY = ("bos_token", "eos_token", "pad_token", "chat_template")
+_TOKENS = ("bos_token", "eos_token", "pad_token")
+_POLICY = (*_TOKENS, "chat_template")
+_WITHOUT_DEFAULTS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -123,6 +125,8 @@ def token_policy(folder: Path) -> dict[str, Any]:
             value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except (OSError, ValueError) as error:
             raise TeacherError(f"{path} cannot be read: {error}") from error
+        if value.get("tokenizer_class") in _WITHOUT_DEFAULTS:
+            stated |= dict.fromkeys(_TOKENS)
         stated |= {key: value[key] for key in _POLICY if key in value}
     template = folder / "chat_template.jinja"
     if template.is_file():

@@ -85,7 +85,7 @@ def refusal(
     return str(caught.value)
 
 
-@pytest.mark.parametrize("backend", ["dummy", "hf"])
+@pytest.mark.parametrize("backend", ["dummy", pytest.param("hf", marks=pytest.mark.reliability)])
 @pytest.mark.parametrize(
     ("fault", "kind"),
     # Queries have no mass.

@@ -19,7 +19,7 @@ from cachekd.capture.attention import AttendingTeacher
 from cachekd.capture.job import Job
 from cachekd.capture.prepare import prepare_job
 from cachekd.capture.unit import score_batch, score_unit
-from cachekd.errors import TeacherError
+from cachekd.errors import CorruptCache, TeacherError
 from cachekd.plugins import find
 from cachekd.store.io import Location
 from cachekd.store.state import read_state
@@ -358,3 +358,50 @@ def test_a_model_of_fewer_logits_than_tokens_is_refused(
     )
     with pytest.raises(TeacherError, match="its tokenizer has"):
         score_batch(job, teacher, job.plan.units[0][0])
+
+
+SCALARS = ("tail", "next_logprob", "entropy", "lognorm")
+CODECS = [("packed", "float32"), ("packed", "float16"), ("plain", "float32"), ("plain", "float16")]
+
+
+@pytest.mark.parametrize(("codec", "values"), CODECS)
+@pytest.mark.parametrize("name", [*SCALARS, "logprobs"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_reader_refuses_what_is_no_number(
+    family: Family,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    codec: str,
+    values: str,
+    name: str,
+    value: float,
+) -> None:
+    """In a cache made by other means, whose digests are all right."""
+    settings = config(family, data, tmp_path / "c", backend="dummy", codec=codec)
+    settings = replace(settings, logits_values=values, unit_tokens=10**6)
+    own = find("codecs", codec).encode
+
+    def sick(self: Any, target: TopKLogits) -> Any:
+        if name == "lognorm":
+            changed = {t: array.copy() for t, array in target.lognorm.items()}
+            changed[2.0][1] = value
+            return own(self, replace(target, lognorm=changed))
+        array = getattr(target, name).copy()
+        array[1] = value
+        return own(self, replace(target, **{name: array}))
+
+    monkeypatch.setattr(find("codecs", codec), "encode", sick)
+    if (codec, name) == ("packed", "logprobs"):
+        # Its codes of values are finite numbers alone: nothing else can be written.
+        with np.errstate(all="ignore"):
+            cachekd.precompute(settings)
+        for record in records(tmp_path / "c"):
+            assert np.isfinite(record.logits.logprobs).all()
+        return
+    with np.errstate(all="ignore"):
+        cachekd.precompute(settings)
+    opened = cachekd.open_cache(str(tmp_path / "c"))
+    with pytest.raises(CorruptCache, match="NaN or infinite"):
+        opened[0]
+    assert any("NaN or infinite" in problem for problem in verify(str(tmp_path / "c")).problems)

@@ -44,7 +44,7 @@ def lost_rows(item: Record, loss_mask: LossMask = LossMask.AUTO) -> int:
 
 
 @pytest.mark.parametrize("loss_mask", [LossMask.AUTO, LossMask.ALL])
-@pytest.mark.parametrize("max_length", [None, 20])
+@pytest.mark.parametrize("max_length", [None, 40])
 def test_counts_and_batches_leave_them_out(
     cache: Path, loss_mask: LossMask, max_length: int | None
 ) -> None:
@@ -129,7 +129,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "span": {},
     "dkd": {},
     "sft": {},
-    "with attention": {"objective_options": {"attention_weight": 1.0}},
+    "with attention": {"objective_options": {"loss": {"kd": 1.0, "attention": 1.0}}},
 }
 
 
