@@ -4,6 +4,7 @@
     ├── ConfigError         a setting is wrong, unknown or contradicts another
     ├── DataError           a data file or a row of it cannot be used
     ├── TeacherError        a teacher cannot be loaded, or gave targets that cannot be stored
+    │   └── BadTargets      of some rows it gave no distribution
     ├── StoreError          a location cannot be read or written
     │   ├── CacheNotFound   there is no cache at this place
     │   ├── UnsealedCache   the cache is not finished
@@ -15,6 +16,9 @@ A message says what was expected, what was found, and what to do.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -42,6 +46,19 @@ class DataError(CachekdError):
 
 class TeacherError(CachekdError):
     """A teacher cannot be loaded, or gave targets that cannot be stored."""
+
+
+class BadTargets(TeacherError):
+    """A teacher gave no distribution of some rows.
+
+    Args:
+        what: what is wrong with them.
+        rows: these rows, by the document's place in the batch.
+    """
+
+    def __init__(self, what: str, rows: Mapping[int, Sequence[int]] = MappingProxyType({})) -> None:
+        super().__init__(what)
+        self.rows = rows
 
 
 class StoreError(CachekdError):

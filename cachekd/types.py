@@ -174,7 +174,7 @@ class Record:
 
     ``attention`` is None where the cache holds none, or was opened without it; ``expert`` says of
     a routed sample whether it is read from the cache called expert. ``rollout`` is there where the
-    student wrote the response.
+    student wrote the response. ``skipped``, bool [L-1], marks rows that no teacher could give.
     """
 
     key: bytes
@@ -188,6 +188,7 @@ class Record:
     attention: AttentionRows | None = None
     expert: bool | None = None
     rollout: RolloutRows | None = None
+    skipped: NDArray[np.bool_] | None = None
 
 
 class TargetTensors(TypedDict):

@@ -142,6 +142,7 @@ class FakeCache:
     ) -> None:
         self.name, self.url = name, f"memory://{name}"
         self.sealed, self.root = True, "root"
+        self.skipped: Mapping[bytes, tuple[int, ...]] = {}
         self.records = list(records)
         self._unigram = unigram
         self.totals: dict[str, int] = {"samples": len(records)}

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachekd.capture.documents import ResponseRows
+from cachekd.capture.faults import check_arrived, check_attention
 from cachekd.capture.identify import check_same
 from cachekd.codecs._attention_maps import encode_maps
 from cachekd.codecs._attention_qk import encode_qk
@@ -172,17 +173,23 @@ class AttendingTeacher:
         wanted: Sequence[NDArray[np.bool_] | None],
         given: Sequence[Int32 | None] | None = None,
     ) -> list[TopKLogits]:
-        """See `cachekd.teachers.Teacher.score`."""
+        """See `cachekd.teachers.Teacher.score`.
+
+        Raises:
+            TeacherError: attention of a layer did not come, or is none.
+        """
         keys = [sample_key(document) for document in documents]
         rows = [self._rows(key, len(ids) - 1) for key, ids in zip(keys, documents, strict=True)]
         layers: list[dict[int, bytes]] = [{} for _ in documents]
 
         def sink(document: int, place: int, arrays: tuple[Float32, ...]) -> None:
+            check_attention(arrays, self._spec, rows[document], place)
             layers[document][place] = self._encode(arrays, rows[document])
 
         with self._teacher.attention(self._spec, rows, sink):
             scores = self._teacher.score(documents, padded_length, selection, wanted, given)
         for key, mask, found in zip(keys, rows, layers, strict=True):
+            check_arrived(found, self._spec)
             blocks = tuple(found[place] for place in range(len(self._spec.layers)))
             self._taken[key] = EncodedAttention(rows=mask, layers=blocks)
         return scores

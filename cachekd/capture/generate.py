@@ -6,7 +6,6 @@ the cache. What was committed is not written again, however the run ended.
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,8 +23,9 @@ from cachekd.store.claims import Claims
 from cachekd.store.generated import Response, write_responses
 from cachekd.store.identity_files import read_identity, write_identity
 from cachekd.store.plan import cut
-from cachekd.teachers import PromptDraw, Teacher, WritingSpec, WritingTeacher
-from cachekd.types import Int32, Int64
+from cachekd.teachers import PromptDraw, Teacher, WritingTeacher
+from cachekd.teachers._memory import MOST_FAILURES, in_pieces, one_memory_error
+from cachekd.types import Int32, Int64, Sample
 
 COMMIT_SECONDS = 60.0
 _POLL_SECONDS = 2.0
@@ -141,14 +141,26 @@ def _write(
         PromptDraw(input_ids=prompt.input_ids, number=int(number))
         for prompt, number in zip(prompts, numbers, strict=True)
     ]
-    named = ", ".join(f"{prompt.source} row {prompt.row}" for prompt in prompts[:3])
-    try:
-        written = _tried(teacher, draws, replace(writing.spec, max_new_tokens=budget))
-    except (MemoryError, TeacherError) as error:
-        raise TeacherError(
-            f"{named}: the response was not written: {error}. Use a smaller --max-new-tokens or "
-            "dtype where memory is short; else check the teacher's weights and dtype"
-        ) from error
+    spec = replace(writing.spec, max_new_tokens=budget)
+
+    def write(part: slice) -> list[Int32]:
+        try:
+            with one_memory_error():
+                return teacher.write(draws[part], spec)
+        except TeacherError as error:
+            raise TeacherError(
+                f"{_named(prompts[part])}: the response was not written: {error}. Check the "
+                "teacher's weights and dtype"
+            ) from error
+
+    def given_up(part: slice, failure: str) -> TeacherError:
+        return TeacherError(
+            f"{_named(prompts[part])}: the response was not written: out of memory "
+            f"{MOST_FAILURES} times in a row: {failure}. Use a smaller --batch-tokens, "
+            "--max-new-tokens or --dtype, or --device-map auto"
+        )
+
+    written, _ = in_pieces(len(draws), write, given_up)
     assert all(1 <= len(ids) <= budget for ids in written), "a response has tokens, not too many"
     tokens = sum(map(len, written))
     meter.scored(tokens, spared=budget * len(written) - tokens)
@@ -158,16 +170,8 @@ def _write(
     ]
 
 
-def _tried(teacher: WritingTeacher, draws: Sequence[PromptDraw], spec: WritingSpec) -> list[Int32]:
-    """What the teacher writes; where memory is short, of one half after the other."""
-    try:
-        return teacher.write(draws, spec)
-    except MemoryError:
-        if len(draws) == 1:
-            raise
-    gc.collect()
-    half = len(draws) // 2
-    return _tried(teacher, draws[:half], spec) + _tried(teacher, draws[half:], spec)
+def _named(prompts: Sequence[Sample]) -> str:
+    return ", ".join(f"{prompt.source} row {prompt.row}" for prompt in prompts[:3])
 
 
 def _commit(job: Job, writing: Writing, waiting: _Waiting) -> _Waiting:

@@ -6,14 +6,13 @@ where the cache at hand has another. No weight is loaded.
 
 from __future__ import annotations
 
-import logging
 import os
 from datetime import datetime
 from typing import Any
 
 from cachekd import __version__
 from cachekd.config import PrecomputeConfig
-from cachekd.data.digests import differences, json_id
+from cachekd.data.digests import json_id
 from cachekd.errors import DataError, TeacherError
 from cachekd.store.identity import (
     Identity,
@@ -22,12 +21,11 @@ from cachekd.store.identity import (
     capture_spec,
     refuse_difference,
     source_facts,
+    warn_of_difference,
 )
 from cachekd.store.io import Location
 from cachekd.store.state import CacheState
 from cachekd.teachers import TeacherFacts
-
-_log = logging.getLogger(__name__)
 
 
 def load_tokenizer(config: PrecomputeConfig, facts: TeacherFacts) -> Any:
@@ -57,14 +55,10 @@ def clock_of(state: CacheState | None) -> datetime:
     return datetime.fromisoformat(stored) if stored else datetime.now().replace(microsecond=0)
 
 
-def identity_of(
-    config: PrecomputeConfig,
-    facts: TeacherFacts,
-    tokenizer_identity: TokenizerFacts,
-    tokenizer: Any,
-    clock: datetime,
+def bare_identity(
+    config: PrecomputeConfig, facts: TeacherFacts, tokenizer_identity: TokenizerFacts
 ) -> Identity:
-    """Source, capture and provenance of a run."""
+    """Source and capture of a run, known before its tokenizer is loaded; no provenance."""
     source = source_facts(config, facts, tokenizer_identity)
     capture = capture_spec(config, config.attention_kernel, tokenizer_identity.vocab_size)
     source_id = json_id(source)
@@ -73,21 +67,26 @@ def identity_of(
         source=source,
         capture_id=capture_id(source_id, capture),
         capture=capture,
-        provenance={
-            "teacher": _public_name(config.teacher),
-            "revision": config.revision,
-            "tokenizer": _public_name(config.tokenizer),
-            "adapter": _public_name(config.adapter),
-            "chat_template": _template(config, tokenizer),
-            "prompt_template": config.prompt_template,
-            "add_eos": config.add_eos,
-            "bos_token": tokenizer.bos_token,
-            "eos_token": tokenizer.eos_token,
-            "pad_token": tokenizer.pad_token,
-            "clock": clock.isoformat(),
-            "cachekd": __version__,
-        },
+        provenance={},
     )
+
+
+def provenance_of(config: PrecomputeConfig, tokenizer: Any, clock: datetime) -> dict[str, Any]:
+    """Where a run's teacher comes from, and how text becomes tokens."""
+    return {
+        "teacher": public_name(config.teacher),
+        "revision": config.revision,
+        "tokenizer": public_name(config.tokenizer),
+        "adapter": public_name(config.adapter),
+        "chat_template": _template(config, tokenizer),
+        "prompt_template": config.prompt_template,
+        "add_eos": config.add_eos,
+        "bos_token": tokenizer.bos_token,
+        "eos_token": tokenizer.eos_token,
+        "pad_token": tokenizer.pad_token,
+        "clock": clock.isoformat(),
+        "cachekd": __version__,
+    }
 
 
 def check_same(stored: Identity, asked: Identity, location: Location) -> None:
@@ -96,23 +95,12 @@ def check_same(stored: Identity, asked: Identity, location: Location) -> None:
     Raises:
         MismatchError: names each field that differs.
     """
-    refuse_difference(
-        "precompute",
-        stored.facts(),
-        asked.facts(),
-        f"the cache {location.url}",
-        "this run",
-    )
-    ignored = {"cachekd", "clock"}  # of several that start a cache at once, one tells the time
-    left, right = (
-        {key: value for key, value in identity.provenance.items() if key not in ignored}
-        for identity in (stored, asked)
-    )
-    for line in differences(left, right):
-        _log.warning("not as in the cache's first run (cache / this run): %s", line)
+    names = (f"the cache {location.url}", "this run")
+    refuse_difference("precompute", stored.facts(), asked.facts(), *names)
+    warn_of_difference("precompute", stored.provenance, asked.provenance, *names)
 
 
-def _public_name(name: str | None) -> str | None:
+def public_name(name: str | None) -> str | None:
     """A hub id as it is; of a local folder only its last part: paths tell about a machine."""
     return os.path.basename(os.path.abspath(name)) if name and os.path.exists(name) else name
 

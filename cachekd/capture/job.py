@@ -79,7 +79,8 @@ class Job:
     @property
     def selection(self) -> Selection:
         """What the teacher is asked to keep."""
-        return selection_of(self.identity)
+        kept = selection_of(self.identity)
+        return replace(kept, skip_bad=self.config.on_bad_targets == "skip")
 
     @property
     def header(self) -> CodecHeader:

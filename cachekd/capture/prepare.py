@@ -9,7 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cachekd.capture.attention import beside, refuse_other_kinds, with_attention
-from cachekd.capture.identify import check_same, clock_of, identity_of, load_tokenizer
+from cachekd.capture.identify import (
+    bare_identity,
+    check_same,
+    clock_of,
+    load_tokenizer,
+    provenance_of,
+)
 from cachekd.capture.job import Job, freeze
 from cachekd.capture.writing import Writing, answered, new_tokens, writing_of
 from cachekd.config import PrecomputeConfig
@@ -18,7 +24,7 @@ from cachekd.data.sources import read_rows
 from cachekd.errors import StoreError
 from cachekd.plugins import find
 from cachekd.store.identity import tokenizer_facts
-from cachekd.store.identity_files import has_cache
+from cachekd.store.identity_files import has_cache, read_identity
 from cachekd.store.io import Location
 from cachekd.store.state import read_state
 from cachekd.teachers import TeacherFacts
@@ -37,12 +43,16 @@ def prepare_job(config: PrecomputeConfig) -> Job:
     room = new_tokens(config)
     facts: TeacherFacts = backend.identify(config)
     tokenizer_identity = tokenizer_facts(facts.tokenizer_folder)
+    identity = bare_identity(config, facts, tokenizer_identity)
+    if has_cache(location):  # a wrong pair is refused before any library is loaded
+        stored = read_identity(location)
+        refuse_other_kinds(config, stored, location)
+        check_same(stored, beside(identity, stored), location)
     tokenizer = load_tokenizer(config, facts)
     state = read_state(location, skip_broken_units=True) if has_cache(location) else None
     clock = clock_of(state)
-    identity = identity_of(config, facts, tokenizer_identity, tokenizer, clock)
+    identity = replace(identity, provenance=provenance_of(config, tokenizer, clock))
     if state is not None:
-        refuse_other_kinds(config, state.identity, location)
         check_same(state.identity, beside(identity, state.identity), location)
         identity = state.identity
     location.check_writable()

@@ -17,7 +17,7 @@ from cachekd.capture.healing import whole_prior
 from cachekd.capture.job import Job
 from cachekd.capture.unit import score_batch
 from cachekd.codecs._learn import rows_to_learn
-from cachekd.errors import Incomplete
+from cachekd.errors import Incomplete, TeacherError
 from cachekd.plugins import find
 from cachekd.store.layout import prior_name
 from cachekd.store.plan import PlannedBatch
@@ -96,8 +96,13 @@ def _first_batches(
         scored(sum(record.rows + 1 for record in records))
         rows += sum(record.rows for record in records)
         captured += sum(int(np.count_nonzero(np.diff(record.offsets))) for record in records)
-        if captured >= wanted or rows >= _MOST_ROWS * wanted:
+        if captured and (captured >= wanted or rows >= _MOST_ROWS * wanted):
             break
+    if kept and not captured and not job.known:
+        raise TeacherError(
+            f"the teacher gives no distribution of any of the {rows} rows that it was asked for; "
+            "nothing was stored. Check the teacher's weights and dtype"
+        )
     return kept
 
 

@@ -1,20 +1,28 @@
-"""One unit: its batches to the teacher, tried again and split where memory is short."""
+"""One unit: its batches to the teacher, tried again and split where memory is short.
+
+Comes in: a job and its teacher. Goes out: all that is stored of a unit, every row of it checked.
+"""
 
 from __future__ import annotations
 
-import gc
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cachekd.capture.attention import AttendingTeacher, describe_attention
+from cachekd.capture.faults import checked, left_out, positions
 from cachekd.capture.job import Job
 from cachekd.capture.writing import Writing
-from cachekd.errors import Incomplete, TeacherError
+from cachekd.errors import BadTargets, Incomplete, TeacherError
 from cachekd.store.commit import ScoredUnit
 from cachekd.store.plan import PlannedBatch
 from cachekd.teachers import Teacher
+from cachekd.teachers._memory import MOST_FAILURES, in_pieces, one_memory_error
 from cachekd.types import TopKLogits
+
+_NAMED = 3
+_log = logging.getLogger(__name__)
 
 
 def score_unit(
@@ -48,6 +56,7 @@ def score_unit(
         targets=targets,
         attention=teacher.take(keys) if isinstance(teacher, AttendingTeacher) else None,
         numerics={**teacher.numerics, "threads": job.plan.threads, "split": splits},
+        skipped=_skipped(job, keys, targets),
         seconds=time.monotonic() - started,
     )
 
@@ -78,30 +87,27 @@ def _score_unit(
 def score_batch(job: Job, teacher: Teacher, batch: PlannedBatch) -> tuple[list[TopKLogits], int]:
     """Targets of a planned batch, and into how many pieces lack of memory split it.
 
-    The planned shape is tried twice before it is split; pieces keep the padded length, so a
-    document sees the same shape of everything but the batch.
+    Pieces keep the padded length, so a document sees the same shape of everything but the batch.
+
+    Raises:
+        TeacherError: it gave what cannot be stored, or has no memory; names the documents.
     """
     keys = job.plan.keys[batch.first : batch.first + batch.rows]
-    for attempt in range(2):
-        try:
-            return _score(job, teacher, keys, batch.padded_length), 1
-        except MemoryError as error:
-            if attempt and batch.rows == 1:
-                name = job.documents.names(keys)
-                raise TeacherError(
-                    f"out of memory for one document of {batch.padded_length} tokens "
-                    f"({name}): {error}. Use --max-length with --on-long, a smaller "
-                    "dtype, or --device-map auto"
-                ) from error
-        gc.collect()
-    half = batch.rows // 2
-    left, left_pieces = score_batch(
-        job, teacher, PlannedBatch(batch.first, half, batch.padded_length)
+
+    def given_up(part: slice, failure: str) -> TeacherError:
+        count = part.stop - part.start
+        what = "one document" if count == 1 else f"{count} documents"
+        return TeacherError(
+            f"out of memory for {what} of {batch.padded_length} tokens "
+            f"({job.documents.names(keys[part])}), {MOST_FAILURES} times in a row: {failure}. Use "
+            "a smaller --batch-tokens or --dtype, --max-length with --on-long, or --device-map auto"
+        )
+
+    return in_pieces(
+        batch.rows,
+        lambda part: _score(job, teacher, keys[part], batch.padded_length),
+        given_up,
     )
-    right, right_pieces = score_batch(
-        job, teacher, PlannedBatch(batch.first + half, batch.rows - half, batch.padded_length)
-    )
-    return left + right, left_pieces + right_pieces
 
 
 def _score(
@@ -110,7 +116,14 @@ def _score(
     documents = [job.documents[key] for key in keys]
     wanted = [job.wanted[key] if job.wanted is not None else None for key in keys]
     try:
-        scores = teacher.score(documents, padded_length, job.selection, wanted)
+        with one_memory_error():
+            scores = teacher.score(documents, padded_length, job.selection, wanted)
+        return checked(scores, documents, wanted, job.selection)
+    except BadTargets as error:
+        raise TeacherError(
+            f"{_named(job, keys, error.rows)}: {error}. Nothing of it was stored; check the "
+            "teacher's weights and dtype, or leave such rows out with --on-bad-targets skip"
+        ) from error
     except TeacherError as error:
         if len(keys) == 1:
             raise TeacherError(
@@ -120,9 +133,38 @@ def _score(
         for key in keys:  # which document is it?
             _score(job, teacher, [key], padded_length)
         raise
-    for target, document in zip(scores, documents, strict=True):
-        assert target.rows == len(document) - 1, "a teacher must give L-1 rows for L tokens"
-    return scores
+
+
+def _named(job: Job, keys: Sequence[bytes], rows: Mapping[int, Sequence[int]]) -> str:
+    """The first documents with bad rows, and the positions of these."""
+    parts = [
+        f"{job.documents.names([keys[place]])} at {positions(own)} of "
+        f"{len(job.documents[keys[place]])} tokens"
+        for place, own in list(rows.items())[:_NAMED]
+    ]
+    more = f", and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    return ", ".join(parts) + more
+
+
+def _skipped(
+    job: Job, keys: Sequence[bytes], targets: Sequence[TopKLogits]
+) -> dict[bytes, tuple[int, ...]]:
+    """Rows by key that the teacher gave no distribution of, and that were let go."""
+    if not job.selection.skip_bad:
+        return {}
+    every = {
+        key: left_out(target, job.wanted[key] if job.wanted is not None else None)
+        for key, target in zip(keys, targets, strict=True)
+    }
+    found = {key: rows for key, rows in every.items() if rows}
+    if found:
+        places = {place: found[key] for place, key in enumerate(keys) if key in found}
+        _log.warning(
+            "%d rows are left out, for the teacher gives no distribution of them: %s",
+            sum(map(len, found.values())),
+            _named(job, keys, places),
+        )
+    return found
 
 
 def describe(job: Job) -> dict[str, Any]:

@@ -64,7 +64,10 @@ def unpack_scalars(parts: Sequence[Sequence[Stream]], header: CodecHeader) -> li
     """
     streams = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
     if exact_scalars(header):
-        return [stream.astype(np.uint32).view(np.float32) for stream in streams]
+        values = [stream.astype(np.uint32).view(np.float32) for stream in streams]
+        if not all((value < np.inf).all() for value in values):
+            raise CorruptCache("a scalar of a record is NaN or infinite")
+        return values
     tail, following, entropy, *lognorm = streams
     if tail.max(initial=0) > _ALL:
         raise CorruptCache("a tail of a record has no such code")

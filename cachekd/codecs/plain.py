@@ -101,17 +101,23 @@ class PlainCodec:
         np.cumsum(counts, out=offsets[1:])
         if offsets[-1] != entries or (entries and int(ids.max()) >= self._header.vocab_size):
             raise CorruptCache("decoded counts or token ids do not fit the record")
+        logprobs = plane(self._value, entries).astype(np.float32)
+        further = self._header.temperatures
+        scalars = [plane("<f4", rows).astype(np.float32) for _ in range(3 + len(further))]
+        if not all((values < np.inf).all() for values in (logprobs, *scalars)):
+            raise CorruptCache("a value of a record is NaN or infinite")
+        tail, next_logprob, entropy, *lognorm = scalars
         return TopKLogits(
             offsets=offsets,
             ids=ids,
-            logprobs=plane(self._value, entries).astype(np.float32),
+            logprobs=logprobs,
             weights=None,
-            tail=plane("<f4", rows).astype(np.float32),
-            next_logprob=plane("<f4", rows).astype(np.float32),
-            entropy=plane("<f4", rows).astype(np.float32),
+            tail=tail,
+            next_logprob=next_logprob,
+            entropy=entropy,
             lognorm={
                 1.0: np.zeros(rows, dtype=np.float32),
-                **{t: plane("<f4", rows).astype(np.float32) for t in self._header.temperatures},
+                **dict(zip(further, lognorm, strict=True)),
             },
             vocab_size=self._header.vocab_size,
         )

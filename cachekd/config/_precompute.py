@@ -50,6 +50,14 @@ class PrecomputeConfig(
 ):
     """Settings of ``cachekd precompute``."""
 
+    on_bad_targets: str = option(
+        "fail",
+        "What to do with rows that the teacher gives no distribution of (NaN, infinite): fail, or "
+        "leave them out, recorded; they are never trained on.",
+        choices=("fail", "skip"),
+        group="Run",
+    )
+
     @property
     def attention_kernel(self) -> str:
         """The attention implementation that the teacher is loaded with."""

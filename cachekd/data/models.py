@@ -15,6 +15,9 @@ _PATTERNS = ["*.json", "*.jinja", "*.model", "*.txt", "*.py"]
 _SAFETENSORS = ["*.safetensors"]
 _BIN = ["pytorch_model*.bin"]
 _UNREAD = ["original/*", "consolidated*", "*/*.safetensors"]
+_TOKENS = ("bos_token", "eos_token", "pad_token")
+_POLICY = (*_TOKENS, "chat_template")
+_WITHOUT_DEFAULTS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -107,6 +110,28 @@ def end_tokens(folder: Path, config: Mapping[str, Any]) -> tuple[int, ...]:
         found = config.get("eos_token_id", inner.get("eos_token_id"))
     listed = found if isinstance(found, list) else [found]
     return tuple(item for item in listed if isinstance(item, int))
+
+
+def token_policy(folder: Path) -> dict[str, Any]:
+    """What a tokenizer's files say of BOS, EOS, padding and chat template; no more than that.
+
+    Raises:
+        TeacherError: a file is not JSON.
+    """
+    stated: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        try:
+            value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except (OSError, ValueError) as error:
+            raise TeacherError(f"{path} cannot be read: {error}") from error
+        if value.get("tokenizer_class") in _WITHOUT_DEFAULTS:
+            stated |= dict.fromkeys(_TOKENS)
+        stated |= {key: value[key] for key in _POLICY if key in value}
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        stated["chat_template"] = template.read_text(encoding="utf-8")
+    return {key: v["content"] if isinstance(v, dict) else v for key, v in stated.items()}
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from cachekd.codecs import CodecHeader
 from cachekd.data.attention import AttentionSpec
 from cachekd.store.attention_shards import EncodedAttention
 from cachekd.store.commit import ScoredUnit, Sink
+from cachekd.store.skipped import dump_skipped, load_skipped
 from cachekd.types import TopKLogits
 
 _HEAD = struct.Struct("<QQ")
@@ -53,6 +54,7 @@ def send_unit(stream: IO[bytes], unit: ScoredUnit) -> None:
         "keys": [base64.b64encode(key).decode() for key in unit.keys],
         "numerics": dict(unit.numerics),
         "seconds": unit.seconds,
+        **dump_skipped(unit.skipped),
         "targets": [_shape(target) for target in unit.targets],
         "layers": [len(kept.layers) for kept in unit.attention or ()],
     }
@@ -89,6 +91,7 @@ def receive_unit(stream: IO[bytes]) -> ScoredUnit:
         attention=attention or None,
         numerics=value["numerics"],
         seconds=value["seconds"],
+        skipped=load_skipped(value),
     )
 
 

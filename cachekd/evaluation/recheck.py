@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from cachekd.capture.identify import public_name
 from cachekd.capture.job import selection_of
 from cachekd.codecs._grids import Grid
 from cachekd.config import RecheckConfig, precompute_config
@@ -23,7 +24,12 @@ from cachekd.evaluation.compare import NOISE_FACTOR, Compared, Triple, compare, 
 from cachekd.evaluation.dense import DenseRows, Rows, dense_rows, joined, take
 from cachekd.evaluation.fidelity import fidelity, header_of, references
 from cachekd.plugins import find
-from cachekd.store.identity import refuse_difference, source_facts, tokenizer_facts
+from cachekd.store.identity import (
+    refuse_difference,
+    source_facts,
+    tokenizer_facts,
+    warn_of_difference,
+)
 from cachekd.store.reader import Cache
 from cachekd.teachers import Selection, Teacher, TeacherFacts
 from cachekd.types import Float32, Int64, Record, TopKLogits
@@ -105,6 +111,13 @@ def _load(cache: Cache, config: RecheckConfig) -> tuple[Teacher, int]:
         {"source": source, "attn_implementation": settings.attention_kernel},
         f"the cache {cache.url}",
         f"the teacher {config.teacher}",
+    )
+    warn_of_difference(
+        "verify",
+        cache.identity.provenance,
+        {"teacher": public_name(config.teacher), "revision": config.revision},
+        f"the cache {cache.url}",
+        "this call",
     )
     teacher: Teacher = backend.load(settings, facts, config.threads or os.cpu_count() or 1)
     return teacher, facts.context_length

@@ -1,12 +1,11 @@
 """What the score cache lacks: found, cut into batches, and scored.
 
 In: documents with their blocks and the keys that are held. Out: `Miss`es, batches of them, and the
-teacher's targets; where memory is short a batch is halved.
+teacher's targets; where memory is short, of one piece of a batch after another.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from cachekd.errors import TeacherError
 from cachekd.rollouts.blocks import Block
 from cachekd.rollouts.teacher import LiveTeacher
 from cachekd.store.plan import cut
+from cachekd.teachers._memory import MOST_FAILURES, in_pieces, one_memory_error
 from cachekd.types import Int32, TopKLogits
 
 _SHOWN_TOKENS = 8
@@ -96,31 +96,38 @@ def score_batch(
         TeacherError: the teacher cannot be reached, gave NaN, or has no memory for one document;
             of a teacher in this process it names the document.
     """
+
+    def given_up(part: slice, failure: str) -> TeacherError:
+        count = part.stop - part.start
+        what = "one document" if count == 1 else f"{count} documents"
+        return TeacherError(
+            f"the live teacher has no memory for {what} of {padded_length} tokens "
+            f"({shown(batch[part][0].ids_L)}), {MOST_FAILURES} times in a row: {failure}. Lower "
+            "--max-new-tokens, or choose a smaller --teacher-dtype or --teacher-device-map auto"
+        )
+
+    found, _ = in_pieces(
+        len(batch), lambda part: _score(teacher, batch[part], padded_length), given_up
+    )
+    return found
+
+
+def _score(teacher: LiveTeacher, batch: Sequence[Miss], padded_length: int) -> list[TopKLogits]:
     given = [item.given for item in batch]
     try:
-        return teacher.teacher.score(
-            [item.ids_L for item in batch],
-            padded_length,
-            teacher.selection,
-            [np.arange(len(item.ids_L) - 1) >= item.first_row for item in batch],
-            given if any(ids is not None for ids in given) else None,
-        )
-    except MemoryError as error:
-        if len(batch) == 1:
-            raise TeacherError(
-                f"the live teacher has no memory for one document of {padded_length} tokens "
-                f"({shown(batch[0].ids_L)}): {error}. Lower --max-new-tokens, or choose a smaller "
-                "--teacher-dtype or --teacher-device-map auto"
-            ) from error
+        with one_memory_error():
+            return teacher.teacher.score(
+                [item.ids_L for item in batch],
+                padded_length,
+                teacher.selection,
+                [np.arange(len(item.ids_L) - 1) >= item.first_row for item in batch],
+                given if any(ids is not None for ids in given) else None,
+            )
     except TeacherError as error:
         if teacher.remote:
             raise
         _name_document(teacher, batch, padded_length, error)
         raise
-    gc.collect()
-    half = len(batch) // 2
-    left = score_batch(teacher, batch[:half], padded_length)
-    return left + score_batch(teacher, batch[half:], padded_length)
 
 
 def _name_document(
@@ -133,7 +140,7 @@ def _name_document(
     """
     if len(batch) > 1:
         for item in batch:
-            score_batch(teacher, [item], padded_length)
+            _score(teacher, [item], padded_length)
         return
     ids_L = batch[0].ids_L
     raise TeacherError(

@@ -7,7 +7,6 @@ fails it is halved, down to the document at fault, and only that one's request f
 
 from __future__ import annotations
 
-import gc
 import logging
 import queue
 import threading
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from cachekd.errors import TeacherError
 from cachekd.store.plan import PlannedBatch, cut
 from cachekd.teachers import Selection, Teacher
+from cachekd.teachers._memory import release
 from cachekd.teachers._wire import ScoreRequest
 from cachekd.types import TopKLogits
 
@@ -152,7 +152,7 @@ class Batches:
         self, items: Sequence[_Item], padded_length: int, selection: Selection, error: Exception
     ) -> None:
         if isinstance(error, MemoryError):
-            gc.collect()
+            release()
         if len(items) > 1:
             middle = len(items) // 2
             self._score(items[:middle], padded_length, selection)

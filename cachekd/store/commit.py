@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from cachekd.store.attention_shards import AttentionFacts, EncodedAttention, wri
 from cachekd.store.io import Location
 from cachekd.store.layout import attention_name, shard_name, unit_name
 from cachekd.store.shards import write_shard
+from cachekd.store.skipped import Skipped
 from cachekd.store.state import UnitRecord, is_committed
 from cachekd.types import Int32, TopKLogits
 
@@ -55,6 +56,7 @@ class ScoredUnit:
         attention: what is kept of the attention of each, or None.
         numerics: what the numbers depend on.
         seconds: how long it was scored.
+        skipped: rows by key that the teacher gave no distribution of; they are empty.
     """
 
     number: int
@@ -64,6 +66,7 @@ class ScoredUnit:
     attention: Sequence[EncodedAttention] | None = None
     numerics: Mapping[str, Any]
     seconds: float
+    skipped: Skipped = field(default_factory=dict)
 
 
 def write_unit(sink: Sink, location: Location, unit: ScoredUnit, prior: Prior | None) -> None:
@@ -83,6 +86,7 @@ def write_unit(sink: Sink, location: Location, unit: ScoredUnit, prior: Prior | 
         shard=facts,
         attention=_write_attention(sink, location, unit),
         numerics=unit.numerics,
+        skipped=unit.skipped,
     )
     made = {
         "host": platform.node(),

@@ -28,6 +28,7 @@ from cachekd.store.layout import (
 from cachekd.store.plan import Plan
 from cachekd.store.samples import SampleTable
 from cachekd.store.shards import ShardFacts
+from cachekd.store.skipped import FIELD, Skipped, in_force, plain
 from cachekd.store.state import CacheState
 
 
@@ -38,10 +39,10 @@ def content_of(
     shards = state.shards()
     index_data = index.dump()
     names = [CACHE, CAPTURE, *(plan_name(plan) for plan in state.plans)]
-    identity, attention = state.identity, state.attention()
+    identity, attention, skipped = state.identity, state.attention(), state.skipped()
     if identity.attention_id is not None:
         names.append(ATTENTION_CAPTURE)
-    content = {
+    content: dict[str, Any] = {
         "root": root_digest(
             identity.source_id,
             identity.capture_id,
@@ -59,7 +60,8 @@ def content_of(
             **{name: bytes_digest(location.read(name)) for name in names},
             **_unit_digests(location, state),
         },
-        "totals": totals(shards, samples, index, attention),
+        **({FIELD: {name: plain(rows) for name, rows in skipped.items()}} if skipped else {}),
+        "totals": totals(shards, samples, index, attention, skipped),
         "runs": [
             {
                 "plan": digest,
@@ -132,8 +134,10 @@ def totals(
     samples: SampleTable,
     index: KeyIndex,
     attention: Mapping[str, AttentionFacts],
+    skipped: Mapping[str, Skipped],
 ) -> dict[str, int]:
     """Counts over a cache: samples (of them those written by the teacher), keys, and shards."""
+    let_go = sum(map(len, in_force(skipped, index).values()))
     further = {
         "attention_shards": len(attention),
         "attention_rows": sum(facts.queries for facts in attention.values()),
@@ -143,6 +147,7 @@ def totals(
     return {
         **(further if attention else {}),
         **({"generated": written} if written else {}),
+        **({FIELD: let_go} if let_go else {}),
         "samples": len(samples.ids),
         "sample_tokens": int(samples.lengths.sum()),
         "keys": len(index),

@@ -7,6 +7,7 @@ library is imported: weights are digested as files, tokenizers are read as JSON.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,10 @@ _MODEL_KEYS = [
     "max_input_chars_per_word",
     "dropout",
 ]
+
+
+_NOT_COMPARED = ("cachekd", "clock")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,3 +243,19 @@ def refuse_difference(door: str, left: Any, right: Any, left_name: str, right_na
             f"{door}: {left_name} and {right_name} do not belong together. "
             f"They differ in (first / second):\n  " + "\n  ".join(lines)
         )
+
+
+def warn_of_difference(
+    door: str,
+    left: Mapping[str, Any],
+    right: Mapping[str, Any],
+    left_name: str,
+    right_name: str,
+) -> None:
+    """Warn of each field in which two provenances differ: where they come from, how text was cut.
+
+    Fields that one side does not state are not compared, nor are versions and clocks.
+    """
+    stated = [key for key in left if key in right and key not in _NOT_COMPARED]
+    for line in differences({k: left[k] for k in stated}, {k: right[k] for k in stated}):
+        _log.warning("%s: %s and %s are not made alike: %s", door, left_name, right_name, line)

@@ -11,6 +11,7 @@ from cachekd.store.io import Location
 from cachekd.store.priors import Priors
 from cachekd.store.samples import SampleTable
 from cachekd.store.shards import Groups, Shard
+from cachekd.store.skipped import in_force
 from cachekd.store.state import CacheState
 
 
@@ -25,6 +26,7 @@ def check_rows(
         DataError: says how many samples lack rows.
     """
     shards, groups, priors, facts = {}, Groups(), Priors(location), state.shards()
+    let_go = in_force(state.skipped(), index)
     lacking = 0
     for i, key in enumerate(samples.keys):
         place = index.find(key)
@@ -37,6 +39,7 @@ def check_rows(
         _, _, targets = shards[digest].record(place[1])
         prompt = int(samples.prompt_lengths[i])
         wanted = trained_rows(samples.roles(i), None if prompt < 0 else prompt, LossMask.AUTO)
+        wanted[list(let_go.get(key, ()))] = False
         lacking += bool((wanted & (np.diff(targets.offsets) == 0)).any())
     if lacking:
         raise DataError(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache
 from cachekd.store.generated import generated_files
-from cachekd.store.identity import refuse_difference
+from cachekd.store.identity import refuse_difference, warn_of_difference
 from cachekd.store.identity_files import write_identity
 from cachekd.store.io import Location
 from cachekd.store.layout import (
@@ -67,13 +67,9 @@ def open_all(
 
 
 def _refuse(door: str, left: CacheState, right: CacheState, left_url: str, right_url: str) -> None:
-    refuse_difference(
-        door,
-        left.identity.facts(),
-        right.identity.facts(),
-        left_url,
-        right_url,
-    )
+    here, there = left.identity, right.identity
+    refuse_difference(door, here.facts(), there.facts(), left_url, right_url)
+    warn_of_difference(door, here.provenance, there.provenance, left_url, right_url)
 
 
 def copy_samples(place: Location, state: CacheState, into: Location) -> None:

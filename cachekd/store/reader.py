@@ -26,6 +26,7 @@ from cachekd.store.priors import Priors
 from cachekd.store.samples import SampleTable
 from cachekd.store.seal import Manifest, captured, load_samples, read_manifest
 from cachekd.store.shards import Groups, Shard, ShardFacts
+from cachekd.store.skipped import Skipped, in_force, marked
 from cachekd.store.state import read_state
 from cachekd.types import AttentionRows, Float32, Int32, Int64, Record, Role, TopKLogits, UInt8
 
@@ -45,6 +46,7 @@ class Cache:
         written: whether the teacher wrote the response of each sample, bool.
         sample_ids: content id of each sample.
         decodes_attention: whether records come with their attention.
+        skipped: rows by key that the teacher gave no distribution of.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Cache:
         shards: Mapping[str, ShardFacts],
         manifest: Manifest | None,
         attention: Mapping[str, AttentionFacts],
+        skipped: Mapping[str, Skipped],
     ) -> None:
         self.name = name
         self.url = location.url
@@ -64,8 +67,11 @@ class Cache:
         self.manifest = manifest
         self.root = manifest.root if manifest else None
         self.totals = (
-            dict(manifest.totals) if manifest else totals(shards, samples, index, attention)
+            dict(manifest.totals)
+            if manifest
+            else totals(shards, samples, index, attention, skipped)
         )
+        self.skipped = in_force(skipped, index)
         self.lengths = samples.lengths
         self.sample_ids = samples.ids
         self.domains = samples.domains
@@ -192,6 +198,7 @@ class Cache:
             weight=1.0 if i is None else float(self._samples.weights[i]),
             logits=logits,
             attention=self._attention_rows(place, input_ids) if self.decodes_attention else None,
+            skipped=marked(self.skipped.get(key), logits.rows),
         )
 
     def _attention_rows(self, place: tuple[int, int], input_ids: Int32) -> AttentionRows:
@@ -278,13 +285,13 @@ def _open_sealed(location: Location, name: str) -> Cache:
             f"{len(samples.ids)} are found"
         )
     shards, attention = manifest.shards, manifest.attention
-    return Cache(location, name, identity, samples, index, shards, manifest, attention)
+    skipped = manifest.skipped
+    return Cache(location, name, identity, samples, index, shards, manifest, attention, skipped)
 
 
 def _open_partial(location: Location, name: str) -> Cache:
     state = read_state(location)
     index = state.index()
     samples = captured(load_samples(location, state.samples(), state.written()), index)
-    return Cache(
-        location, name, state.identity, samples, index, state.shards(), None, state.attention()
-    )
+    facts = (state.shards(), None, state.attention(), state.skipped())
+    return Cache(location, name, state.identity, samples, index, *facts)

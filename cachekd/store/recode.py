@@ -150,6 +150,7 @@ def _recode_unit(
         shard=facts,
         attention=record.attention,
         numerics={**record.numerics, "recoded": True},
+        skipped=record.skipped,
     )
     made = {"host": platform.node(), "at": datetime.now(UTC).isoformat(timespec="seconds")}
     into.create(unit_name(record.plan, record.number), again.dump(tuple(keys), made))

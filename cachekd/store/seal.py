@@ -41,6 +41,7 @@ from cachekd.store.layout import (
 from cachekd.store.logits_rows import check_rows
 from cachekd.store.samples import SampleTable, collect, read_samples
 from cachekd.store.shards import ShardFacts
+from cachekd.store.skipped import FIELD, Skipped, parse
 from cachekd.store.state import CacheState, read_state
 
 _MANIFEST = re.compile(r"manifest-([0-9]{1,9})\.json")
@@ -50,7 +51,8 @@ _MANIFEST = re.compile(r"manifest-([0-9]{1,9})\.json")
 class Manifest:
     """A seal as read back; ``attention`` is keyed by the logits shard of the same documents.
 
-    ``repaired`` names what earlier seals of the cache named and this one had to leave out.
+    ``repaired`` names what earlier seals of the cache named and this one had to leave out;
+    ``skipped``: by shard the rows that the teacher gave no distribution of.
     """
 
     generation: int
@@ -67,6 +69,7 @@ class Manifest:
     attention_id: str | None
     attention: Mapping[str, AttentionFacts]
     repaired: tuple[str, ...]
+    skipped: Mapping[str, Skipped]
 
     def written(self) -> frozenset[str]:
         """Digests of the samples shards whose responses the teacher wrote."""
@@ -118,6 +121,7 @@ def load_seal(location: Location, generation: int) -> Manifest:
             attention_id=attention["capture_id"] if attention else None,
             attention=_attention(attention["shards"]) if attention else {},
             repaired=tuple(map(str, document.get("repaired", ()))),
+            skipped={name: parse(rows) for name, rows in document.get(FIELD, {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptCache(f"{location.path(name)} is no seal: {error!r}") from error

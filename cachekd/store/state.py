@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from cachekd.store.layout import (
 )
 from cachekd.store.plan import Plan, load_plan
 from cachekd.store.shards import ShardFacts
+from cachekd.store.skipped import Skipped, dump_skipped, load_skipped
 
 _UNIT = re.compile(r"([0-9a-f]{64})-([0-9]{1,9})\.json")
 _PLAN = re.compile(r"([0-9a-f]{64})\.json")
@@ -45,7 +46,8 @@ _log = logging.getLogger(__name__)
 class UnitRecord:
     """A commit record: shards that are whole, and how they were made.
 
-    ``attention`` is the shard of the same documents' attention, where that is captured.
+    ``attention`` is the shard of the same documents' attention, where that is captured; ``skipped``
+    are rows that the teacher gave no distribution of.
     """
 
     plan: str
@@ -53,6 +55,7 @@ class UnitRecord:
     shard: ShardFacts
     numerics: Mapping[str, Any]
     attention: AttentionFacts | None = None
+    skipped: Skipped = field(default_factory=dict)
 
     def files(self) -> list[str]:
         """Files without which the unit cannot be read: its shards, and the prior of them."""
@@ -74,6 +77,7 @@ class UnitRecord:
                 "key_min": min(keys).hex(),
                 "key_max": max(keys).hex(),
                 "numerics": dict(self.numerics),
+                **dump_skipped(self.skipped),
                 "made": dict(made),
             },
         )
@@ -90,8 +94,9 @@ def load_unit(name: str, data: bytes) -> UnitRecord:
             shard=ShardFacts.from_json(document["shards"][KIND]),
             numerics=document["numerics"],
             attention=AttentionFacts.from_json(attention) if attention is not None else None,
+            skipped=load_skipped(document),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptCache(f"{name} is no commit record: {error!r}") from error
     if unit_name(record.plan, record.number) != name:
         raise CorruptCache(f"{name} is the record of another unit; the file was moved")
@@ -159,6 +164,14 @@ class CacheState:
             other = found.get(record.shard.digest)
             if record.attention and (other is None or record.attention.digest < other.digest):
                 found[record.shard.digest] = record.attention
+        return dict(sorted(found.items()))
+
+    def skipped(self) -> dict[str, Skipped]:
+        """Rows that were let go, by shard."""
+        found: dict[str, dict[bytes, tuple[int, ...]]] = {}
+        for record in self.units.values():
+            if record.skipped:
+                found.setdefault(record.shard.digest, {}).update(record.skipped)
         return dict(sorted(found.items()))
 
     def samples(self) -> list[str]:

@@ -67,6 +67,8 @@ class Selection:
         seed: draws are a function of this, of the document's token ids and of the row alone.
         vocab_size: real vocabulary V; logits are normalised over it, padding is cut off.
         temperatures: temperatures other than 1 whose log-normaliser is computed.
+        skip_bad: rows that are no distribution (NaN, +inf, nothing but -inf) get an empty support;
+            else they are an error.
     """
 
     k: int
@@ -78,6 +80,7 @@ class Selection:
     tau: float = 0.0
     samples: int = 0
     seed: int = 0
+    skip_bad: bool = False
 
 
 class Teacher(Protocol):
@@ -105,7 +108,8 @@ class Teacher(Protocol):
 
         Raises:
             ConfigError: given ids beside a selection that samples, or of another shape.
-            TeacherError: a row is NaN or infinite; names the document's place in the batch.
+            BadTargets: rows are NaN or infinite, and the selection does not skip them.
+            TeacherError: the numbers are not those of these documents.
             MemoryError: out of memory (whatever the device calls it).
         """
 

@@ -28,11 +28,7 @@ class Downloads:
         self._under_way: list[Picked] = []
 
     def add(self, picked: Picked) -> None:
-        """Take a tile over.
-
-        Raises:
-            TeacherError: on a CPU at once, on a GPU from `finish`: see `tile_of`.
-        """
+        """Take a tile over."""
         if self._stream is None:
             self._tiles.append(tile_of(picked, self._selection))
             return
@@ -47,11 +43,7 @@ class Downloads:
         self._under_way.append(Picked(**copies))
 
     def finish(self) -> list[Tile]:
-        """All tiles in the order they came.
-
-        Raises:
-            TeacherError: see `tile_of`.
-        """
+        """All tiles in the order they came."""
         if self._stream is not None:
             self._stream.synchronize()
             self._tiles += [tile_of(picked, self._selection) for picked in self._under_way]

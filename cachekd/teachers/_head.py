@@ -18,10 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cachekd.errors import TeacherError
+from cachekd.teachers._memory import one_memory_error
+
 # Elements of the logits that exist at once.
 _CHUNK_ELEMENTS = {"cpu": 1 << 25}
 _CHUNK_ELEMENTS_DEVICE = 1 << 28
 _PROBE = (2, 4)
+_CANNOT = (TeacherError, AttributeError, TypeError, ValueError, RuntimeError, IndexError)
 _log = logging.getLogger(__name__)
 
 
@@ -55,13 +59,14 @@ class LogitRows:
     def chunks(self, tokens_BT: Tensor, mask_BT: Tensor, rows_N: Tensor) -> Iterator[Tensor]:
         """Logits [n, V] of rows of the flattened batch, in their order, a chunk at a time."""
         if not self.chunked:
-            logits_RV = self._forward(tokens_BT, mask_BT).logits.flatten(0, 1)
+            logits_RV = _of_tokens(self._forward(tokens_BT, mask_BT).logits, tokens_BT)
             step = chunk_rows(logits_RV.device.type, logits_RV.shape[-1])
             for part_n in torch.split(rows_N.to(logits_RV.device), step):
                 yield logits_RV[part_n]
             return
         hidden_BTD, kind = self._body(tokens_BT, mask_BT)
-        hidden_RD, rows_N = hidden_BTD.flatten(0, 1), rows_N.to(hidden_BTD.device)
+        hidden_RD = _of_tokens(hidden_BTD, tokens_BT)
+        rows_N = rows_N.to(hidden_RD.device)
         for part_n in torch.split(rows_N, chunk_rows(hidden_RD.device.type, self._width)):
             if len(part_n):
                 yield self._head(hidden_RD[part_n], kind)
@@ -88,7 +93,7 @@ class LogitRows:
         tokens_1n = torch.zeros((1, len(hidden_nD)), dtype=torch.int64, device=self._device)
         with _forward_of(self._decoder, lambda *_, **__: kind(last_hidden_state=hidden_nD[None])):
             logits_1nV: Tensor = self._forward(tokens_1n, torch.ones_like(tokens_1n)).logits
-        return logits_1nV[0]
+        return _of_tokens(logits_1nV, tokens_1n)
 
     def _probe(self) -> str | None:
         """Why chunks do not give the model's own logits, to rounding, or None."""
@@ -100,8 +105,9 @@ class LogitRows:
             self._width = whole_RV.shape[-1]
             self.chunked = True
             try:
-                parts = list(self.chunks(tokens_BT, mask_BT, rows_N))
-            except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+                with one_memory_error():
+                    parts = list(self.chunks(tokens_BT, mask_BT, rows_N))
+            except _CANNOT as error:
                 return f"{type(error).__name__}: {error}"
         chunked_NV, wanted_NV = torch.cat(parts).float(), whole_RV[rows_N].float()
         if chunked_NV.shape != wanted_NV.shape:
@@ -109,6 +115,20 @@ class LogitRows:
         allowed = (4 * torch.finfo(whole_RV.dtype).eps + 1e-5) * float(wanted_NV.abs().max())
         worst = float((chunked_NV - wanted_NV).abs().max())
         return None if worst <= allowed else f"its logits then differ by {worst:.3g}"
+
+
+def _of_tokens(values_BTX: Tensor, tokens_BT: Tensor) -> Tensor:
+    """Rows of a batch, one a token.
+
+    Raises:
+        TeacherError: there are more or fewer: rows would be those of other tokens.
+    """
+    if values_BTX.shape[:2] != tokens_BT.shape:
+        raise TeacherError(
+            f"the teacher gives rows of shape {tuple(values_BTX.shape[:2])} for tokens of shape "
+            f"{tuple(tokens_BT.shape)}: expected one row a token"
+        )
+    return values_BTX.flatten(0, 1)
 
 
 @contextmanager

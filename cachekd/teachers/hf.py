@@ -5,7 +5,6 @@ Comes in: a folder or hub id with loading options. Goes out: sparse targets of p
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cachekd.config import ModelConfig, PrecomputeConfig, ScoringConfig
+from cachekd.config import PrecomputeConfig, ScoringConfig
 from cachekd.data.attention import AttentionSpec
 from cachekd.data.models import (
     adapter_facts,
@@ -25,8 +24,9 @@ from cachekd.data.models import (
     resolve_model,
     weights_digest,
 )
-from cachekd.errors import ConfigError, TeacherError
+from cachekd.errors import TeacherError
 from cachekd.teachers import LayerSink, PromptDraw, Selection, TeacherFacts, WritingSpec
+from cachekd.teachers._loading import check_extras, load_model, no_room
 from cachekd.teachers._memory import one_memory_error
 from cachekd.types import Int32, Int64, TopKLogits
 
@@ -52,7 +52,7 @@ class HFTeacher:
         folder = resolve_model(config.teacher, config.revision)
         tokenizer = resolve_model(config.tokenizer, weights=False) if config.tokenizer else folder
         adapter = resolve_model(config.adapter) if config.adapter else None
-        _check_extras(config)
+        check_extras(config)
         settings = model_config(folder)
         context = context_length(settings) or config.max_length
         if context is None:
@@ -83,7 +83,10 @@ class HFTeacher:
                 the checkpoint; says why.
         """
         try:
-            model, missing = _load_model(config, facts)
+            with one_memory_error():
+                model, missing = load_model(config, facts)
+        except MemoryError as error:
+            raise no_room(config, error) from error
         except Exception as error:  # file formats and code of models have errors of their own
             raise TeacherError(f"teacher {config.teacher} cannot be loaded: {error}") from error
         if missing:
@@ -102,7 +105,11 @@ class HFTeacher:
             from cachekd.teachers._attention import install
 
             install(model)
-        return HFTeacher(model, threads)
+        try:
+            with one_memory_error():
+                return HFTeacher(model, threads)
+        except MemoryError as error:
+            raise no_room(config, error) from error
 
     @property
     def model(self) -> Any:
@@ -208,33 +215,6 @@ class HFTeacher:
         return downloads.finish()
 
 
-def _load_model(
-    config: PrecomputeConfig | ScoringConfig, facts: TeacherFacts
-) -> tuple[Any, list[str]]:
-    """The model where it is to run, and the names of weights that its checkpoint lacks."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    placed = {"device_map": config.device_map} if config.device_map else {}
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        facts.folder,
-        dtype=getattr(torch, facts.dtype),
-        attn_implementation=config.attention_kernel,
-        trust_remote_code=config.trust_remote_code,
-        output_loading_info=True,
-        **placed,
-        **_quantization(config),
-    )
-    if facts.adapter_folder is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, facts.adapter_folder)
-    if not placed and not (config.load_in_4bit or config.load_in_8bit):
-        model = model.to(device)
-    return model, sorted(loading["missing_keys"])
-
-
 def _check_width(width: int, selection: Selection) -> None:
     if width < selection.vocab_size:
         raise TeacherError(
@@ -263,35 +243,6 @@ def _inference(threads: int) -> Iterator[None]:
 
     with one_memory_error(), torch.inference_mode(), _cpu_threads(threads):
         yield
-
-
-def _check_extras(config: ModelConfig) -> None:
-    """Refuse options whose library is not installed, before anything is loaded."""
-    needs = {
-        "peft": (bool(config.adapter), "peft", "peft"),
-        "bitsandbytes": (config.load_in_4bit or config.load_in_8bit, "bitsandbytes", "bnb"),
-        "accelerate": (bool(config.device_map), "accelerate", ""),
-    }
-    for asked, module, extra in needs.values():
-        if asked and importlib.util.find_spec(module) is None:
-            package = f"cachekd[{extra}]" if extra else module
-            raise ConfigError(f"{module} is not installed; run: pip install '{package}'")
-
-
-def _quantization(config: ModelConfig) -> dict[str, Any]:
-    if not (config.load_in_4bit or config.load_in_8bit):
-        return {}
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    settings = BitsAndBytesConfig(
-        load_in_8bit=config.load_in_8bit,
-        load_in_4bit=config.load_in_4bit,
-        bnb_4bit_quant_type=config.bnb_4bit_quant_type,
-        bnb_4bit_compute_dtype=getattr(torch, config.bnb_4bit_compute_dtype),
-        bnb_4bit_use_double_quant=config.bnb_4bit_use_double_quant,
-    )
-    return {"quantization_config": settings}
 
 
 PLUGIN = HFTeacher

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cachekd.config import LEVEL_STEPS
+from cachekd.data.models import token_policy
+from cachekd.store.identity import warn_of_difference
 
 if TYPE_CHECKING:
     from cachekd.objectives import Needs
@@ -19,9 +22,28 @@ if TYPE_CHECKING:
     from cachekd.training.loader import CacheDataset
 
 _LOOKED_AT = 32
+_NAMES = ("teacher", "revision", "tokenizer", "adapter")
 logger = logging.getLogger(__name__)
 _FEW = 64
 _OFTEN = 0.01
+
+
+def warn_of_provenance(caches: Sequence[Cache], student: Path) -> None:
+    """Warn where caches, or the student, make tokens of text in other ways than the first cache.
+
+    Of one teacher, also where it came by another name or revision.
+    """
+    first = caches[0].identity if caches else None
+    for cache in caches[1:]:
+        assert first is not None, "there is a first"
+        other = cache.identity
+        same = first.source_id == other.source_id
+        left = {k: v for k, v in first.provenance.items() if same or k not in _NAMES}
+        names = (f"cache {caches[0].name!r}", f"cache {cache.name!r}")
+        warn_of_difference("train", left, other.provenance, *names)
+    for cache in caches:
+        names = (f"cache {cache.name!r}", f"the student {student}")
+        warn_of_difference("train", cache.identity.provenance, token_policy(student), *names)
 
 
 def warn_of_coarse_start(needs: Needs, caches: Sequence[Cache]) -> None:

@@ -53,7 +53,7 @@ def check_one_tokenizer(caches: Sequence[Cache]) -> None:
         first = caches[0]
         if _tokenizer(other) != _tokenizer(first):
             raise MismatchError(
-                f"caches {first.name!r} and {other.name!r} have different tokenizers: "
+                f"train: caches {first.name!r} and {other.name!r} have different tokenizers: "
                 f"{_show(*_tokenizer(first))} and {_show(*_tokenizer(other))}. "
                 "Train on caches of one tokenizer"
             )

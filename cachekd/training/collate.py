@@ -122,8 +122,7 @@ class Collator:
         return targets
 
     def _trained(self, record: Record) -> Int64:
-        rows = trained_rows(record.roles, record.prompt_length, self.loss_mask)
-        trained = np.flatnonzero(rows).astype(np.int64)
+        trained = rows_of(record, self.loss_mask)
         if (np.diff(record.logits.offsets)[trained] == 0).any():
             raise MismatchError(
                 f"sample {record.sample_id.hex()} has rows that are to be trained (loss mask "
@@ -131,6 +130,14 @@ class Collator:
                 "captured, or capture again with --rows all"
             )
         return trained
+
+
+def rows_of(record: Record, loss_mask: LossMask) -> Int64:
+    """Rows of a record that are trained, but those that the teacher gave no distribution of."""
+    rows = trained_rows(record.roles, record.prompt_length, loss_mask)
+    if record.skipped is not None:
+        rows = rows & ~record.skipped
+    return np.flatnonzero(rows).astype(np.int64)
 
 
 class _Tokens:

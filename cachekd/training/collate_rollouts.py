@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cachekd.data.alignment import LossMask, response_rows, trained_rows
+from cachekd.data.alignment import LossMask, response_rows
 from cachekd.errors import MismatchError
 from cachekd.rollouts import Rollout
-from cachekd.training.collate import Collator
+from cachekd.training.collate import Collator, rows_of
 from cachekd.types import Batch, Float32, Int64, Record, Role, RolloutRows, TargetTensors
 
 _NAMES = ("old_logprob", "behaviour_logprob", "advantage")
@@ -39,8 +39,7 @@ class RolloutCollator(Collator):
             assert record.prompt_length is not None, "a rollout has a prompt"
             n = len(record.input_ids) - record.prompt_length
             return np.array(response_rows(record.prompt_length, n), np.int64)
-        rows = trained_rows(record.roles, record.prompt_length, self.loss_mask)
-        return np.flatnonzero(rows).astype(np.int64)
+        return rows_of(record, self.loss_mask)
 
     def _trained(self, record: Record) -> Int64:
         if record.rollout is None and not self.unscored:

@@ -69,6 +69,7 @@ def checked(config: TrainConfig) -> Inputs:
     folder = resolve_model(config.student, config.revision)
     student.refuse_adapter(folder)
     checks.check_student(folder, everything)
+    caveats.warn_of_provenance(everything, folder)
     checks.check_written(needs, caches)
     caveats.warn_of_coarse_start(needs, caches)
     caveats.warn_of_short_heads(needs, caches)

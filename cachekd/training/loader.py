@@ -20,15 +20,15 @@ from torch.utils.data import Dataset
 from cachekd.data.alignment import LossMask
 from cachekd.data.packed import Keys
 from cachekd.errors import ConfigError
-from cachekd.training.attention_targets import cut_attention
 from cachekd.training.checks import check_one_tokenizer
 from cachekd.training.choose import Chosen, everything, mixed, of_data
-from cachekd.training.mixture import Mixture, mixed_logits, mixing
+from cachekd.training.cut import truncate
+from cachekd.training.mixture import Mixture, any_of, mixed_logits, mixing
 from cachekd.training.order import Index, Order
 from cachekd.training.ranks import Words, digest_words, set_digest, words_of
 from cachekd.training.route import EXPERT, routed
-from cachekd.training.trained import trained_counts
-from cachekd.types import Float32, Int32, Int64, Record, TopKLogits
+from cachekd.training.trained import skipped_counts, trained_counts
+from cachekd.types import Float32, Int32, Int64, Record
 
 if TYPE_CHECKING:
     from cachekd.store.reader import Cache
@@ -60,6 +60,7 @@ class CacheDataset(Dataset[Record | list[Record]]):
         cache_numbers: place of the cache that each sample is read from, int32.
         truncated: samples that were cut.
         trained: rows that are trained, over all samples.
+        skipped: rows that would be trained, were there a distribution of the teacher.
         dropped: samples left out, by reason.
         vocab_size: real vocabulary of the caches.
 
@@ -110,12 +111,14 @@ class CacheDataset(Dataset[Record | list[Record]]):
     def _choose(self, chosen: Chosen) -> None:
         """Keep what has a trained row, and count."""
         found = chosen.caches.size
-        counts = trained_counts(self.caches, chosen, self._data, self.loss_mask, self._limit)
+        whole = (self.caches, chosen, self._data, self.loss_mask, self._limit)
+        skipped = skipped_counts(*whole)
+        counts = trained_counts(*whole) - skipped
         kept = chosen.take(np.flatnonzero(counts))
         self.dropped: Counter[str] = chosen.left_out
         if len(kept.caches) < found:
             self.dropped["no trained row"] += found - len(kept.caches)
-        self.trained = int(counts.sum())
+        self.trained, self.skipped = int(counts.sum()), int(skipped.sum())
         self.cache_numbers, self._rows, self._of_data = kept.caches, kept.rows, kept.of_data
         lengths = np.zeros(len(self), np.int32)
         ids = np.empty(len(self), Keys.of([]).array.dtype)
@@ -167,14 +170,23 @@ class CacheDataset(Dataset[Record | list[Record]]):
     def _mixed(self, firsts: list[Record], indices: Sequence[int]) -> list[Record]:
         """Records with their targets mixed with those of the other members."""
         assert self._mixing is not None
-        parts = [[truncate(record, self._limit).logits for record in firsts]]
+        parts = [[record.logits for record in firsts]]
+        marks = [[record.skipped for record in firsts]]
         for member, number in enumerate(self._mixing.members[1:], 1):
             rows = [int(self._rows[member, i]) for i in indices]
-            own = self.caches[number].read(rows)
-            parts.append([truncate(record, self._limit).logits for record in own])
+            own = [truncate(record, self._limit) for record in self.caches[number].read(rows)]
+            parts.append([record.logits for record in own])
+            marks.append([record.skipped for record in own])
         return [
-            replace(record, attention=None, logits=mixed_logits(logits, self._mixing))
-            for record, *logits in zip(firsts, *parts, strict=True)
+            replace(
+                record,
+                attention=None,
+                logits=mixed_logits(logits, self._mixing),
+                skipped=any_of(skipped, logits[0].rows),
+            )
+            for record, logits, skipped in zip(
+                firsts, zip(*parts, strict=True), zip(*marks, strict=True), strict=True
+            )
         ]
 
     def _named(self, record: Record, number: int, index: int) -> Record:
@@ -238,34 +250,6 @@ class CacheDataset(Dataset[Record | list[Record]]):
         return self.max_length or int(np.iinfo(np.int32).max)
 
 
-def truncate(record: Record, length: int) -> Record:
-    """The first ``length`` tokens of a record, with their length-1 rows of targets."""
-    if len(record.input_ids) <= length:
-        return record
-    full = record.logits
-    end = int(full.offsets[length - 1])
-    logits = TopKLogits(
-        offsets=full.offsets[:length],
-        ids=full.ids[:end],
-        logprobs=full.logprobs[:end],
-        weights=None if full.weights is None else full.weights[:end],
-        tail=full.tail[: length - 1],
-        next_logprob=full.next_logprob[: length - 1],
-        lognorm={t: values[: length - 1] for t, values in full.lognorm.items()},
-        entropy=full.entropy[: length - 1],
-        vocab_size=full.vocab_size,
-    )
-    prompt = None if record.prompt_length is None else min(record.prompt_length, length)
-    return replace(
-        record,
-        input_ids=record.input_ids[:length],
-        roles=record.roles[:length],
-        prompt_length=prompt,
-        logits=logits,
-        attention=cut_attention(record.attention, length - 1) if record.attention else None,
-    )
-
-
 def summary(dataset: CacheDataset) -> Mapping[str, object]:
     """Counts of a dataset for reports, as JSON types."""
     numbers = np.bincount(dataset.cache_numbers, minlength=len(dataset.caches)).tolist()
@@ -275,6 +259,7 @@ def summary(dataset: CacheDataset) -> Mapping[str, object]:
         "samples_by_cache": dict(zip(names, numbers, strict=True)),
         "tokens": int(dataset.lengths.sum()),
         "trained_rows": dataset.trained,
+        **({"skipped_rows": dataset.skipped} if dataset.skipped else {}),
         "truncated": dataset.truncated,
         "dropped": dict(dataset.dropped),
         "samples_digest": dataset.digest(),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 TAILS = ("flat", "unigram")
 Float64 = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +133,12 @@ def mixed_logits(parts: Sequence[TopKLogits], mixing: Mixing) -> TopKLogits:
         entropy=_entropy(mass_n, at_row, at_id, tail_N, mixing.shape),
         vocab_size=vocab,
     )
+
+
+def any_of(marks: Sequence[Mask | None], rows: int) -> Mask | None:
+    """Rows that any member marks, bool [L-1]; None where none does."""
+    held = [mark for mark in marks if mark is not None]
+    return np.any([np.zeros(rows, np.bool_), *held], axis=0) if held else None
 
 
 def _check(mixture: Mixture, names: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cachekd.data.alignment import LossMask, trained_spans
+from cachekd.data.packed import Places
 from cachekd.errors import MismatchError
 from cachekd.training.choose import Chosen
 from cachekd.types import Int32, Int64
@@ -55,6 +56,38 @@ def trained_counts(
             if loss_mask is LossMask.ALL:
                 raise _not_captured(cache, loss_mask)
             _check_captured(cache, table, held, loss_mask, limit)
+    return counts
+
+
+def skipped_counts(
+    caches: Sequence[Cache],
+    chosen: Chosen,
+    data: SampleTable | None,
+    loss_mask: LossMask,
+    limit: int,
+) -> Int64:
+    """Rows of `trained_counts` that a teacher gave no distribution of, int64 [P].
+
+    Of a mixture those that any member lacks; arguments as there.
+    """
+    counts = np.zeros(len(chosen.caches), np.int64)
+    marked: dict[int, set[int]] = {}
+    for member, rows_P in enumerate(chosen.rows):
+        for number, cache in enumerate(caches):
+            # The rows behind the first are those of the further members of a mixture, in order.
+            own = np.flatnonzero(chosen.caches == number) if member == 0 else np.arange(len(rows_P))
+            if not cache.skipped or (member and member != number) or not len(own):
+                continue
+            places = Places(cache.samples.keys.take(rows_P[own]))
+            for key, rows in cache.skipped.items():
+                for place in places.all_of(key).tolist():
+                    marked.setdefault(int(own[place]), set()).update(rows)
+    for place, lost in marked.items():
+        table, at = caches[int(chosen.caches[place])].samples, int(chosen.rows[0, place])
+        if data is not None and chosen.of_data is not None:
+            table, at = data, int(chosen.of_data[place])
+        trained = _mask(table.take(np.array([at])), loss_mask, limit)[1:]
+        counts[place] = sum(bool(trained[row]) for row in lost)
     return counts
 
 

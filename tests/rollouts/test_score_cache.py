@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sick import SHORT, short_of_memory
 from ragged import assert_same
 
 from cachekd.errors import ConfigError, TeacherError
@@ -173,6 +174,20 @@ def test_a_batch_without_memory_is_halved(tmp_path: Path) -> None:
     teacher.room = 2
     with pytest.raises(TeacherError, match=r"no memory for one document.*--teacher-dtype"):
         scores(tmp_path / "none", teacher).score(docs, [0] * 9)
+
+
+@pytest.mark.parametrize("kind", SHORT)
+def test_memory_that_is_short_now_and_then_changes_no_score(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    docs, tries = documents(40), list[tuple[int, bool]]()
+    calm = scores(tmp_path / "calm", DummyTeacher()).score(docs, [0] * 40)
+    shaky = short_of_memory(DummyTeacher.score, 0.2, 5, kind, tries)
+    monkeypatch.setattr(DummyTeacher, "score", shaky)
+    found = scores(tmp_path / "shaky", DummyTeacher()).score(docs, [0] * 40)
+    assert any(failed for _, failed in tries)
+    for left, right in zip(calm, found, strict=True):
+        assert_same(left, right)
 
 
 def test_nan_names_its_document_and_is_not_stored(tmp_path: Path) -> None:

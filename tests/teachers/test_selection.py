@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachekd.errors import TeacherError
+from cachekd.errors import BadTargets
 from cachekd.teachers import Selection
 from cachekd.teachers._assembly import Tile, assemble, select
 from cachekd.teachers._selection import tile_rows
@@ -157,18 +157,20 @@ def test_at_least_min_k_are_kept_and_no_impossible_ones() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_no_distribution_is_refused(bad: float) -> None:
+def test_what_is_no_distribution_is_refused_and_named(bad: float) -> None:
     logits = np.zeros((5, 9), dtype=np.float32)
     logits[2, 3] = logits[4, 0] = bad
-    with pytest.raises(TeacherError, match="NaN or infinite logits in 2 of 5 rows"):
-        run(logits, keep(4, 9))
+    masks = [np.array([True, False, True]), np.array([False, True, True, True])]
+    with pytest.raises(BadTargets, match="NaN or infinite logits in 2 of 5 rows") as caught:
+        assemble([run(logits, keep(4, 9))], masks, keep(4, 9))
+    assert caught.value.rows == {1: [1, 3]}
 
 
 def test_a_row_of_nothing_is_refused() -> None:
     logits = np.zeros((2, 9), dtype=np.float32)
     logits[1] = -np.inf
-    with pytest.raises(TeacherError, match="in 1 of 2 rows"):
-        run(logits, keep(4, 9))
+    with pytest.raises(BadTargets, match="in 1 of 2 rows"):
+        assemble([run(logits, keep(4, 9))], [np.ones(2, bool)], keep(4, 9))
 
 
 def test_masked_logits_of_huge_size_stay_finite() -> None:
@@ -271,7 +273,9 @@ def test_a_nan_beside_given_ids_is_refused() -> None:
     logits = np.zeros((2, 9), dtype=np.float32)
     logits[1] = np.nan
     given_ids = torch.tensor([[1, 2], [3, 4]])
-    with pytest.raises(TeacherError, match="in 1 of 2 rows"):
-        select(
-            torch.from_numpy(logits), torch.zeros(2, dtype=torch.int64), keep(4, 9), None, given_ids
-        )
+    tile = select(
+        torch.from_numpy(logits), torch.zeros(2, dtype=torch.int64), keep(4, 9), None, given_ids
+    )
+    assert tile.bad.tolist() == [False, True] and tile.counts[1] == 0
+    with pytest.raises(BadTargets, match="in 1 of 2 rows"):
+        assemble([tile], [np.ones(2, bool)], keep(4, 9))

@@ -14,7 +14,8 @@ from cachekd.data.alignment import LossMask
 from cachekd.errors import MismatchError
 from cachekd.training.attention_targets import cut_attention
 from cachekd.training.collate import Collator
-from cachekd.training.loader import CacheDataset, truncate
+from cachekd.training.cut import truncate
+from cachekd.training.loader import CacheDataset
 from cachekd.types import AttentionDocument, AttentionTargets, Record
 
 COLLATE = Collator(attention=True)

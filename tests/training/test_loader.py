@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from cachekd.data.alignment import LossMask
 from cachekd.errors import ConfigError, MismatchError
 from cachekd.training.collate import Collator
-from cachekd.training.loader import CacheDataset, summary, truncate
+from cachekd.training.cut import truncate
+from cachekd.training.loader import CacheDataset, summary
 from cachekd.training.order import EpochSampler
 
 RECORDS = [record(ids) for ids in documents(40)]
