@@ -17,11 +17,12 @@ from pathlib import Path
 import fsspec
 import pyarrow as pa
 
+from cachekd.data import limits
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache, StoreError
-from cachekd.store.local import LocalFolder
+from cachekd.store.local import LocalFolder, too_large
 
-_COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
+_COMPONENT = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.NAME_LENGTH - 1}}}(?<!\.)")
 
 
 def check_name(name: str) -> str:
@@ -33,7 +34,8 @@ def check_name(name: str) -> str:
     parts = name.split("/")
     if len(parts) > 2 or not all(_COMPONENT.fullmatch(part) for part in parts):
         raise CorruptCache(
-            f"{name!r} is not a file name that a cache may hold; the file that names it was altered"
+            f"{name!r:.200} is not a file name that a cache may hold; the file that names it was "
+            "altered"
         )
     return name
 
@@ -98,16 +100,25 @@ class Location:
         with self._told(name):
             return self._folder.size(name) if self._folder else int(self._fs.size(path))
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int | None = None) -> bytes:
         """All bytes of a file.
 
+        Args:
+            name: of the file.
+            most: a larger file is not read.
+
         Raises:
-            CorruptCache: the file is missing, or no plain file.
+            CorruptCache: the file is missing, too large, or no plain file.
             StoreError: it cannot be read.
         """
         path = self.path(name)
         with self._told(name):
-            return self._folder.read(name) if self._folder else bytes(self._fs.cat_file(path))
+            if self._folder:
+                return self._folder.read(name, most)
+            data = bytes(self._fs.cat_file(path, end=None if most is None else most + 1))
+        if most is not None and len(data) > most:
+            raise too_large(path, most)
+        return data
 
     def map(self, name: str) -> pa.Buffer:
         """All bytes of a file as a buffer; memory-mapped where the file is local."""

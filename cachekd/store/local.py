@@ -61,12 +61,16 @@ class LocalFolder:
         except FileNotFoundError:
             return []
 
-    def read(self, name: str) -> bytes:
-        """All bytes of a file."""
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """All bytes of a file, which may have at most so many."""
         with self._opened(name) as file:
+            size = os.fstat(file).st_size
+            if most is not None and size > most:
+                raise too_large(f"{self.root}/{name}", most)
             parts = []
-            while part := disk.read(file, _READ_BYTES):
+            while part := disk.read(file, max(_READ_BYTES, size)):  # a large file in one go
                 parts.append(part)
+                size = 0
         return b"".join(parts)
 
     def map(self, name: str) -> pa.Buffer:
@@ -183,6 +187,13 @@ def not_plain(path: str) -> CorruptCache:
     return CorruptCache(
         f"{path}: expected a plain file in a plain folder, found a link or another kind of file; "
         "links below a cache are not followed. Put the file itself there"
+    )
+
+
+def too_large(path: str, most: int) -> CorruptCache:
+    """The error for a file that is larger than what is read."""
+    return CorruptCache(
+        f"{path}: at most {most} bytes of such a file are read (cachekd limits); it was altered"
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cachekd.data import limits
 from cachekd.data.digests import sample_digest, sample_key
 from cachekd.data.packed import Keys, Labels, Places
 from cachekd.errors import CorruptCache
@@ -32,7 +33,6 @@ from cachekd.store.tables import (
 from cachekd.types import Int32, Int64, Role, Sample, UInt8
 
 SHARD_ROWS = 100_000
-_MAX_TOKENS = 1 << 28
 
 
 def sample_ids(samples: Sequence[Sample], keys: Keys) -> Keys:
@@ -172,13 +172,13 @@ class SampleTable:
         )
 
 
-def read_samples(name: str, data: pa.Buffer) -> pa.Table:
-    """A samples shard, its values checked.
+def read_samples(name: str, data: pa.Buffer, rows: int = limits.TABLE_ROWS) -> pa.Table:
+    """A samples shard of at most so many rows, its values checked.
 
     Raises:
         CorruptCache: a value is impossible.
     """
-    table = read_table(name, data, SAMPLES)
+    table = read_table(name, data, SAMPLES, rows)
     lengths = numpy_of(table["n_tokens"])
     spans = table["span_ends"].combine_chunks()
     counts = np.diff(numpy_of(spans.offsets))
@@ -186,16 +186,27 @@ def read_samples(name: str, data: pa.Buffer) -> pa.Table:
     roles = table["span_roles"].combine_chunks()
     good = len(lengths) == 0 or (
         lengths.min() >= 2
-        and lengths.max() <= _MAX_TOKENS
+        and lengths.max() <= limits.TOKENS
         and counts.min() >= 1
         and np.array_equal(counts, np.diff(numpy_of(roles.offsets)))
         and np.array_equal(ends[np.cumsum(counts) - 1], lengths)
         and _ascending(ends, counts)
         and numpy_of(roles.values).max(initial=0) <= max(Role)
+        and _possible(table, lengths)
     )
     if not good:
         raise CorruptCache(f"{name}: lengths and role spans of its samples do not fit together")
     return table
+
+
+def _possible(table: pa.Table, lengths: Int32) -> bool:
+    """Whether prompts end within their samples, and weights are finite and not below 0."""
+    prompts = ints_or(table["prompt_length"].combine_chunks(), 0)
+    weights = numpy_of(table["weight"])
+    return bool(
+        ((prompts >= 0) & (prompts <= lengths)).all()
+        and (np.isfinite(weights) & (weights >= 0)).all()
+    )
 
 
 def _ascending(ends: Int32, counts: Int64) -> bool:

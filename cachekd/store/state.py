@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from cachekd.data import limits, strict
 from cachekd.data.packed import Keys
 from cachekd.errors import CacheNotFound, CorruptCache
 from cachekd.store.attention_shards import AttentionFacts
-from cachekd.store.identity import Identity
+from cachekd.store.identity import Identity, identity_of
 from cachekd.store.index import KeyIndex, build_index
 from cachekd.store.io import Location
 from cachekd.store.layout import (
@@ -29,6 +30,7 @@ from cachekd.store.layout import (
     attention_name,
     dump_document,
     load_document,
+    most_bytes,
     plan_name,
     prior_name,
     read_document,
@@ -87,14 +89,14 @@ def load_unit(name: str, data: bytes) -> UnitRecord:
     try:
         attention = document["shards"].get(ATTENTION)
         record = UnitRecord(
-            plan=document["plan"],
-            number=document["unit"],
+            plan=strict.digest(document["plan"]),
+            number=strict.whole(document["unit"], limits.UNITS),
             shard=ShardFacts.from_json(document["shards"][KIND]),
-            numerics=document["numerics"],
+            numerics=strict.fields(document["numerics"]),
             attention=AttentionFacts.from_json(attention) if attention is not None else None,
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CorruptCache(f"{name} is no commit record: {error!r}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptCache(f"{name} is no commit record: {error!r:.300}") from error
     if unit_name(record.plan, record.number) != name:
         raise CorruptCache(f"{name} is the record of another unit; the file was moved")
     return record
@@ -175,23 +177,17 @@ def read_identity(location: Location) -> Identity:
     cache = read_document(location, "cache", CACHE)
     capture = read_document(location, "capture", CAPTURE)
     # A cache of logits alone says nothing of kinds.
-    attentive = ATTENTION in cache.get("kinds", ())
+    attentive = cache.get("kinds", [KIND]) == [ATTENTION, KIND]
+    if not attentive and cache.get("kinds", [KIND]) != [KIND]:
+        raise CorruptCache(f"{location.path(CACHE)}: {cache['kinds']!r:.80} are no kinds of target")
     attention = read_document(location, "capture", ATTENTION_CAPTURE) if attentive else {}
     for name, found in ((CAPTURE, capture), (ATTENTION_CAPTURE, attention)):
         if found and found.get("source_id") != cache.get("source_id"):
             raise CorruptCache(f"{location.path(name)} belongs to another source than {CACHE}")
     try:
-        return Identity(
-            source_id=cache["source_id"],
-            source=cache["source"],
-            capture_id=capture["capture_id"],
-            capture=capture["capture"],
-            provenance=cache["provenance"],
-            attention_id=attention["capture_id"] if attentive else None,
-            attention=attention["capture"] if attentive else None,
-        )
-    except KeyError as error:
-        raise CorruptCache(f"{location.url}: its identity lacks {error}") from error
+        return identity_of(cache, capture, attention if attentive else None)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptCache(f"{location.url}: no identity: {error!r:.300}") from error
 
 
 def write_identity(location: Location, identity: Identity) -> None:
@@ -247,7 +243,7 @@ def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheS
         match = _PLAN.fullmatch(name)
         if match:
             path = plan_name(match[1])
-            plan = load_plan(path, location.read(path))
+            plan = load_plan(path, location.read(path, most_bytes("plan")))
             if plan.capture_id == identity.capture_id:
                 plans[match[1]] = plan
     units = {}
@@ -255,7 +251,9 @@ def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheS
         match = _UNIT.fullmatch(name)
         if match and match[1] in plans:
             try:
-                record = load_unit(f"units/{name}", location.read(f"units/{name}"))
+                record = load_unit(
+                    f"units/{name}", location.read(f"units/{name}", most_bytes("unit"))
+                )
             except CorruptCache as error:
                 if not skip_broken_units:
                     raise

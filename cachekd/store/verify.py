@@ -17,13 +17,9 @@ from cachekd.store.identity import Identity
 from cachekd.store.index import build_index, load_index
 from cachekd.store.io import Location
 from cachekd.store.layout import index_name
+from cachekd.store.manifest import Manifest, read_manifest
 from cachekd.store.priors import Priors
-from cachekd.store.seal import (
-    Manifest,
-    captured,
-    load_samples,
-    read_manifest,
-)
+from cachekd.store.seal import captured, load_samples
 from cachekd.store.shards import Shard, ShardFacts
 from cachekd.store.state import read_identity, read_state
 
