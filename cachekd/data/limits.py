@@ -43,8 +43,11 @@ FOOTER_BYTES = _limit("footer_bytes", 1 << 24, "bytes of the footer of a Parquet
 ROW_GROUPS = _limit("row_groups", 1 << 14, "row groups of a Parquet file")
 TABLE_ROWS = _limit("table_rows", 1 << 26, "rows of a Parquet file")
 SAMPLES_ROWS = _limit("samples_rows", 1 << 17, "rows of a file of samples or responses")
-SAMPLES_BYTES = _limit(
-    "samples_bytes", 1 << 29, "bytes that a file of samples or responses takes unpacked"
+ROW_TEXT = _limit(
+    "row_text", 1 << 12, "bytes of text for each of the rows that a Parquet file may have"
+)
+ROW_VALUES = _limit(
+    "row_values", 1 << 10, "spans or tokens for each of the rows that such a file may have"
 )
 SHARDS = _limit("shards", 1 << 18, "shards of a kind that a seal or an index names")
 UNITS = _limit("units", 1 << 20, "units of a plan")

@@ -93,10 +93,10 @@ def load_index(name: str, data: bytes) -> KeyIndex:
         raise CorruptCache(f"{name}: too short for an index")
     magic, version, n_shards, n_keys = _HEAD.unpack_from(data)
     start = _HEAD.size + 32 * n_shards
-    if n_shards > limits.SHARDS or n_keys > limits.KEYS:
-        raise CorruptCache(f"{name}: {n_shards} shards and {n_keys} keys are more than are read")
     if magic != _MAGIC or version != 1 or len(data) != start + 24 * n_keys:
         raise CorruptCache(f"{name}: its head does not fit its size; the file was altered")
+    if n_shards > limits.SHARDS or n_keys > limits.KEYS:
+        raise CorruptCache(f"{name}: {n_shards} shards and {n_keys} keys are more than are read")
     shards = [data[_HEAD.size + 32 * i : _HEAD.size + 32 * (i + 1)].hex() for i in range(n_shards)]
     keys = np.frombuffer(data, dtype="S16", count=n_keys, offset=start)
     places = np.frombuffer(data, dtype="<u4", offset=start + 16 * n_keys).reshape(2, n_keys)

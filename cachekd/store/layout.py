@@ -150,18 +150,17 @@ def load_document(kind: str, name: str, data: bytes) -> dict[str, Any]:
 
 
 def _check_version(name: str, version: Any) -> None:
-    if type(version) is not int or version < 1:
-        raise CorruptCache(f"{name}: {version!r:.80} is no format version; the file was altered")
-    if version > VERSION:
-        raise StoreError(
-            f"{name} has format version {version}; this cachekd reads version {VERSION}. It needs "
-            "a newer cachekd: pip install --upgrade cachekd"
-        )
-    if version < VERSION:
-        raise StoreError(
-            f"{name} has format version {version}; this cachekd reads version {VERSION}. Install "
-            "the cachekd that wrote it, or make the cache anew"
-        )
+    if type(version) is int and version == VERSION:
+        return
+    newer = type(version) is int and version > VERSION
+    advice = (
+        "It needs a newer cachekd: pip install --upgrade cachekd"
+        if newer
+        else "Install the cachekd that wrote it, or make the cache anew"
+    )
+    raise StoreError(
+        f"{name} has format version {version!s:.80}; this cachekd reads version {VERSION}. {advice}"
+    )
 
 
 def refuse_critical(name: str, document: Mapping[str, Any]) -> None:

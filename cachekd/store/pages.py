@@ -49,8 +49,12 @@ def check_pages(data: memoryview, footer: pq.FileMetaData, values: int, text: in
     end, lists, texts = 4, dict[str, int](), 0
     for group in range(footer.num_row_groups):
         row_group = footer.row_group(group)
-        if row_group.num_columns != footer.num_columns or row_group.num_rows < 1:
+        if row_group.num_columns != footer.num_columns or row_group.num_rows < 0:
             raise ValueError(f"row group {group} has {row_group.num_rows} rows")
+        if not row_group.num_rows:
+            if footer.num_rows:
+                raise ValueError(f"row group {group} has no rows")
+            continue  # of an empty table: nothing is read
         for number in range(footer.num_columns):
             column = row_group.column(number)
             chunk, bound = _chunk(column, row_group.num_rows, len(data))

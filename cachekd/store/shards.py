@@ -223,7 +223,10 @@ class Shard:
         key: bytes = batch.column(0)[place].as_py()
         tokens = batch.column(1)[place].as_py()
         entries = batch.column(2)[place].as_py()
-        input_ids = numpy_of(batch.column(3)[place].values)
+        values = batch.column(3)[place].values
+        if values is None:
+            raise self._corrupt(f"row {row} has no token ids")
+        input_ids = numpy_of(values)
         if not 2 <= tokens == len(input_ids) <= limits.TOKENS:
             raise self._corrupt(f"row {row}: counts do not fit its token ids")
         if not 0 <= entries <= limits.ENTRIES:

@@ -105,7 +105,7 @@ def open_table(
         data: the whole file.
         schema: its columns.
         rows: most rows.
-        values: most values of a column of lists; else what `limits.SAMPLES_BYTES` can hold.
+        values: most values of a column of lists; else `limits.ROW_VALUES` for each of these rows.
 
     Raises:
         CorruptCache: it is no such table, or unpacks to more than that.
@@ -129,8 +129,8 @@ def open_table(
         )
     try:
         _check_sizes(file.metadata, rows)
-        most = limits.SAMPLES_BYTES // 4 if values is None else values
-        check_pages(memoryview(data), file.metadata, most, limits.SAMPLES_BYTES)
+        most = rows * limits.ROW_VALUES if values is None else values
+        check_pages(memoryview(data), file.metadata, most, rows * limits.ROW_TEXT)
     except (ValueError, KeyError) as error:
         raise CorruptCache(f"{name}: {error}; the file was altered") from error
     return file
@@ -152,7 +152,11 @@ def read_table(
 ) -> pa.Table:
     """All rows of a table of the cache, one row group after another (errors of `open_table`)."""
     file = open_table(name, data, schema, rows=rows)
-    groups = [read_group(name, file, group) for group in range(file.num_row_groups)]
+    groups = [
+        read_group(name, file, group)
+        for group in range(file.num_row_groups)
+        if file.metadata.row_group(group).num_rows
+    ]
     return pa.Table.from_batches(groups, file.schema_arrow)
 
 
@@ -166,9 +170,6 @@ def read_group(name: str, file: pq.ParquetFile, group: int) -> pa.RecordBatch:
         raise CorruptCache(f"{name}, row group {group} cannot be read: {error}") from error
     if batch.num_rows != file.metadata.row_group(group).num_rows:
         raise CorruptCache(f"{name}, row group {group}: {batch.num_rows} rows are found")
-    for column, field in zip(batch.columns, file.schema_arrow, strict=True):
-        if column.null_count and pa.types.is_list(field.type):
-            raise CorruptCache(f"{name}: a row has no {field.name}")
     return batch
 
 

@@ -125,7 +125,7 @@ def test_no_part_of_a_frame_is_taken() -> None:
 def test_a_frame_of_another_shape_is_refused(rows: int, entries: int) -> None:
     codec = PlainCodec(header(300))
     data = codec.encode(made_up(300, [3, 0, 5], (), 4))
-    with pytest.raises(CorruptCache, match="a record claims 88 bytes of targets; its shape needs"):
+    with pytest.raises(CorruptCache, match="claims 88 bytes; its shape allows"):
         codec.decode([(data, rows, entries)])[0]
 
 
