@@ -19,16 +19,19 @@ def unpack_frame(data: bytes, least: int, most: int) -> bytes:
         most: the same, at most.
 
     Raises:
-        ValueError: it states no size or another, it is too small to hold so much, or it is damaged.
+        ValueError: it states no size or another, is too small to hold so much, has no checksum, or
+            is damaged.
     """
     try:
         size = zstandard.frame_content_size(data)
+        head = zstandard.get_frame_parameters(data)
         if not least <= size <= most:
             allowed = str(most) if least == most else f"{least} to {most}"
             raise ValueError(f"it claims {size} bytes; its shape allows {allowed}")
         if size > min(limits.FRAME_BYTES, _BLOCK * (len(data) // _BLOCK_BYTES)):
             raise ValueError(f"{len(data)} bytes cannot hold the {size} that it claims")
-        decompressor = zstandard.ZstdDecompressor(max_window_size=limits.FRAME_WINDOW)
-        return decompressor.decompress(data, allow_extra_data=False)
+        if head.window_size > max(size, limits.FRAME_WINDOW) or not head.has_checksum:
+            raise ValueError(f"it has no checksum, or a window of {head.window_size} bytes")
+        return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(f"it cannot be decompressed: {error}") from error

@@ -60,7 +60,9 @@ VOCABULARY = _limit("vocabulary", 1 << 24, "token ids of a vocabulary")
 TEMPERATURES = _limit("temperatures", 64, "temperatures of a capture")
 SAMPLES_DRAWN = _limit("samples_drawn", 1 << 20, "draws a row")
 FRAME_BYTES = _limit("frame_bytes", 1 << 31, "bytes that one zstd frame unpacks to")
-FRAME_WINDOW = _limit("frame_window", 1 << 27, "bytes of the window of a zstd frame")
+FRAME_WINDOW = _limit(
+    "frame_window", 1 << 23, "bytes of the window of a zstd frame that is larger than its content"
+)
 LAYERS = _limit("layers", 1 << 12, "layers of attention")
 HEADS = _limit("heads", 1 << 12, "heads of a layer of attention")
 HEAD_WIDTH = _limit("head_width", 1 << 16, "dimensions of a head of attention")
