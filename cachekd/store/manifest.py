@@ -63,7 +63,7 @@ def read_manifest(location: Location) -> Manifest | None:
     document = read_document(location, "manifest", name)
     try:
         return _manifest(document, found[-1])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (CorruptCache, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptCache(f"{location.path(name)} is no seal: {error!r:.300}") from error
 
 

@@ -95,7 +95,7 @@ def load_unit(name: str, data: bytes) -> UnitRecord:
             numerics=strict.fields(document["numerics"]),
             attention=AttentionFacts.from_json(attention) if attention is not None else None,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (CorruptCache, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptCache(f"{name} is no commit record: {error!r:.300}") from error
     if unit_name(record.plan, record.number) != name:
         raise CorruptCache(f"{name} is the record of another unit; the file was moved")
@@ -186,7 +186,7 @@ def read_identity(location: Location) -> Identity:
             raise CorruptCache(f"{location.path(name)} belongs to another source than {CACHE}")
     try:
         return identity_of(cache, capture, attention if attentive else None)
-    except (KeyError, TypeError, ValueError) as error:
+    except (CorruptCache, KeyError, TypeError, ValueError) as error:
         raise CorruptCache(f"{location.url}: no identity: {error!r:.300}") from error
 
 
