@@ -68,8 +68,9 @@ def read_manifest(location: Location) -> Manifest | None:
 
 
 def _manifest(document: Mapping[str, Any], generation: int) -> Manifest:
-    if document["generation"] != generation:
-        raise ValueError(f"it is of generation {document['generation']!r:.80}")
+    stated = strict.whole(document["generation"], 10**9, 1)
+    if stated != generation:
+        raise ValueError(f"it is of generation {stated}")
     logits, attention = document["kinds"][KIND], document["kinds"].get(ATTENTION)
     shards = strict.listed(logits["shards"], limits.SHARDS, ShardFacts.from_json)
     strict.distinct(facts.digest for facts in shards)

@@ -110,7 +110,7 @@ def open_table(
     Raises:
         CorruptCache: it is no such table, or unpacks to more than that.
     """
-    if len(footer_bytes(data)) > limits.FOOTER_BYTES:
+    if int.from_bytes(memoryview(data)[-8:-4], "little") > limits.FOOTER_BYTES:
         raise CorruptCache(f"{name}: its footer is larger than {limits.FOOTER_BYTES} bytes")
     try:
         file = pq.ParquetFile(

@@ -16,7 +16,7 @@ from cachekd.store.content import root_digest, totals
 from cachekd.store.identity import Identity
 from cachekd.store.index import build_index, load_index
 from cachekd.store.io import Location
-from cachekd.store.layout import index_name
+from cachekd.store.layout import index_name, prior_name
 from cachekd.store.manifest import Manifest, read_manifest
 from cachekd.store.priors import Priors
 from cachekd.store.seal import captured, load_samples
@@ -178,6 +178,10 @@ def _check_seal(location: Location, manifest: Manifest, keys: Mapping[str, Keys]
         problems.append(f"{location.url}: the root digest of the seal does not fit what it names")
     if manifest.priors.keys() != {facts.prior for facts in manifest.shards.values()} - {None}:
         problems.append(f"{location.url}: the priors of the seal are not those of its shards")
+    for digest, size in manifest.priors.items():
+        name = prior_name(digest)
+        if location.exists(name) and location.size(name) != size:
+            problems.append(f"{location.path(name)}: the seal says {size} bytes")
     try:
         problems += _check_index(location, manifest, keys)
     except StoreError as error:
