@@ -33,7 +33,8 @@ from store_caches import write_cache
 import cachekd
 from cachekd.store.io import Location
 from cachekd.store.layout import HINT, manifest_name
-from cachekd.store.seal import generations, read_manifest, seal
+from cachekd.store.manifest import generations, read_manifest
+from cachekd.store.seal import seal
 from cachekd.store.shards import Shard
 from cachekd.store.state import load_unit, read_state
 from cachekd.store.verify import verify

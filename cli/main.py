@@ -25,6 +25,7 @@ COMMANDS = (
     "seal",
     "merge",
     "serve-teacher",
+    "limits",
     "demo",
 )
 

@@ -22,8 +22,8 @@ import cachekd
 from cachekd import PrecomputeConfig
 from cachekd.errors import StoreError
 from cachekd.store.io import Location
+from cachekd.store.manifest import read_manifest
 from cachekd.store.reader import Cache
-from cachekd.store.seal import read_manifest
 from cachekd.store.verify import examine
 from cachekd.types import Record
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from cachekd.data import limits, strict
 from cachekd.errors import CorruptCache
 from cachekd.types import TopKLogits
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from cachekd.codecs._priors import Prior
 
 MIN_STEP = 1 / 240
-MAX_SAMPLES = 1 << 20
 Encoded = tuple[bytes, int, int]
 """Bytes of a document's targets, its rows and its entries."""
 
@@ -61,24 +61,29 @@ class CodecHeader:
             CorruptCache: fields are missing, of another type, or impossible.
         """
         try:
-            value: dict[str, Any] = json.loads(text)
-            header = cls(
-                codec=str(value["codec"]),
-                vocab_size=int(value["vocab_size"]),
-                values=str(value["values"]),
-                temperatures=tuple(float(t) for t in value["temperatures"]),
-                step=None if value["step"] is None else float(value["step"]),
-                samples=int(value["samples"]),
-                tau=float(value["tau"]),
-                prior=None if value["prior"] is None else str(value["prior"]),
+            data = text.encode() if isinstance(text, str) else text
+            value: dict[str, Any] = strict.parse_json(
+                data, most_bytes=limits.HEADER_BYTES, most_values=limits.HEADER_VALUES
             )
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise CorruptCache(f"codec header cannot be read: {error!r}") from error
+            header = cls(
+                codec=strict.text(value["codec"]),
+                vocab_size=strict.whole(value["vocab_size"], limits.VOCABULARY, 1),
+                values=strict.text(value["values"]),
+                temperatures=strict.listed(
+                    value["temperatures"], limits.TEMPERATURES, strict.number
+                ),
+                step=None if value["step"] is None else strict.number(value["step"]),
+                samples=strict.whole(value["samples"], limits.SAMPLES_DRAWN),
+                tau=strict.number(value["tau"]),
+                prior=None if value["prior"] is None else strict.digest(value["prior"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptCache(f"codec header cannot be read: {error!r:.300}") from error
         # A name from a file finds a plugin, never a module:Class of the writer's choice.
         if not header.codec.isidentifier():
             raise CorruptCache(f"{header.codec!r} is not the name of a codec")
         if not header._possible():
-            raise CorruptCache(f"codec header holds impossible values: {value}")
+            raise CorruptCache(f"codec header holds impossible values: {header}")
         return header
 
     def _possible(self) -> bool:
@@ -87,8 +92,7 @@ class CodecHeader:
             good = self.step is not None and MIN_STEP <= self.step <= 1
         else:
             good = self.step is None and self.values in ("float16", "float32")
-        good &= self.vocab_size >= 1 and 0 <= self.samples <= MAX_SAMPLES and 0 <= self.tau <= 1
-        good &= not (self.samples and self.tau)
+        good &= 0 <= self.tau <= 1 and not (self.samples and self.tau)
         good &= all(math.isfinite(t) and t > 0 and t != 1 for t in further)
         return good and further == tuple(sorted(set(further)))
 

@@ -15,11 +15,12 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from cachekd.codecs._frames import unpack_frame
+from cachekd.data import limits
 from cachekd.errors import CorruptCache
 from cachekd.types import Float32, Int32, Int64
 
 LEVEL = 9
-_MOST_BYTES = 1 << 34
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,13 +64,22 @@ def unpack(data: bytes, expected: int) -> bytes:
         CorruptCache: the frame is damaged, or states another size than ``expected`` bytes.
     """
     try:
-        found = zstandard.frame_content_size(data)
-        if found != expected or expected > _MOST_BYTES:
-            raise CorruptCache(f"a layer claims {found} bytes; its shape needs {expected}")
-        decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 27)
-        return decompressor.decompress(data, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise CorruptCache(f"a layer cannot be decompressed: {error}") from error
+        return unpack_frame(data, expected, expected)
+    except ValueError as error:
+        raise CorruptCache(f"a layer: {error}") from error
+
+
+def check_weights(rows: Int32, heads: int) -> None:
+    """Refuse a layer of more attention weights than are unpacked: a row t has one a key 0..t.
+
+    Raises:
+        CorruptCache: it has more.
+    """
+    weights = heads * (int(rows.sum(dtype=np.int64)) + len(rows))
+    if weights > limits.LAYER_WEIGHTS:
+        raise CorruptCache(
+            f"a layer of {weights} attention weights; at most {limits.LAYER_WEIGHTS} are read"
+        )
 
 
 def ranges(counts: NDArray[np.integer]) -> Int64:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cachekd.codecs._attention import LayerRows, pack, ranges, row_sums, unpack
+from cachekd.codecs._attention import LayerRows, check_weights, pack, ranges, row_sums, unpack
 from cachekd.data.attention import AttentionSpec
 from cachekd.errors import CorruptCache, TeacherError
 from cachekd.types import Float32, Int32, Int64, UInt8
@@ -65,9 +65,12 @@ def decode_maps(spec: AttentionSpec, data: bytes, rows: Int32, length: int) -> L
         CorruptCache: the frame is damaged, or its size or values do not fit the shape.
     """
     heads = len(spec.heads)
-    counts = np.tile(_row_counts(spec, rows), heads)
-    n = int(counts.sum())
-    raw = np.frombuffer(unpack(data, len(counts) + (3 if spec.keys else 1) * n), np.uint8)
+    check_weights(rows, heads)
+    kept_R = _row_counts(spec, rows)
+    n = heads * int(kept_R.sum())
+    size = heads * len(rows) + (3 if spec.keys else 1) * n
+    raw = np.frombuffer(unpack(data, size), np.uint8)
+    counts = np.tile(kept_R, heads)
     rest_levels, levels = raw[: len(counts)], raw[len(raw) - n :]
     limits = np.repeat(np.tile(rows, heads), counts)
     keys = _keys_from_gaps(raw[len(counts) : -n or None], counts) if spec.keys else ranges(counts)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cachekd.codecs._attention import LayerRows, pack, ranges, unpack
+from cachekd.codecs._attention import LayerRows, check_weights, pack, ranges, unpack
 from cachekd.data.attention import AttentionSpec
 from cachekd.errors import CorruptCache, TeacherError
 from cachekd.types import Float32, Int32
@@ -77,6 +77,7 @@ def decode_qk(spec: AttentionSpec, data: bytes, rows: Int32, length: int) -> Lay
         CorruptCache: the frame is damaged or its size does not fit the shape.
     """
     heads, key_heads, width = len(spec.heads), len(spec.stored_key_heads), spec.head_width
+    check_weights(rows, heads)
     bases = (heads + key_heads) * width
     queries = heads * width * len(rows)
     cells = queries + key_heads * width * length

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cachekd.codecs._priors import MAX_CONTEXTS, Prior
+from cachekd.codecs._priors import Prior
+from cachekd.data import limits
 from cachekd.types import Float32, Int32, Int64, TopKLogits
 
 _ROUNDS = 8
@@ -45,7 +46,7 @@ def learn_prior(records: Sequence[TopKLogits], vocab_size: int, *, budget: int) 
     rows = _flatten(records)
     unigram = _unigram(rows, vocab_size)
     none = np.zeros((0, 0), np.int32)
-    contexts = min(rows.count // _ROWS_PER_CONTEXT, MAX_CONTEXTS, int((budget / 8) ** 0.5))
+    contexts = min(rows.count // _ROWS_PER_CONTEXT, limits.CONTEXTS, int((budget / 8) ** 0.5))
     width = min(vocab_size, budget // (2 * max(1, contexts)))
     lists = _contexts(rows, unigram, contexts, width) if contexts > 1 else none
     return Prior(np.log(unigram).astype(np.float16), lists)
@@ -53,7 +54,7 @@ def learn_prior(records: Sequence[TopKLogits], vocab_size: int, *, budget: int) 
 
 def rows_to_learn(budget: int) -> int:
     """Rows that `learn_prior` makes full use of."""
-    return _ROWS_PER_CONTEXT * max(1, min(MAX_CONTEXTS, int((budget / 8) ** 0.5)))
+    return _ROWS_PER_CONTEXT * max(1, min(limits.CONTEXTS, int((budget / 8) ** 0.5)))
 
 
 def _flatten(records: Sequence[TopKLogits]) -> _Rows:

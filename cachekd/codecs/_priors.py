@@ -21,6 +21,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from cachekd.codecs._frames import unpack_frame
+from cachekd.data import limits
 from cachekd.errors import CorruptCache
 from cachekd.types import Float32, Int32, Int64, UInt8
 
@@ -28,10 +30,6 @@ _HEAD = struct.Struct("<8sIIII")
 _MAGIC = b"CKDPRIOR"
 _LEVEL = 9
 _MASS_ERROR = 0.05  # of the unigram, whose logs are half floats
-MAX_CONTEXTS = 4096
-MAX_VOCABULARY = 1 << 24
-MAX_LISTED = 1 << 24
-"""Entries of all lists together: a head must not ask for more memory than a prior is worth."""
 JUDGED = 32
 """Entries of a row that choose its context: more cost time and change little."""
 
@@ -164,20 +162,17 @@ def load_prior(name: str, data: bytes) -> Prior:
         magic, version, vocab, contexts, width = _HEAD.unpack_from(data)
     except struct.error as error:
         raise CorruptCache(f"{name}: too short for a prior") from error
-    good = magic == _MAGIC and version == 1 and 1 <= vocab <= MAX_VOCABULARY
-    good = good and contexts <= MAX_CONTEXTS and width <= vocab and contexts * width <= MAX_LISTED
+    good = magic == _MAGIC and version == 1 and 1 <= vocab <= limits.VOCABULARY
+    good = good and contexts <= limits.CONTEXTS and width <= vocab
+    good = good and contexts * width <= limits.LISTED
     if not good or (contexts == 0) != (width == 0):
         raise CorruptCache(f"{name} is no prior of version 1, or was altered")
     size = 2 * vocab + 3 * contexts * width
     frame = data[_HEAD.size :]
     try:
-        if zstandard.frame_content_size(frame) != size:
-            raise CorruptCache(f"{name}: its content is not as long as its head says")
-        raw = zstandard.ZstdDecompressor(max_window_size=8 << 20).decompress(
-            frame, allow_extra_data=False
-        )
-    except zstandard.ZstdError as error:
-        raise CorruptCache(f"{name} cannot be decompressed: {error}") from error
+        raw = unpack_frame(frame, size, size)
+    except ValueError as error:
+        raise CorruptCache(f"{name}: {error}") from error
     logs = np.frombuffer(raw, "<f2", vocab)
     low, middle, high = np.frombuffer(raw, np.uint8, offset=2 * vocab).reshape(3, -1)
     ids = low.astype(np.int32) | (middle.astype(np.int32) << 8) | (high.astype(np.int32) << 16)

@@ -16,6 +16,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from cachekd.codecs._frames import unpack_frame
 from cachekd.errors import CorruptCache
 
 _LEVEL = 3
@@ -64,15 +65,9 @@ class Frame:
 
     def __init__(self, data: bytes, streams: int, limit: int) -> None:
         try:
-            size = zstandard.frame_content_size(data)
-            if not streams <= size <= limit:
-                raise CorruptCache(
-                    f"a record claims {size} bytes of targets; its shape allows at most {limit}"
-                )
-            decompressor = zstandard.ZstdDecompressor(max_window_size=8 << 20)
-            self._raw = decompressor.decompress(data, allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise CorruptCache(f"targets of a record cannot be decompressed: {error}") from error
+            self._raw = unpack_frame(data, streams, limit)
+        except ValueError as error:
+            raise CorruptCache(f"targets of a record: {error}") from error
         self._widths = self._raw[:streams]
         self._next = 0
         self._place = streams

@@ -27,10 +27,11 @@ import numpy as np
 
 from cachekd.codecs import CodecHeader, Encoded
 from cachekd.codecs._grids import Grid, scaled
-from cachekd.codecs._priors import MAX_VOCABULARY, Prior
+from cachekd.codecs._priors import Prior
 from cachekd.codecs._runs import SAMPLED, runs_of
 from cachekd.codecs._scalars import pack_scalars, scalar_streams, unpack_scalars
 from cachekd.codecs._streams import MAX_PLANES, Frame, Stream, pack
+from cachekd.data import limits
 from cachekd.errors import CorruptCache
 from cachekd.types import Float32, Int32, Int64, TopKLogits
 
@@ -50,7 +51,7 @@ class PackedCodec:
     def __init__(self, header: CodecHeader, prior: Prior | None = None) -> None:
         if (header.prior is None) != (prior is None):
             raise CorruptCache(f"expected the prior {header.prior}; found {prior}")
-        if header.vocab_size > MAX_VOCABULARY:
+        if header.vocab_size > limits.VOCABULARY:
             raise CorruptCache(f"vocabulary {header.vocab_size} does not fit 24-bit ids")
         if prior is not None and len(prior.log_unigram) != header.vocab_size:
             raise CorruptCache("the prior of a shard is of another vocabulary")
@@ -110,14 +111,18 @@ class PackedCodec:
         runs = int(of_row.sum(dtype=np.int64))
         if runs > entries:
             raise CorruptCache(f"a record of {entries} entries has {runs} runs")
-        deltas, lengths, gaps = (frame.take(size) for size in (runs, runs, entries))
+        deltas, lengths = frame.take(runs), frame.take(runs)
+        # Streams of zeros take no bytes: the runs must hold the entries before these are made.
+        if int(lengths.sum(dtype=np.int64)) + runs != entries:
+            raise CorruptCache("the runs of a record do not hold its entries")
+        if lengths.max(initial=0) >= header.vocab_size:
+            raise CorruptCache("a run of a record is longer than its vocabulary")
+        gaps = frame.take(entries)
         if gaps.max(initial=0) > _ESCAPE:
             raise CorruptCache("a gap of a record does not fit a byte")
         escapes = frame.take(int(np.count_nonzero(gaps == _ESCAPE)))
         tail = [frame.take(rows) for _ in range(scalars)]
         frame.finish()
-        if int(lengths.sum(dtype=np.int64)) + runs != entries:
-            raise CorruptCache("the runs of a record do not hold its entries")
         if chosen.max(initial=0) > max(0, self._prior.contexts - 1):
             raise CorruptCache("a record names a context that its prior does not have")
         streams = (of_row, chosen, deltas, lengths, gaps, escapes)

@@ -22,6 +22,8 @@ import numpy as np
 import zstandard
 
 from cachekd.codecs import CodecHeader, Encoded
+from cachekd.codecs._frames import unpack_frame
+from cachekd.data import limits
 from cachekd.errors import ConfigError, CorruptCache
 from cachekd.types import TopKLogits
 
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from cachekd.codecs._priors import Prior
 
 _LEVEL = 3
-_ID_LIMIT = 1 << 24
 
 
 class PlainCodec:
@@ -43,7 +44,7 @@ class PlainCodec:
                 "the plain codec holds exact heads in float16 or float32; use --codec packed for "
                 "levels and for sampled entries"
             )
-        if header.vocab_size > _ID_LIMIT:
+        if header.vocab_size > limits.VOCABULARY:
             raise CorruptCache(f"vocabulary {header.vocab_size} does not fit 24-bit ids")
         self._header = header
         self._value = np.dtype(header.values).newbyteorder("<")
@@ -98,7 +99,7 @@ class PlainCodec:
         low, middle, high = (plane("u1", entries).astype(np.int32) for _ in range(3))
         ids = low | (middle << 8) | (high << 16)
         offsets = np.zeros(rows + 1, dtype=np.int64)
-        np.cumsum(counts, out=offsets[1:])
+        np.cumsum(counts, out=offsets[1:])  # at most 2^24 rows of 2^32: no sum goes around
         if offsets[-1] != entries or (entries and int(ids.max()) >= self._header.vocab_size):
             raise CorruptCache("decoded counts or token ids do not fit the record")
         logprobs = plane(self._value, entries).astype(np.float32)
@@ -128,15 +129,9 @@ class PlainCodec:
 
     def _decompress(self, data: bytes, expected: int) -> bytes:
         try:
-            found = zstandard.frame_content_size(data)
-            if found != expected:
-                raise CorruptCache(
-                    f"a record claims {found} bytes of targets; its shape needs {expected}"
-                )
-            decompressor = zstandard.ZstdDecompressor(max_window_size=8 << 20)
-            return decompressor.decompress(data, allow_extra_data=False)
-        except zstandard.ZstdError as error:
-            raise CorruptCache(f"targets of a record cannot be decompressed: {error}") from error
+            return unpack_frame(data, expected, expected)
+        except ValueError as error:
+            raise CorruptCache(f"targets of a record: {error}") from error
 
 
 PLUGIN = PlainCodec

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachekd.config import ATTENTION_STEPS, AttentionConfig
+from cachekd.data import limits, strict
 from cachekd.data.splitmix import GAMMA, mixed
 from cachekd.errors import ConfigError, CorruptCache, TeacherError
 
@@ -81,22 +82,23 @@ class AttentionSpec:
         """
         try:
             spec = cls(
-                kind=str(value["kind"]),
-                layers=tuple(int(layer) for layer in value["layers"]),
-                heads=tuple(int(head) for head in value["heads"]),
-                **{
-                    name: int(value[name])
-                    for name in ("teacher_heads", "key_heads", "head_width", "seed", "keys")
-                },
-                rows=str(value["rows"]),
-                share=float(value["share"]),
-                values=str(value["values"]),
-                step=float(value["step"]),
+                kind=strict.text(value["kind"]),
+                layers=strict.listed(value["layers"], limits.LAYERS, _number),
+                heads=strict.listed(value["heads"], limits.HEADS, _head),
+                teacher_heads=strict.whole(value["teacher_heads"], limits.HEADS, 1),
+                key_heads=strict.whole(value["key_heads"], limits.HEADS, 1),
+                head_width=strict.whole(value["head_width"], limits.HEAD_WIDTH, 1),
+                seed=strict.whole(value["seed"], 2**63 - 1, -(2**63)),
+                keys=_number(value["keys"]),
+                rows=strict.text(value["rows"]),
+                share=strict.number(value["share"]),
+                values=strict.text(value["values"]),
+                step=strict.number(value["step"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise CorruptCache(f"an attention capture cannot be read: {error!r}") from error
+            raise CorruptCache(f"an attention capture cannot be read: {error!r:.300}") from error
         if not spec._possible():
-            raise CorruptCache(f"an attention capture holds impossible values: {value}")
+            raise CorruptCache(f"an attention capture holds impossible values: {spec}")
         return spec
 
     def _possible(self) -> bool:
@@ -107,14 +109,23 @@ class AttentionSpec:
             and self.values in values
             and ATTENTION_STEPS[self.values][1] <= self.step <= 1.0
             and 0.0 < self.share <= 1.0
-            and self.keys >= 0
-            and 0 < len(self.layers) <= 4096
-            and 1 <= self.key_heads <= self.teacher_heads <= 4096
-            and 1 <= self.head_width <= 65536
+            and self.rows in ("all", "response")
+            and len(self.layers) > 0
+            and self.layers == tuple(sorted(set(self.layers)))
+            and self.key_heads <= self.teacher_heads
             and len(self.heads) > 0
+            and self.heads == tuple(sorted(set(self.heads)))
             and (self.heads == (MEAN,) or all(head in heads for head in self.heads))
             and not (self.kind == "qk" and MEAN in self.heads)
         )
+
+
+def _head(value: Any) -> int:
+    return strict.whole(value, limits.HEADS, MEAN)
+
+
+def _number(value: Any) -> int:
+    return strict.whole(value, 2**31 - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,6 +101,8 @@ def assemble(
     records = []
     for block in blocks:
         value = values[block.key]
+        if len(value) < _SHAPE.size:
+            raise CorruptCache(f"a record of scores has {len(value)} bytes")
         rows, entries = _SHAPE.unpack_from(value)
         if rows != block.stop - block.start:
             raise CorruptCache(f"expected {block.stop - block.start} rows of scores, found {rows}")

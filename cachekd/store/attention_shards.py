@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from cachekd.codecs._attention import LayerRows, no_rows
 from cachekd.codecs._attention_maps import decode_maps
 from cachekd.codecs._attention_qk import decode_qk
+from cachekd.data import limits, strict
 from cachekd.data.attention import AttentionSpec
 from cachekd.data.digests import KEY_BYTES, bytes_digest, sample_key
 from cachekd.errors import CorruptCache
@@ -37,7 +38,7 @@ from cachekd.store.tensors import dump_tensors, load_tensors
 from cachekd.types import AttentionRows, Float32, Int32
 
 _SUM_BYTES = 8
-_MAX_TOKENS = 1 << 28
+_TYPES = {"keys": "<u1", "n_tokens": "<i4", "offsets": "<i8", "checksums": "<u1", "blocks": "<u1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,19 +56,25 @@ class AttentionFacts:
 
     @classmethod
     def from_json(cls, value: Any) -> AttentionFacts:
-        """From a JSON document.
+        """From a JSON document; further fields are not looked at.
 
         Raises:
-            CorruptCache: fields are missing or of another type.
+            CorruptCache: fields are missing, of another type, or impossible.
         """
         try:
-            facts = cls(**value)
-        except TypeError as error:
-            raise CorruptCache(f"facts of an attention shard cannot be read: {error}") from error
-        numbers = (facts.bytes, facts.rows, facts.tokens, facts.queries)
-        if not all(isinstance(number, int) and number >= 0 for number in numbers):
-            raise CorruptCache(f"facts of an attention shard hold impossible values: {value}")
-        return facts
+            rows = strict.whole(value["rows"], limits.TABLE_ROWS, 1)
+            tokens = strict.whole(value["tokens"], rows * limits.TOKENS, 2 * rows)
+            return cls(
+                digest=strict.digest(value["digest"]),
+                bytes=strict.whole(value["bytes"], limits.SHARD_BYTES),
+                rows=rows,
+                tokens=tokens,
+                queries=strict.whole(value["queries"], tokens),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptCache(
+                f"facts of an attention shard cannot be read: {error!r:.300}"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -149,7 +156,9 @@ class AttentionShard:
             tensors, metadata = load_tensors(data)
             if metadata.get("capture_id") != capture_id:
                 raise CorruptCache(f"it holds another capture than {capture_id}")
-            self.spec = AttentionSpec.from_json(json.loads(metadata.get("attention", "")))
+            self.spec = AttentionSpec.from_json(
+                strict.parse_json(metadata["attention"].encode(), most_values=limits.HEADER_VALUES)
+            )
             self._take(tensors, facts.rows)
         except (CorruptCache, KeyError, ValueError) as error:
             raise self._corrupt(str(error)) from error
@@ -162,10 +171,17 @@ class AttentionShard:
             "n_tokens": (rows,),
             "offsets": (count + 1,),
             "checksums": (count, _SUM_BYTES),
+            "blocks": (len(tensors["blocks"]),),
         }
+        if tensors.keys() != shapes.keys():
+            raise CorruptCache(f"expected the tensors {', '.join(shapes)}; found {len(tensors)}")
         for name, shape in shapes.items():
-            if tensors[name].shape != shape:
-                raise CorruptCache(f"{name}: expected shape {shape}, found {tensors[name].shape}")
+            found = tensors[name]
+            if found.shape != shape or found.dtype != _TYPES[name]:
+                raise CorruptCache(
+                    f"{name}: expected {_TYPES[name]} of shape {shape}, found {found.dtype} of "
+                    f"{found.shape}"
+                )
         self._keys, self._tokens = tensors["keys"], tensors["n_tokens"]
         self._offsets, self._sums = tensors["offsets"], tensors["checksums"]
         self._blocks = tensors["blocks"]
@@ -188,9 +204,11 @@ class AttentionShard:
         """
         length = len(input_ids) - 1
         try:
+            if not 0 <= row < len(self):
+                raise CorruptCache(f"it has {len(self)} rows")
             if bytes(self._keys[row]) != sample_key(input_ids):
                 raise CorruptCache("it belongs to other token ids")
-            if int(self._tokens[row]) != length + 1 or length >= _MAX_TOKENS:
+            if int(self._tokens[row]) != length + 1 or length >= limits.TOKENS:
                 raise CorruptCache(f"{self._tokens[row]} tokens; the document has {length + 1}")
             rows = self.query_rows(row, length)
             layers = [

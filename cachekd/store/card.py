@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cachekd.store.identity import Identity
 
 if TYPE_CHECKING:
-    from cachekd.store.seal import Manifest
+    from cachekd.store.manifest import Manifest
 
 
 def card(identity: Identity, manifest: Manifest) -> str:

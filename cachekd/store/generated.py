@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from cachekd.data import limits
 from cachekd.data.digests import KEY_BYTES, bytes_digest
 from cachekd.data.packed import Keys, Places
 from cachekd.data.spool import Spool
@@ -150,7 +151,7 @@ def _read(location: Location, name: str, vocab_size: int, max_new_tokens: int) -
     advice = f"delete {location.path(name)}: what it held is written anew"
     if bytes_digest(data) != match[2]:
         raise CorruptCache(f"{location.path(name)}: it was altered; {advice}")
-    table = read_table(location.path(name), data, RESPONSES)
+    table = read_table(location.path(name), data, RESPONSES, limits.SAMPLES_ROWS)
     if not (table.num_rows and _possible(table, vocab_size, max_new_tokens)):
         raise CorruptCache(f"{location.path(name)}: it holds what no teacher writes; {advice}")
     return table

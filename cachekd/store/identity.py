@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cachekd.config import LEVEL_STEPS, ModelConfig, SelectionConfig
+from cachekd.data import limits, strict
+from cachekd.data.attention import AttentionSpec
 from cachekd.data.digests import differences, json_id
 from cachekd.errors import MismatchError, TeacherError
 from cachekd.teachers import TeacherFacts
@@ -82,6 +84,49 @@ class Identity:
     def facts(self) -> dict[str, Any]:
         """All that makes two caches belong together."""
         return {"source": self.source, "capture": self.capture, "attention": self.attention}
+
+
+def identity_of(
+    cache: Mapping[str, Any], capture: Mapping[str, Any], attention: Mapping[str, Any] | None
+) -> Identity:
+    """The identity that documents of a cache state, whose ids must be those of their facts.
+
+    Raises:
+        KeyError: a field is missing.
+        TypeError: a field is of another type.
+        ValueError: a value is impossible, or an id is that of other facts.
+    """
+    source, facts = strict.fields(cache["source"]), strict.fields(capture["capture"])
+    source_id = _id_of(source, cache["source_id"])
+    strict.text(source["dtype"])
+    strict.whole(source["vocab_size"], limits.VOCABULARY, 1)
+    strict.text(facts["attn_implementation"])
+    strict.fields(facts["selection"])
+    strict.fields(facts["logprobs"])
+    strict.listed(facts["temperatures"], limits.TEMPERATURES, strict.number)
+    if facts["rows"] not in ("all", "response"):
+        raise ValueError(f"expected rows all or response; found {facts['rows']!r:.80}")
+    kept, kept_id = None, None
+    if attention is not None:
+        AttentionSpec.from_json(attention["capture"])
+        kept = strict.fields(attention["capture"])
+        kept_id = _id_of({"source_id": source_id, "capture": kept}, attention["capture_id"])
+    return Identity(
+        source_id=source_id,
+        source=source,
+        capture_id=_id_of({"source_id": source_id, "capture": facts}, capture["capture_id"]),
+        capture=facts,
+        provenance=strict.fields(cache["provenance"]),
+        attention_id=kept_id,
+        attention=kept,
+    )
+
+
+def _id_of(facts: Any, stated: Any) -> str:
+    found = json_id(facts)
+    if found != stated:
+        raise ValueError(f"the facts of id {stated!r:.80} have the id {found}")
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

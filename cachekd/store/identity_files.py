@@ -10,7 +10,7 @@ from typing import Any
 
 from cachekd.errors import CacheNotFound, CorruptCache
 from cachekd.store.claims import Claims
-from cachekd.store.identity import Identity
+from cachekd.store.identity import Identity, identity_of
 from cachekd.store.io import Location
 from cachekd.store.layout import (
     ATTENTION,
@@ -43,23 +43,17 @@ def read_identity(location: Location) -> Identity:
     cache = read_document(location, "cache", CACHE)
     capture = read_document(location, "capture", CAPTURE)
     # A cache of logits alone says nothing of kinds.
-    attentive = ATTENTION in cache.get("kinds", ())
+    attentive = cache.get("kinds", [KIND]) == [ATTENTION, KIND]
+    if not attentive and cache.get("kinds", [KIND]) != [KIND]:
+        raise CorruptCache(f"{location.path(CACHE)}: {cache['kinds']!r:.80} are no kinds of target")
     attention = read_document(location, "capture", ATTENTION_CAPTURE) if attentive else {}
     for name, found in ((CAPTURE, capture), (ATTENTION_CAPTURE, attention)):
         if found and found.get("source_id") != cache.get("source_id"):
             raise CorruptCache(f"{location.path(name)} belongs to another source than {CACHE}")
     try:
-        return Identity(
-            source_id=cache["source_id"],
-            source=cache["source"],
-            capture_id=capture["capture_id"],
-            capture=capture["capture"],
-            provenance=cache["provenance"],
-            attention_id=attention["capture_id"] if attentive else None,
-            attention=attention["capture"] if attentive else None,
-        )
-    except KeyError as error:
-        raise CorruptCache(f"{location.url}: its identity lacks {error}") from error
+        return identity_of(cache, capture, attention if attentive else None)
+    except (CorruptCache, KeyError, TypeError, ValueError) as error:
+        raise CorruptCache(f"{location.url}: no identity: {error!r:.300}") from error
 
 
 def write_identity(location: Location, identity: Identity) -> None:

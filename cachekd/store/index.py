@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cachekd.data import limits
 from cachekd.data.packed import Keys
 from cachekd.errors import CorruptCache
 from cachekd.types import Int64
@@ -94,9 +95,13 @@ def load_index(name: str, data: bytes) -> KeyIndex:
     start = _HEAD.size + 32 * n_shards
     if magic != _MAGIC or version != 1 or len(data) != start + 24 * n_keys:
         raise CorruptCache(f"{name}: its head does not fit its size; the file was altered")
+    if n_shards > limits.SHARDS or n_keys > limits.KEYS:
+        raise CorruptCache(f"{name}: {n_shards} shards and {n_keys} keys are more than are read")
     shards = [data[_HEAD.size + 32 * i : _HEAD.size + 32 * (i + 1)].hex() for i in range(n_shards)]
     keys = np.frombuffer(data, dtype="S16", count=n_keys, offset=start)
     places = np.frombuffer(data, dtype="<u4", offset=start + 16 * n_keys).reshape(2, n_keys)
     if n_keys and (places[0].max() >= n_shards or not (keys[1:] > keys[:-1]).all()):
         raise CorruptCache(f"{name}: its keys are out of order or point nowhere")
+    if sorted(set(shards)) != shards:
+        raise CorruptCache(f"{name}: its shards are out of order")
     return KeyIndex(shards, keys, places)

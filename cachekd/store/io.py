@@ -17,11 +17,12 @@ from pathlib import Path
 import fsspec
 import pyarrow as pa
 
+from cachekd.data import limits
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache, StoreError
-from cachekd.store.local import LocalFolder
+from cachekd.store.local import LocalFolder, too_large
 
-_COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
+_COMPONENT = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.NAME_LENGTH - 1}}}(?<!\.)")
 
 
 def check_name(name: str) -> str:
@@ -33,7 +34,8 @@ def check_name(name: str) -> str:
     parts = name.split("/")
     if len(parts) > 2 or not all(_COMPONENT.fullmatch(part) for part in parts):
         raise CorruptCache(
-            f"{name!r} is not a file name that a cache may hold; the file that names it was altered"
+            f"{name!r:.200} is not a file name that a cache may hold; the file that names it was "
+            "altered"
         )
     return name
 
@@ -98,26 +100,35 @@ class Location:
         with self._told(name):
             return self._folder.size(name) if self._folder else int(self._fs.size(path))
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int | None = None) -> bytes:
         """All bytes of a file.
 
+        Args:
+            name: of the file.
+            most: a larger file is not read.
+
         Raises:
-            CorruptCache: the file is missing, or no plain file.
+            CorruptCache: the file is missing, too large, or no plain file.
             StoreError: it cannot be read.
         """
         path = self.path(name)
         with self._told(name):
-            return self._folder.read(name) if self._folder else bytes(self._fs.cat_file(path))
+            if self._folder:
+                return self._folder.read(name, most)
+            data = bytes(self._fs.cat_file(path, end=None if most is None else most + 1))
+        if most is not None and len(data) > most:
+            raise too_large(path, most)
+        return data
 
     @contextmanager
-    def reader(self, folder: str) -> Iterator[Callable[[str], bytes]]:
+    def reader(self, folder: str, most: int | None = None) -> Iterator[Callable[[str], bytes]]:
         """Within: reads many files of one sub-folder, as `read` does, for less."""
         if not self._folder:
-            yield lambda base: self.read(f"{folder}/{base}")
+            yield lambda base: self.read(f"{folder}/{base}", most)
             return
         with ExitStack() as stack:
             with self._told(check_name(folder)):
-                read_base = stack.enter_context(self._folder.reader(folder))
+                read_base = stack.enter_context(self._folder.reader(folder, most))
 
             def read(base: str) -> bytes:
                 name = check_name(f"{folder}/{base}")

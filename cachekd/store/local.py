@@ -65,16 +65,16 @@ class LocalFolder:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def read(self, name: str) -> bytes:
-        """All bytes of a file."""
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """All bytes of a file, which may have at most so many."""
         with self._opened(name) as file:
-            return _all_of(file)
+            return _all_of(file, f"{self.root}/{name}", most)
 
     @contextmanager
-    def reader(self, folder: str) -> Iterator[Callable[[str], bytes]]:
-        """Within: reads files of a sub-folder that is opened but once."""
+    def reader(self, folder: str, most: int | None) -> Iterator[Callable[[str], bytes]]:
+        """Within: reads files of a sub-folder that is opened but once (see `read`)."""
         with self._folder(folder) as opened:
-            yield lambda base: _read(f"{self.root}/{folder}/{base}", base, opened)
+            yield lambda base: _read(f"{self.root}/{folder}/{base}", base, opened, most)
 
     def map(self, name: str) -> pa.Buffer:
         """All bytes of a file, mapped."""
@@ -221,18 +221,22 @@ def _open(path: str, base: str, folder: int) -> int:
     return _plain(path, disk.open_old, base, folder)
 
 
-def _read(path: str, base: str, folder: int) -> bytes:
+def _read(path: str, base: str, folder: int, most: int | None) -> bytes:
     file = _open(path, base, folder)
     try:
-        return _all_of(file)
+        return _all_of(file, path, most)
     finally:
         disk.close(file)
 
 
-def _all_of(file: int) -> bytes:
+def _all_of(file: int, path: str, most: int | None) -> bytes:
+    size = os.fstat(file).st_size
+    if most is not None and size > most:
+        raise too_large(path, most)
     parts = []
-    while part := disk.read(file, _READ_BYTES):
+    while part := disk.read(file, max(_READ_BYTES, size)):  # a large file in one go
         parts.append(part)
+        size = 0
     return b"".join(parts)
 
 
@@ -241,6 +245,13 @@ def not_plain(path: str) -> CorruptCache:
     return CorruptCache(
         f"{path}: expected a plain file in a plain folder, found a link or another kind of file; "
         "links below a cache are not followed. Put the file itself there"
+    )
+
+
+def too_large(path: str, most: int) -> CorruptCache:
+    """The error for a file that is larger than what is read."""
+    return CorruptCache(
+        f"{path}: at most {most} bytes of such a file are read (cachekd limits); it was altered"
     )
 
 

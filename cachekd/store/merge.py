@@ -18,7 +18,8 @@ from cachekd.store.layout import (
     shard_name,
     unit_name,
 )
-from cachekd.store.seal import Manifest, seal
+from cachekd.store.manifest import Manifest
+from cachekd.store.seal import seal
 from cachekd.store.state import CacheState, read_state
 
 

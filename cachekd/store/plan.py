@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cachekd.data import limits, strict
 from cachekd.data.digests import KEY_BYTES, bytes_digest, json_id
 from cachekd.data.packed import Keys
 from cachekd.errors import CorruptCache
@@ -104,35 +105,48 @@ def load_plan(name: str, data: bytes) -> Plan:
         raise CorruptCache(f"{name}: its name is not the digest of its bytes; it was altered")
     document = load_document("plan", name, data)
     try:
-        packed = base64.b64decode(document["keys"], validate=True)
-        keys = Keys(np.frombuffer(packed, f"S{KEY_BYTES}"))
-        units, first = [], 0
-        for batches in document["units"]:
-            unit = []
-            for rows, padded_length in batches:
-                unit.append(PlannedBatch(first, rows, padded_length))
-                first += rows
-            units.append(tuple(unit))
-        plan = Plan(
-            run=document["run"],
-            capture_id=document["capture_id"],
-            sequence=document["sequence"],
-            keys=keys,
-            units=tuple(units),
-            threads=document["threads"],
-            samples=tuple(document["samples"]),
-            skipped=document["skipped"],
-            changed=document["changed"],
-            prior=document["prior"],
-            # Only a run whose responses the teacher wrote says anything of it.
-            responses=document.get("responses"),
-        )
+        return _plan(document)
     except (KeyError, TypeError, ValueError) as error:
-        raise CorruptCache(f"{name} is no plan: {error!r}") from error
-    sizes = [batch.rows for unit in plan.units for batch in unit]
-    if len(keys) != first or not all(plan.units) or min(sizes, default=1) < 1:
-        raise CorruptCache(f"{name}: its units do not cover its keys")
-    return plan
+        raise CorruptCache(f"{name} is no plan: {error!r:.300}") from error
+
+
+def _plan(document: Mapping[str, Any]) -> Plan:
+    packed = base64.b64decode(strict.text(document["keys"]), validate=True)
+    keys = Keys(np.frombuffer(packed, f"S{KEY_BYTES}"))
+    responses = document.get("responses")
+    return Plan(
+        run=strict.text(document["run"]),
+        capture_id=strict.short_id(document["capture_id"]),
+        sequence=strict.whole(document["sequence"], limits.RUNS),
+        keys=keys,
+        units=_units(document["units"], len(keys)),
+        threads=strict.whole(document["threads"], 1 << 16, 1),
+        samples=strict.distinct(strict.listed(document["samples"], limits.SHARDS, strict.digest)),
+        skipped=strict.counts(document["skipped"]),
+        changed=strict.counts(document["changed"]),
+        prior=None if document["prior"] is None else strict.digest(document["prior"]),
+        # Only a run whose responses the teacher wrote says anything of it.
+        responses=None if responses is None else strict.fields(responses),
+    )
+
+
+def _units(value: Any, n_keys: int) -> tuple[Unit, ...]:
+    """Units as ranges that cover the keys."""
+    first = 0
+
+    def batch(value: Any) -> PlannedBatch:
+        nonlocal first
+        rows, padded_length = value
+        found = PlannedBatch(
+            first, strict.whole(rows, n_keys, 1), strict.whole(padded_length, limits.TOKENS, 2)
+        )
+        first += found.rows
+        return found
+
+    units = strict.listed(value, limits.UNITS, lambda unit: strict.listed(unit, n_keys, batch))
+    if first != n_keys or not all(units):
+        raise ValueError("its units do not cover its keys")
+    return units
 
 
 def run_digest(ids: Sequence[bytes], capture_id: str, settings: Mapping[str, Any]) -> str:

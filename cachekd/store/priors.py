@@ -8,6 +8,7 @@ from dataclasses import replace
 from cachekd.codecs import Codec, CodecHeader
 from cachekd.codecs._learn import learn_prior
 from cachekd.codecs._priors import Prior, load_prior
+from cachekd.data import limits
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache
 from cachekd.plugins import find
@@ -33,7 +34,7 @@ class Priors:
         """
         if digest not in self._held:
             name = prior_name(digest)
-            data = self._location.read(name)
+            data = self._location.read(name, limits.PRIOR_BYTES)
             if bytes_digest(data) != digest:
                 raise CorruptCache(
                     f"{self._location.path(name)}: its bytes do not have the digest it names"

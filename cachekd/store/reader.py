@@ -22,9 +22,10 @@ from cachekd.store.identity_files import read_identity
 from cachekd.store.index import KeyIndex, load_index
 from cachekd.store.io import Location
 from cachekd.store.layout import index_name
+from cachekd.store.manifest import Manifest, read_manifest
 from cachekd.store.priors import Priors
 from cachekd.store.samples import SampleTable
-from cachekd.store.seal import Manifest, captured, load_samples, read_manifest
+from cachekd.store.seal import captured, load_samples
 from cachekd.store.shards import Groups, Shard, ShardFacts
 from cachekd.store.skipped import Skipped, in_force, marked
 from cachekd.store.state import read_state

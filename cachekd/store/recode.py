@@ -19,9 +19,10 @@ from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache, UnsealedCache
 from cachekd.store.io import Location
 from cachekd.store.layout import attention_name, prior_name, shard_name, unit_name
+from cachekd.store.manifest import Manifest
 from cachekd.store.merge import copy_files, copy_plans, copy_samples, open_all
 from cachekd.store.priors import Priors, best_prior, write_prior
-from cachekd.store.seal import Manifest, seal
+from cachekd.store.seal import seal
 from cachekd.store.shards import Shard, write_shard
 from cachekd.store.state import CacheState, UnitRecord, read_state
 from cachekd.types import TopKLogits

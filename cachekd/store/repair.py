@@ -28,17 +28,9 @@ from cachekd.store.layout import (
     manifest_name,
     unit_name,
 )
+from cachekd.store.manifest import Manifest, generations, load_seal
 from cachekd.store.problems import Problem, file_problem
-from cachekd.store.seal import (
-    Manifest,
-    checked_content,
-    generations,
-    left_out,
-    load_seal,
-    publish,
-    seal_data,
-    show,
-)
+from cachekd.store.seal import checked_content, left_out, publish, seal_data, show
 from cachekd.store.verify import IDENTITY, Examined, examine, whole_identity
 from cachekd.store.verify_seal import captures, hinted_generation
 

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cachekd.data import limits
 from cachekd.data.digests import sample_digest, sample_key
 from cachekd.data.packed import Keys, Labels, Places
-from cachekd.errors import CorruptCache
+from cachekd.errors import CorruptCache, DataError
 from cachekd.store.tables import (
     SAMPLES,
     digests_column,
@@ -32,7 +33,6 @@ from cachekd.store.tables import (
 from cachekd.types import Int32, Int64, Role, Sample, UInt8
 
 SHARD_ROWS = 100_000
-_MAX_TOKENS = 1 << 28
 
 
 def sample_ids(samples: Sequence[Sample], keys: Keys) -> Keys:
@@ -95,7 +95,11 @@ def write_samples(
     ids: Sequence[bytes],
     orders: Sequence[int] | NDArray[np.integer],
 ) -> pa.Buffer:
-    """A samples shard as Parquet bytes; samples are looked at one at a time."""
+    """A samples shard as Parquet bytes; samples are looked at one at a time.
+
+    Raises:
+        DataError: it holds more text or spans than are read.
+    """
     columns = _Columns()
     for sample in samples:
         columns.append(sample)
@@ -118,7 +122,20 @@ def write_samples(
         "source_row": flat_column(np.frombuffer(columns.rows, np.int64), pa.int64()),
         "order": flat_column(np.asarray(orders, dtype=np.int64), pa.int64()),
     }
+    _refuse_large(table)
     return write_table(table, SAMPLES, {"cachekd": "samples"})
+
+
+def _refuse_large(table: dict[str, Any]) -> None:
+    rows = max(len(table["n_tokens"]), limits.SAMPLES_ROWS)
+    text = table["domain"].nbytes + table["source"].nbytes
+    spans = table["span_ends"].nbytes // 4
+    if text > rows * limits.ROW_TEXT or spans > rows * limits.ROW_VALUES:
+        raise DataError(
+            f"{len(table['n_tokens'])} samples with {text} bytes of domains and sources and "
+            f"{spans} role spans; at most {rows * limits.ROW_TEXT} and {rows * limits.ROW_VALUES} "
+            "are read (cachekd limits). Use shorter domains and paths"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -172,13 +189,13 @@ class SampleTable:
         )
 
 
-def read_samples(name: str, data: pa.Buffer) -> pa.Table:
-    """A samples shard, its values checked.
+def read_samples(name: str, data: pa.Buffer, rows: int = limits.TABLE_ROWS) -> pa.Table:
+    """A samples shard of at most so many rows, its values checked.
 
     Raises:
         CorruptCache: a value is impossible.
     """
-    table = read_table(name, data, SAMPLES)
+    table = read_table(name, data, SAMPLES, rows)
     lengths = numpy_of(table["n_tokens"])
     spans = table["span_ends"].combine_chunks()
     counts = np.diff(numpy_of(spans.offsets))
@@ -186,16 +203,27 @@ def read_samples(name: str, data: pa.Buffer) -> pa.Table:
     roles = table["span_roles"].combine_chunks()
     good = len(lengths) == 0 or (
         lengths.min() >= 2
-        and lengths.max() <= _MAX_TOKENS
+        and lengths.max() <= limits.TOKENS
         and counts.min() >= 1
         and np.array_equal(counts, np.diff(numpy_of(roles.offsets)))
         and np.array_equal(ends[np.cumsum(counts) - 1], lengths)
         and _ascending(ends, counts)
         and numpy_of(roles.values).max(initial=0) <= max(Role)
+        and _possible(table)
     )
     if not good:
         raise CorruptCache(f"{name}: lengths and role spans of its samples do not fit together")
     return table
+
+
+def _possible(table: pa.Table) -> bool:
+    """Whether prompts have a length, and weights are finite and not below 0."""
+    prompts = ints_or(_whole(table["prompt_length"]), 0)
+    weights = numpy_of(table["weight"])
+    return bool(
+        ((prompts >= 0) & (prompts <= limits.TOKENS)).all()
+        and (np.isfinite(weights) & (weights >= 0)).all()
+    )
 
 
 def _ascending(ends: Int32, counts: Int64) -> bool:

@@ -14,17 +14,20 @@ can be locked is closed. What follows the last whole record was cut off by a kil
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 import struct
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from cachekd.data import limits
 from cachekd.data.digests import KEY_BYTES
 from cachekd.errors import StoreError
 from cachekd.store import disk
-from cachekd.store.local import make_path
+from cachekd.store.local import make_path, not_plain
 from cachekd.store.score_index import Entries, entries_of
 from cachekd.store.temporary import TEMPORARY
 
@@ -42,9 +45,30 @@ def pack(key: bytes, value: bytes) -> bytes:
 
 def read_record(descriptor: int, key: bytes, offset: int, length: int) -> bytes | None:
     """Value of the record at an offset, or None where it is not the whole record of this key."""
+    if length > limits.SCORE_BYTES or offset < 0:
+        return None
     data = os.pread(descriptor, _HEAD.size + length, offset)
     value = data[_HEAD.size :]
     return value if len(value) == length and data == pack(key, value) else None
+
+
+def open_file(path: Path) -> int:
+    """A log or segment, for reading; a pipe does not hold the caller up.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CorruptCache: it is no plain file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise not_plain(str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise not_plain(str(path))
+    return descriptor
 
 
 def scan(descriptor: int, file: int, start: int, size: int) -> tuple[Entries, int]:

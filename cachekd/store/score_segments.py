@@ -25,7 +25,7 @@ from cachekd.data.digests import KEY_BYTES, bytes_digest
 from cachekd.data.packed import Keys
 from cachekd.store.io import Location
 from cachekd.store.score_index import ENTRY, Entries, entries_of, sorted_once
-from cachekd.store.score_logs import LOG, MAGIC, is_closed, pack, read_record, scan
+from cachekd.store.score_logs import LOG, MAGIC, is_closed, open_file, pack, read_record, scan
 
 LOGS, SEGMENTS = "logs", "segments"
 SEGMENT = ".seg"
@@ -67,7 +67,10 @@ def _read_index(descriptor: int, size: int) -> Entries | None:
     data = os.pread(descriptor, rows * ENTRY.itemsize, start)
     if hashlib.blake2b(data, digest_size=KEY_BYTES).digest() != digest:
         return None
-    return np.frombuffer(data, ENTRY).copy()
+    entries = np.frombuffer(data, ENTRY).copy()
+    offsets, lengths = entries["offset"], entries["length"].astype(np.int64)
+    inside = (offsets >= len(MAGIC)) & (offsets <= start) & (lengths <= start - offsets)
+    return entries if inside.all() else None
 
 
 def compact(location: Location) -> Compacted:
@@ -111,7 +114,7 @@ def _alone(root: Path) -> Iterator[bool]:
 def _closed_logs(root: Path) -> list[tuple[Path, int]]:
     opened = []
     for path in sorted((root / LOGS).glob(f"[!.]*{LOG}")):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = open_file(path)
         ours = os.pread(descriptor, len(MAGIC), 0) == MAGIC  # else it is of another version
         if ours and is_closed(descriptor):
             opened.append((path, descriptor))
@@ -123,7 +126,7 @@ def _closed_logs(root: Path) -> list[tuple[Path, int]]:
 def _small_segments(root: Path) -> list[tuple[Path, int]]:
     """Segments that are worth merging again."""
     return [
-        (path, os.open(path, os.O_RDONLY | os.O_NOFOLLOW))
+        (path, open_file(path))
         for path in sorted((root / SEGMENTS).glob(f"[!.]*{SEGMENT}"))
         if path.stat().st_size < _SEGMENT_BYTES // 2
     ]

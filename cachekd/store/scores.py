@@ -27,7 +27,7 @@ from cachekd.store.identity import refuse_difference
 from cachekd.store.io import Location
 from cachekd.store.layout import dump_document, read_document
 from cachekd.store.score_index import Place, ScoreIndex
-from cachekd.store.score_logs import LOG, LogWriter, is_closed, read_record, scan
+from cachekd.store.score_logs import LOG, LogWriter, is_closed, open_file, read_record, scan
 from cachekd.store.score_segments import (
     LOGS,
     SEGMENT,
@@ -210,7 +210,7 @@ class ScoreStore:
         if path.name in self._known:
             return
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = open_file(path)
         except FileNotFoundError:
             return  # merged since it was listed
         number = self._take(path.name, descriptor, 0, grows=grows)

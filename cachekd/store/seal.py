@@ -7,134 +7,36 @@ the same root whoever made them, and when.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from cachekd.data import limits
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache, UnsealedCache
 from cachekd.store.attention_rows import check_query_rows
-from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.card import card
 from cachekd.store.content import content_of
 from cachekd.store.identity import Identity
 from cachekd.store.index import KeyIndex
 from cachekd.store.io import Location
 from cachekd.store.layout import (
-    ATTENTION,
     CARD,
     FOLDERS,
     HINT,
-    KIND,
     attention_name,
     dump_document,
     index_name,
     manifest_name,
-    read_document,
     samples_name,
     shard_name,
 )
 from cachekd.store.logits_rows import check_rows
+from cachekd.store.manifest import Manifest, read_manifest
 from cachekd.store.samples import SampleTable, collect, read_samples
-from cachekd.store.shards import ShardFacts
-from cachekd.store.skipped import FIELD, Skipped, parse
 from cachekd.store.state import CacheState, read_state
-
-_MANIFEST = re.compile(r"manifest-([0-9]{1,9})\.json")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """A seal as read back; ``attention`` is keyed by the logits shard of the same documents.
-
-    ``repaired`` names what earlier seals of the cache named and this one had to leave out;
-    ``skipped``: by shard the rows that the teacher gave no distribution of.
-    """
-
-    generation: int
-    root: str
-    source_id: str
-    capture_id: str
-    shards: Mapping[str, ShardFacts]
-    samples: tuple[str, ...]
-    priors: Mapping[str, int]
-    index: str
-    files: Mapping[str, str]
-    totals: Mapping[str, int]
-    runs: tuple[Mapping[str, Any], ...]
-    attention_id: str | None
-    attention: Mapping[str, AttentionFacts]
-    repaired: tuple[str, ...]
-    skipped: Mapping[str, Skipped]
-
-    def written(self) -> frozenset[str]:
-        """Digests of the samples shards whose responses the teacher wrote."""
-        return frozenset(name for run in self.runs for name in run.get("written", ()))
-
-
-def generations(location: Location) -> list[int]:
-    """Generations of the seals at a location, ascending."""
-    matches = (_MANIFEST.fullmatch(name) for name in location.names())
-    return sorted(int(match[1]) for match in matches if match)
-
-
-def read_manifest(location: Location) -> Manifest | None:
-    """The newest seal, or None if the cache was never sealed.
-
-    Raises:
-        CorruptCache: the seal does not parse.
-    """
-    found = generations(location)
-    if not found:
-        return None
-    return load_seal(location, found[-1])
-
-
-def load_seal(location: Location, generation: int) -> Manifest:
-    """The seal of a generation (errors of `read_manifest`)."""
-    name = manifest_name(generation)
-    document = read_document(location, "manifest", name)
-    if document.get("generation") != generation:
-        raise CorruptCache(
-            f"{location.path(name)}: expected the seal of generation {generation}, found "
-            f"{document.get('generation')}; the file was moved"
-        )
-    try:
-        shards = [ShardFacts.from_json(value) for value in document["kinds"][KIND]["shards"]]
-        attention = document["kinds"].get(ATTENTION)
-        return Manifest(
-            generation=generation,
-            root=document["root"],
-            source_id=document["source_id"],
-            capture_id=document["kinds"][KIND]["capture_id"],
-            shards={facts.digest: facts for facts in shards},
-            samples=tuple(document["samples"]),
-            priors=dict(document["priors"]),
-            index=document["index"],
-            files=dict(document["files"]),
-            totals=dict(document["totals"]),
-            runs=tuple(dict(run) for run in document["runs"]),
-            attention_id=attention["capture_id"] if attention else None,
-            attention=_attention(attention["shards"]) if attention else {},
-            repaired=tuple(map(str, document.get("repaired", ()))),
-            skipped={name: parse(rows) for name, rows in document.get(FIELD, {}).items()},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptCache(f"{location.path(name)} is no seal: {error!r}") from error
-
-
-def _attention(shards: list[dict[str, Any]]) -> dict[str, AttentionFacts]:
-    """Facts of attention shards by the logits shard that each names."""
-    return {
-        shard["logits"]: AttentionFacts.from_json(
-            {key: value for key, value in shard.items() if key != "logits"}
-        )
-        for shard in shards
-    }
 
 
 def seal(location: Location, *, leave_out: bool = False) -> Manifest:
@@ -285,7 +187,7 @@ def samples_table(location: Location, digest: str) -> pa.Table:
     data = location.map(name)
     if bytes_digest(data) != digest:
         raise CorruptCache(f"{location.path(name)}: its bytes do not have the digest it names")
-    return read_samples(location.path(name), data)
+    return read_samples(location.path(name), data, limits.SAMPLES_ROWS)
 
 
 def _check_size(location: Location, name: str, expected: int) -> None:

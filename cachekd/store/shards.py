@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from cachekd.codecs import Codec, CodecHeader, Encoded
 from cachekd.codecs._priors import Prior
+from cachekd.data import limits, strict
 from cachekd.data.digests import bytes_digest, sample_key
-from cachekd.errors import CorruptCache
+from cachekd.errors import CorruptCache, TeacherError
 from cachekd.plugins import find
 from cachekd.store.io import Location
 from cachekd.store.layout import shard_name
@@ -32,7 +33,6 @@ from cachekd.store.tables import (
 from cachekd.types import Int32, TopKLogits
 
 _GROUP_BYTES_HELD = 256 << 20
-_MAX_TOKENS = 1 << 28
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,22 +49,25 @@ class ShardFacts:
 
     @classmethod
     def from_json(cls, value: Any) -> ShardFacts:
-        """From a JSON document.
+        """From a JSON document; further fields are not looked at.
 
         Raises:
-            CorruptCache: fields are missing or of another type.
+            CorruptCache: fields are missing, of another type, or impossible.
         """
         try:
-            facts = cls(**value)
-        except TypeError as error:
-            raise CorruptCache(f"facts of a shard cannot be read: {error}") from error
-        numbers = (facts.bytes, facts.rows, facts.tokens, facts.entries)
-        names = (facts.digest, facts.footer) + ((facts.prior,) if facts.prior else ())
-        if not all(isinstance(number, int) and number >= 0 for number in numbers) or not all(
-            isinstance(name, str) for name in names
-        ):
-            raise CorruptCache(f"facts of a shard hold impossible values: {value}")
-        return facts
+            rows = strict.whole(value["rows"], limits.TABLE_ROWS, 1)
+            tokens = strict.whole(value["tokens"], rows * limits.TOKENS, 2 * rows)
+            return cls(
+                digest=strict.digest(value["digest"]),
+                bytes=strict.whole(value["bytes"], limits.SHARD_BYTES),
+                rows=rows,
+                tokens=tokens,
+                entries=strict.whole(value["entries"], rows * limits.ENTRIES),
+                footer=strict.digest(value["footer"]),
+                prior=None if value["prior"] is None else strict.digest(value["prior"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptCache(f"facts of a shard cannot be read: {error!r:.300}") from error
 
 
 def write_shard(
@@ -77,6 +80,7 @@ def write_shard(
 ) -> tuple[pa.Buffer, ShardFacts]:
     """The bytes of a shard and what is said of it; ``prior`` is the one that the header names."""
     codec: Codec = find("codecs", header.codec)(header, prior)
+    _refuse_large(documents, targets)
     order = sorted(range(len(keys)), key=lambda i: keys[i])
     data = write_table(
         {
@@ -98,6 +102,17 @@ def write_shard(
         footer=bytes_digest(footer_bytes(data)),
         prior=header.prior,
     )
+
+
+def _refuse_large(documents: Sequence[Int32], targets: Sequence[TopKLogits]) -> None:
+    tokens = max(map(len, documents), default=0)
+    entries = max((len(target.ids) for target in targets), default=0)
+    if tokens > limits.TOKENS or entries > limits.ENTRIES:
+        raise TeacherError(
+            f"a document of {tokens} tokens and {entries} kept entries; at most {limits.TOKENS} "
+            f"and {limits.ENTRIES} are read (cachekd limits). Use --max-length, or keep fewer "
+            "entries"
+        )
 
 
 class Groups:
@@ -151,9 +166,9 @@ class Shard:
         found = bytes_digest(data)
         if found != facts.digest:
             raise self._corrupt(f"expected sha256 {facts.digest}, found {found}")
-        self._file = open_table(self._path, data, LOGITS)
+        self._file = open_table(self._path, data, LOGITS, rows=facts.rows, values=facts.tokens)
         metadata: Mapping[bytes, bytes] = self._file.schema_arrow.metadata or {}
-        if metadata.get(b"capture_id", b"").decode() != capture_id:
+        if metadata.get(b"capture_id") != capture_id.encode():
             raise self._corrupt(f"it holds another capture than {capture_id}")
         self.header = CodecHeader.from_json(metadata.get(b"codec", b""))
         if self.header.prior != facts.prior:
@@ -200,15 +215,24 @@ class Shard:
         return [(key, ids, t) for (key, ids, _), t in zip(stored, targets, strict=True)]
 
     def _stored(self, row: int) -> tuple[bytes, Int32, Encoded]:
+        if not 0 <= row < len(self):
+            raise self._corrupt(f"row {row} is asked for; it has {len(self)}")
         group = int(np.searchsorted(self._starts, row, side="right")) - 1
         batch = self._group(group)
         place = row - int(self._starts[group])
         key: bytes = batch.column(0)[place].as_py()
         tokens = batch.column(1)[place].as_py()
         entries = batch.column(2)[place].as_py()
-        input_ids = numpy_of(batch.column(3)[place].values)
-        if not 2 <= tokens == len(input_ids) <= _MAX_TOKENS or entries < 0:
+        values = batch.column(3)[place].values
+        if values is None:
+            raise self._corrupt(f"row {row} has no token ids")
+        input_ids = numpy_of(values)
+        if not 2 <= tokens == len(input_ids) <= limits.TOKENS:
             raise self._corrupt(f"row {row}: counts do not fit its token ids")
+        if not 0 <= entries <= limits.ENTRIES:
+            raise self._corrupt(f"row {row}: {entries} entries cannot be")
+        if input_ids.min() < 0 or input_ids.max() >= self.header.vocab_size:
+            raise self._corrupt(f"row {row}: token ids outside the vocabulary")
         return key, input_ids, (batch.column(4)[place].as_buffer(), tokens - 1, entries)
 
     def check_record(self, row: int) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cachekd.data import limits, strict
 from cachekd.data.packed import Keys
 from cachekd.errors import CorruptCache
 from cachekd.store.attention_shards import AttentionFacts
@@ -28,6 +29,7 @@ from cachekd.store.layout import (
     attention_name,
     dump_document,
     load_document,
+    most_bytes,
     plan_name,
     prior_name,
     shard_name,
@@ -89,15 +91,15 @@ def load_unit(name: str, data: bytes) -> UnitRecord:
     try:
         attention = document["shards"].get(ATTENTION)
         record = UnitRecord(
-            plan=document["plan"],
-            number=document["unit"],
+            plan=strict.digest(document["plan"]),
+            number=strict.whole(document["unit"], limits.UNITS),
             shard=ShardFacts.from_json(document["shards"][KIND]),
-            numerics=document["numerics"],
+            numerics=strict.fields(document["numerics"]),
             attention=AttentionFacts.from_json(attention) if attention is not None else None,
             skipped=load_skipped(document),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptCache(f"{name} is no commit record: {error!r}") from error
+    except (CorruptCache, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptCache(f"{name} is no commit record: {error!r:.300}") from error
     if unit_name(record.plan, record.number) != name:
         raise CorruptCache(f"{name} is the record of another unit; the file was moved")
     return record
@@ -109,7 +111,7 @@ def is_committed(location: Location, plan: str, number: int) -> bool:
     if not location.exists(name):
         return False
     try:
-        record = load_unit(name, location.read(name))
+        record = load_unit(name, location.read(name, most_bytes("unit")))
     except CorruptCache:
         return False
     return all(map(location.exists, record.files()))
@@ -204,7 +206,7 @@ def read_state(location: Location, *, skip_broken_units: bool = False) -> CacheS
         if match:
             path = plan_name(match[1])
             try:
-                plan = load_plan(path, location.read(path))
+                plan = load_plan(path, location.read(path, most_bytes("plan")))
             except CorruptCache as error:
                 if not skip_broken_units:
                     raise
@@ -241,7 +243,7 @@ def _records(
     """Commit records of these names."""
     if not names:
         return
-    with location.reader("units") as read:
+    with location.reader("units", most_bytes("unit")) as read:
         for name in names:
             try:
                 yield name, load_unit(f"units/{name}", read(name))

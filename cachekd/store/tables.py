@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cachekd.data import limits
 from cachekd.data.packed import Keys
 from cachekd.errors import CorruptCache
+from cachekd.store.pages import check_pages
 from cachekd.types import Int32
 
 KEY = pa.binary(16)
@@ -88,33 +90,74 @@ def write_table(
     return sink.getvalue()
 
 
-def open_table(name: str, data: pa.Buffer, schema: pa.Schema) -> pq.ParquetFile:
-    """A Parquet file of the cache, opened with page checksums verified and its columns checked.
+def open_table(
+    name: str,
+    data: pa.Buffer,
+    schema: pa.Schema,
+    *,
+    rows: int = limits.TABLE_ROWS,
+    values: int | None = None,
+) -> pq.ParquetFile:
+    """A Parquet file of the cache, its columns, sizes and pages checked before one is unpacked.
+
+    Args:
+        name: of the file, for messages.
+        data: the whole file.
+        schema: its columns.
+        rows: most rows.
+        values: most values of a column of lists; else `limits.ROW_VALUES` for each of these rows.
 
     Raises:
-        CorruptCache: it is no such table.
+        CorruptCache: it is no such table, or unpacks to more than that.
     """
+    if int.from_bytes(memoryview(data)[-8:-4], "little") > limits.FOOTER_BYTES:
+        raise CorruptCache(f"{name}: its footer is larger than {limits.FOOTER_BYTES} bytes")
     try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(
+            pa.BufferReader(data),
+            page_checksum_verification=True,
+            thrift_string_size_limit=limits.FOOTER_BYTES,
+            thrift_container_size_limit=limits.FOOTER_BYTES,
+        )
+        found = file.schema_arrow
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise CorruptCache(f"{name} cannot be opened as Parquet: {error}") from error
-    if not file.schema_arrow.equals(schema):
+    if not found.equals(schema):
         raise CorruptCache(
             f"{name}: expected the columns {', '.join(schema.names)} of their types; "
-            f"found {', '.join(file.schema_arrow.names)}"
+            f"found {', '.join(found.names)[:300]}"
         )
+    try:
+        _check_sizes(file.metadata, rows)
+        most = rows * limits.ROW_VALUES if values is None else values
+        check_pages(memoryview(data), file.metadata, most, rows * limits.ROW_TEXT)
+    except (ValueError, KeyError) as error:
+        raise CorruptCache(f"{name}: {error}; the file was altered") from error
     return file
 
 
-def read_table(name: str, data: pa.Buffer, schema: pa.Schema) -> pa.Table:
-    """All rows of a table of the cache (errors of `open_table`)."""
-    file = open_table(name, data, schema)
-    try:
-        table = file.read()
-        table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptCache(f"{name} cannot be read: {error}") from error
-    return table
+def _check_sizes(footer: pq.FileMetaData, rows: int) -> None:
+    if footer.num_row_groups > limits.ROW_GROUPS or not 0 <= footer.num_rows <= rows:
+        raise ValueError(
+            f"{footer.num_rows} rows in {footer.num_row_groups} row groups; at most {rows} in "
+            f"{limits.ROW_GROUPS} are read"
+        )
+    groups = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+    if sum(groups) != footer.num_rows:
+        raise ValueError(f"{footer.num_rows} rows in row groups of {sum(groups)}")
+
+
+def read_table(
+    name: str, data: pa.Buffer, schema: pa.Schema, rows: int = limits.TABLE_ROWS
+) -> pa.Table:
+    """All rows of a table of the cache, one row group after another (errors of `open_table`)."""
+    file = open_table(name, data, schema, rows=rows)
+    groups = [
+        read_group(name, file, group)
+        for group in range(file.num_row_groups)
+        if file.metadata.row_group(group).num_rows
+    ]
+    return pa.Table.from_batches(groups, file.schema_arrow)
 
 
 def read_group(name: str, file: pq.ParquetFile, group: int) -> pa.RecordBatch:
@@ -122,9 +165,12 @@ def read_group(name: str, file: pq.ParquetFile, group: int) -> pa.RecordBatch:
     try:
         table = file.read_row_group(group)
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+        (batch,) = table.combine_chunks().to_batches()
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptCache(f"{name}, row group {group} cannot be read: {error}") from error
-    return table.combine_chunks().to_batches()[0]
+    if batch.num_rows != file.metadata.row_group(group).num_rows:
+        raise CorruptCache(f"{name}, row group {group}: {batch.num_rows} rows are found")
+    return batch
 
 
 def numpy_of(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
@@ -185,4 +231,4 @@ def footer_bytes(data: pa.Buffer) -> bytes:
     """The footer of a Parquet file: metadata, its length and the closing magic."""
     view = memoryview(data)
     length = int.from_bytes(view[-8:-4], "little")
-    return bytes(view[len(view) - length - 8 :])
+    return bytes(view[max(0, len(view) - length - 8) :])

@@ -17,10 +17,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
+from cachekd.data import limits, strict
 from cachekd.errors import CorruptCache
 
 _DTYPES = {"U8": "<u1", "I32": "<i4", "I64": "<i8"}
-_HEADER_LIMIT = 1 << 24
 
 
 def dump_tensors(
@@ -47,27 +47,46 @@ def load_tensors(data: pa.Buffer) -> tuple[dict[str, NDArray[Any]], dict[str, st
     """
     view = memoryview(data)
     length = int.from_bytes(view[:8], "little")
-    if len(view) < 8 or length > min(_HEADER_LIMIT, len(view) - 8):
+    if len(view) < 8 or length > min(limits.HEADER_BYTES, len(view) - 8):
         raise CorruptCache(f"a header of {length} bytes in a file of {len(view)}")
     try:
-        header = json.loads(bytes(view[8 : 8 + length]))
-        metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
-        body = view[8 + length :]
-        arrays = {str(name): _array(body, entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptCache(f"its safetensors header cannot be read: {error!r}") from error
-    if sum(array.nbytes for array in arrays.values()) != len(body):
+        header = strict.fields(
+            strict.parse_json(bytes(view[8 : 8 + length]), most_values=limits.HEADER_VALUES)
+        )
+        texts = strict.fields(header.pop("__metadata__", {}))
+        metadata = {name: strict.text(value) for name, value in texts.items()}
+        if len(header) > limits.TENSORS:
+            raise CorruptCache(f"{len(header)} tensors; at most {limits.TENSORS} are read")
+        return _arrays(view[8 + length :], header), metadata
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptCache(f"its safetensors header cannot be read: {error!r:.300}") from error
+
+
+def _arrays(body: memoryview, header: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Views of tensors that lie one behind the other and fill the file."""
+    spans = {name: _span(entry, len(body)) for name, entry in header.items()}
+    end = 0
+    for start, stop in sorted(spans.values()):
+        if start != end:
+            raise CorruptCache("its tensors overlap, or leave a hole")
+        end = stop
+    if end != len(body):
         raise CorruptCache("its tensors do not fill the file")
-    return arrays, metadata
+    return {
+        name: np.frombuffer(body[start:stop], header[name]["dtype"]).reshape(header[name]["shape"])
+        for name, (start, stop) in spans.items()
+    }
 
 
-def _array(body: memoryview, entry: Mapping[str, Any]) -> NDArray[Any]:
-    dtype = np.dtype(_DTYPES[entry["dtype"]])
-    shape = [int(size) for size in entry["shape"]]
-    start, end = (int(offset) for offset in entry["data_offsets"])
-    count = math.prod(shape)
-    if min([*shape, start], default=0) < 0 or end > len(body):
-        raise CorruptCache("a tensor reaches out of the file")
-    if end - start != count * dtype.itemsize:
-        raise CorruptCache(f"a tensor of shape {shape} has {end - start} bytes")
-    return np.frombuffer(body[start:end], dtype=dtype).reshape(shape)
+def _dimension(value: Any) -> int:
+    return strict.whole(value, limits.SHARD_BYTES)
+
+
+def _span(entry: dict[str, Any], size: int) -> tuple[int, int]:
+    """Where a tensor lies in the body; its type becomes that of numpy."""
+    entry["dtype"] = np.dtype(_DTYPES[entry["dtype"]])
+    shape = strict.listed(entry["shape"], limits.DIMENSIONS, _dimension)
+    start, stop = (strict.whole(offset, size) for offset in entry["data_offsets"])
+    if stop - start != math.prod(shape) * entry["dtype"].itemsize:
+        raise CorruptCache(f"a tensor of shape {shape} has {stop - start} bytes")
+    return start, stop

@@ -18,9 +18,9 @@ from cachekd.store.identity import Identity
 from cachekd.store.identity_files import read_identity
 from cachekd.store.io import Location
 from cachekd.store.layout import ATTENTION_CAPTURE, CACHE, CAPTURE
+from cachekd.store.manifest import Manifest, generations
 from cachekd.store.problems import Problem, document_problem, problem_of
 from cachekd.store.samples import SampleTable
-from cachekd.store.seal import Manifest, generations
 from cachekd.store.verify_seal import (
     captures,
     check_content,

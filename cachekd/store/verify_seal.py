@@ -32,6 +32,7 @@ from cachekd.store.layout import (
     samples_name,
     shard_name,
 )
+from cachekd.store.manifest import Manifest, generations, load_seal
 from cachekd.store.problems import (
     Problem,
     document_problem,
@@ -39,7 +40,7 @@ from cachekd.store.problems import (
     problem_of,
 )
 from cachekd.store.samples import SampleTable, collect
-from cachekd.store.seal import Manifest, captured, generations, load_seal, samples_table
+from cachekd.store.seal import captured, samples_table
 from cachekd.store.shards import ShardFacts
 from cachekd.store.state import CacheState
 from cachekd.store.tables import RESPONSES, read_table

@@ -17,7 +17,7 @@ from cachekd import PrecomputeConfig
 from cachekd.codecs._learn import learn_prior
 from cachekd.errors import CorruptCache, DataError
 from cachekd.store.io import Location
-from cachekd.store.seal import read_manifest
+from cachekd.store.manifest import read_manifest
 from cachekd.store.state import read_state
 from cachekd.store.verify import verify
 from cachekd.teachers.dummy import DummyTeacher

@@ -125,7 +125,7 @@ def test_no_part_of_a_frame_is_taken() -> None:
 def test_a_frame_of_another_shape_is_refused(rows: int, entries: int) -> None:
     codec = PlainCodec(header(300))
     data = codec.encode(made_up(300, [3, 0, 5], (), 4))
-    with pytest.raises(CorruptCache, match="a record claims 88 bytes of targets; its shape needs"):
+    with pytest.raises(CorruptCache, match="claims 88 bytes; its shape allows"):
         codec.decode([(data, rows, entries)])[0]
 
 
@@ -136,7 +136,9 @@ def test_counts_must_add_up_to_the_entries() -> None:
     raw = bytearray(zstandard.decompress(codec.encode(targets)))
     raw[0:4] = struct.pack("<I", 4)
     with pytest.raises(CorruptCache, match="counts or token ids"):
-        codec.decode([(zstandard.compress(bytes(raw)), 3, 8)])[0]
+        codec.decode([(zstandard.ZstdCompressor(write_checksum=True).compress(bytes(raw)), 3, 8)])[
+            0
+        ]
 
 
 def bomb(size: int) -> bytes:

@@ -64,7 +64,7 @@ def test_no_flipped_bit_gives_another_prior() -> None:
 
 def file_of(vocab: int, contexts: int, width: int, content: bytes) -> bytes:
     head = struct.pack("<8sIIII", b"CKDPRIOR", 1, vocab, contexts, width)
-    return head + zstandard.compress(content)
+    return head + zstandard.ZstdCompressor(write_checksum=True).compress(content)
 
 
 @pytest.mark.parametrize(

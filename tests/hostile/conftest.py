@@ -1,12 +1,14 @@
-"""Refusals of the command line, as several tests of bad input expect them."""
+"""Refusals of the command line, and a small cache that tests may copy and damage."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import Family, Ran
+from runs import capture
+from tiny import Family, Ran, chat_rows, write_rows
 
 Run = Callable[..., Ran]
 
@@ -37,3 +39,20 @@ def refused(
         return ran.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def sealed(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten samples of the dummy teacher in several shards, sealed. Read only."""
+    folder = tmp_path_factory.mktemp("sealed")
+    rows = chat_rows(9)
+    data = write_rows(folder / "data.jsonl", [*rows, rows[0]])
+    small = {"logits_top_k": 8, "logits_values": "float16", "unit_tokens": 80, "batch_tokens": 80}
+    capture(family, data, folder / "cache", backend="dummy", **small)
+    return folder / "cache"
+
+
+@pytest.fixture
+def cache(sealed: Path, tmp_path: Path) -> Path:
+    """A copy of it, two folders deep."""
+    return Path(shutil.copytree(sealed, tmp_path / "in" / "cache"))

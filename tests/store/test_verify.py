@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import cachekd
-from cachekd.data.digests import bytes_digest
+from cachekd.data.digests import bytes_digest, json_id
 from cachekd.errors import CacheNotFound, CorruptCache, StoreError, UnsealedCache
 from cachekd.store.io import Location
 from cachekd.store.layout import dump_document
@@ -228,7 +228,9 @@ def test_counts_of_a_shard_are_counted_again(cache: Path) -> None:
 
 def test_a_shard_of_another_capture_is_found(cache: Path) -> None:
     document = json.loads((cache / "logits" / "capture.json").read_text())
-    document.update(capture_id="0" * 32)
+    document["capture"]["temperatures"] = [1.0, 3.0]
+    facts = {"source_id": document["source_id"], "capture": document["capture"]}
+    document["capture_id"] = json_id(facts)
     for name in ("format", "checksum"):
         del document[name]
     put(cache / "logits" / "capture.json", dump_document("capture", document))
@@ -236,6 +238,26 @@ def test_a_shard_of_another_capture_is_found(cache: Path) -> None:
         cachekd.open_cache(str(cache))
     lines = verify(str(cache)).problems
     assert sum("it holds another capture" in line for line in lines) == len(shards_of(cache))
+
+
+def test_an_id_must_be_that_of_its_facts(cache: Path) -> None:
+    """Other facts under an old id: shards would be read as what they are not."""
+    for name, kind, part in (
+        ("cache.json", "cache", "source"),
+        ("logits/capture.json", "capture", "capture"),
+    ):
+        whole = (cache / name).read_bytes()
+        document = json.loads(whole)
+        document[part]["dtype"] = "float64"
+        for field in ("format", "checksum"):
+            del document[field]
+        put(cache / name, dump_document(kind, document))
+        with pytest.raises(CorruptCache, match="have the id"):
+            cachekd.open_cache(str(cache))
+        (problem,) = verify(str(cache)).problems
+        assert "have the id" in problem
+        put(cache / name, whole)
+    assert verify(str(cache)).problems == ()
 
 
 def test_progress_counts_every_record(cache: Path) -> None:

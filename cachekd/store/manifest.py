@@ -1,0 +1,140 @@
+"""A seal as it is read back: all that it names, with every field checked.
+
+Comes in: the newest ``manifest-<g>.json`` of a cache. Goes out: a `Manifest`. Nothing that a seal
+says becomes a file name before it was found to be a digest, or a name that a seal may give.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cachekd.data import limits, strict
+from cachekd.errors import CorruptCache
+from cachekd.store.attention_shards import AttentionFacts
+from cachekd.store.io import Location, check_name
+from cachekd.store.layout import ATTENTION, KIND, manifest_name, read_document, sealed_name
+from cachekd.store.shards import ShardFacts
+from cachekd.store.skipped import FIELD, Skipped, parse
+
+_MANIFEST = re.compile(r"manifest-([1-9][0-9]{0,8})\.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A seal as read back; ``attention`` is keyed by the logits shard of the same documents.
+
+    ``repaired`` names what earlier seals of the cache named and this one had to leave out;
+    ``skipped``: by shard the rows that the teacher gave no distribution of.
+    """
+
+    generation: int
+    root: str
+    source_id: str
+    capture_id: str
+    shards: Mapping[str, ShardFacts]
+    samples: tuple[str, ...]
+    priors: Mapping[str, int]
+    index: str
+    files: Mapping[str, str]
+    totals: Mapping[str, int]
+    runs: tuple[Mapping[str, Any], ...]
+    attention_id: str | None
+    attention: Mapping[str, AttentionFacts]
+    repaired: tuple[str, ...]
+    skipped: Mapping[str, Skipped]
+
+    def written(self) -> frozenset[str]:
+        """Digests of the samples shards whose responses the teacher wrote."""
+        return frozenset(name for run in self.runs for name in run.get("written", ()))
+
+
+def generations(location: Location) -> list[int]:
+    """Generations of the seals at a location, ascending."""
+    matches = (_MANIFEST.fullmatch(name) for name in location.names())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def read_manifest(location: Location) -> Manifest | None:
+    """The newest seal, or None if the cache was never sealed.
+
+    Raises:
+        CorruptCache: the seal does not parse, or names what no seal names.
+    """
+    found = generations(location)
+    if not found:
+        return None
+    return load_seal(location, found[-1])
+
+
+def load_seal(location: Location, generation: int) -> Manifest:
+    """The seal of a generation (errors of `read_manifest`)."""
+    name = manifest_name(generation)
+    document = read_document(location, "manifest", name)
+    try:
+        return _manifest(document, generation)
+    except (CorruptCache, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptCache(f"{location.path(name)} is no seal: {error!r:.300}") from error
+
+
+def _manifest(document: Mapping[str, Any], generation: int) -> Manifest:
+    stated = strict.whole(document["generation"], 10**9, 1)
+    if stated != generation:
+        raise ValueError(f"it is of generation {stated}; the file was moved")
+    logits, attention = document["kinds"][KIND], document["kinds"].get(ATTENTION)
+    shards = strict.listed(logits["shards"], limits.SHARDS, ShardFacts.from_json)
+    strict.distinct(facts.digest for facts in shards)
+    return Manifest(
+        generation=generation,
+        root=strict.short_id(document["root"]),
+        source_id=strict.short_id(document["source_id"]),
+        capture_id=strict.short_id(logits["capture_id"]),
+        shards={facts.digest: facts for facts in shards},
+        samples=strict.distinct(strict.listed(document["samples"], limits.SHARDS, strict.digest)),
+        priors={
+            strict.digest(digest): size
+            for digest, size in strict.counts(document["priors"]).items()
+        },
+        index=strict.digest(document["index"]),
+        files={
+            sealed_name(name): strict.digest(digest)
+            for name, digest in strict.fields(document["files"]).items()
+        },
+        totals=strict.counts(document["totals"]),
+        runs=strict.listed(document["runs"], limits.RUNS, _run),
+        attention_id=strict.short_id(attention["capture_id"]) if attention else None,
+        attention=_attention(attention["shards"]) if attention else {},
+        repaired=strict.listed(document.get("repaired", []), limits.SHARDS, _named),
+        skipped={
+            strict.digest(shard): parse(rows)
+            for shard, rows in strict.fields(document.get(FIELD, {})).items()
+        },
+    )
+
+
+def _named(value: Any) -> str:
+    return check_name(strict.text(value))
+
+
+def _run(value: Any) -> dict[str, Any]:
+    run = strict.fields(value)
+    strict.digest(run["plan"])
+    for name in ("skipped", "changed"):
+        strict.counts(run[name])
+    if "written" in run:
+        strict.listed(run["written"], limits.SHARDS, strict.digest)
+        strict.fields(run["responses"])
+    return run
+
+
+def _attention(value: Any) -> dict[str, AttentionFacts]:
+    """Facts of attention shards by the logits shard that each names."""
+    pairs = strict.listed(
+        value,
+        limits.SHARDS,
+        lambda shard: (strict.digest(shard["logits"]), AttentionFacts.from_json(shard)),
+    )
+    strict.distinct(logits for logits, _ in pairs)
+    return dict(pairs)
