@@ -20,15 +20,17 @@ from torch.utils.data import Dataset
 from cachekd.data.alignment import LossMask
 from cachekd.data.packed import Keys
 from cachekd.errors import ConfigError
-from cachekd.training.attention_targets import cut_attention
+from cachekd.store.layout import shard_name
 from cachekd.training.checks import check_one_tokenizer
 from cachekd.training.choose import Chosen, everything, mixed, of_data
+from cachekd.training.cut import truncate
 from cachekd.training.mixture import Mixture, mixed_logits, mixing
 from cachekd.training.order import Index, Order
 from cachekd.training.ranks import Words, digest_words, set_digest, words_of
 from cachekd.training.route import EXPERT, routed
 from cachekd.training.trained import trained_counts
-from cachekd.types import Float32, Int32, Int64, Record, TopKLogits
+from cachekd.training.workers import Reading
+from cachekd.types import Float32, Int32, Int64, Record
 
 if TYPE_CHECKING:
     from cachekd.store.reader import Cache
@@ -62,6 +64,7 @@ class CacheDataset(Dataset[Record | list[Record]]):
         trained: rows that are trained, over all samples.
         dropped: samples left out, by reason.
         vocab_size: real vocabulary of the caches.
+        reading: what loader workers read; see `cachekd.training.workers`.
 
     Raises:
         ConfigError: there is nothing to train on, or a name or weight is wrong.
@@ -85,6 +88,7 @@ class CacheDataset(Dataset[Record | list[Record]]):
         self.loss_mask = loss_mask
         self.max_length = max_length
         self.order = order or Order()
+        self.reading = Reading()
         check_one_tokenizer(self.caches)
         self._mixing = None if mixture is None else mixing(mixture, self.caches)
         self.order.check([cache.name for cache in self.caches], mixture=mixture is not None)
@@ -155,6 +159,10 @@ class CacheDataset(Dataset[Record | list[Record]]):
 
     def records(self, indices: Sequence[int]) -> list[Record]:
         """Samples, each cut to ``max_length`` tokens."""
+        with self.reading.noted(indices):
+            return self._read(indices)
+
+    def _read(self, indices: Sequence[int]) -> list[Record]:
         found: dict[int, Record] = {}
         for number, cache in enumerate(self.caches):
             own = [at for at, i in enumerate(indices) if self.cache_numbers[i] == number]
@@ -210,6 +218,21 @@ class CacheDataset(Dataset[Record | list[Record]]):
             numbers[own] = np.array(places, np.int64)[shard_P]
         return list(names), numbers
 
+    def files_of(self, indices: Sequence[int]) -> list[str]:
+        """Files that hold the targets of these samples."""
+        names: dict[str, None] = {}
+        chosen = np.array(indices, np.int64)
+        for member, rows in enumerate(self._rows[:, chosen]):
+            numbers = self.cache_numbers[chosen]
+            if member and self._mixing is not None:
+                numbers = np.full(len(chosen), self._mixing.members[member])
+            for number in np.unique(numbers).tolist():
+                cache = self.caches[number]
+                digests, shard_P = cache.shards_of(rows[numbers == number])
+                shards = np.unique(shard_P).tolist()
+                names |= {f"{cache.url}/{shard_name(digests[i])}": None for i in shards}
+        return list(names)
+
     def tables(self) -> Iterator[tuple[Int64, SampleTable]]:
         """Samples of each cache: their places, and all but their tokens."""
         for number, cache in enumerate(self.caches):
@@ -236,34 +259,6 @@ class CacheDataset(Dataset[Record | list[Record]]):
     @property
     def _limit(self) -> int:
         return self.max_length or int(np.iinfo(np.int32).max)
-
-
-def truncate(record: Record, length: int) -> Record:
-    """The first ``length`` tokens of a record, with their length-1 rows of targets."""
-    if len(record.input_ids) <= length:
-        return record
-    full = record.logits
-    end = int(full.offsets[length - 1])
-    logits = TopKLogits(
-        offsets=full.offsets[:length],
-        ids=full.ids[:end],
-        logprobs=full.logprobs[:end],
-        weights=None if full.weights is None else full.weights[:end],
-        tail=full.tail[: length - 1],
-        next_logprob=full.next_logprob[: length - 1],
-        lognorm={t: values[: length - 1] for t, values in full.lognorm.items()},
-        entropy=full.entropy[: length - 1],
-        vocab_size=full.vocab_size,
-    )
-    prompt = None if record.prompt_length is None else min(record.prompt_length, length)
-    return replace(
-        record,
-        input_ids=record.input_ids[:length],
-        roles=record.roles[:length],
-        prompt_length=prompt,
-        logits=logits,
-        attention=cut_attention(record.attention, length - 1) if record.attention else None,
-    )
 
 
 def summary(dataset: CacheDataset) -> Mapping[str, object]:

@@ -20,7 +20,8 @@ from cachekd.data.alignment import response_starts
 from cachekd.data.packed import Keys
 from cachekd.errors import ConfigError, DataError
 from cachekd.store.samples import collect, keys_of, read_samples, sample_ids, write_samples
-from cachekd.training.loader import CacheDataset, summary, truncate
+from cachekd.training.cut import truncate
+from cachekd.training.loader import CacheDataset, summary
 from cachekd.training.order import Order
 from cachekd.training.ranks import Words, set_digest, words_of
 from cachekd.training.texts import Wording, bare_record, samples_of
