@@ -1,0 +1,120 @@
+"""The command line in a process forked from the tests', which has imported everything already."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+HANG_SECONDS = 120.0  # nothing here takes long; what does, hangs
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """Lines of stderr that are not empty."""
+        return [line for line in self.err.splitlines() if line.strip()]
+
+
+def command(*args: object) -> Callable[[], None]:
+    """The command line with these arguments."""
+
+    def run() -> None:
+        from importlib.metadata import entry_points
+
+        (point,) = entry_points(group="console_scripts", name="cachekd")
+        sys.argv = ["cachekd", *map(str, args)]
+        point.load()()
+
+    return run
+
+
+class Forked:
+    """A process that runs a function; it leads a group of its own.
+
+    Args:
+        run: what it runs.
+        folder: takes what it prints.
+    """
+
+    def __init__(self, run: Callable[[], None], folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _child(run, folder)
+
+    def send(self, number: int) -> None:
+        """Send a signal to it alone."""
+        os.kill(self.pid, number)
+
+    def children(self) -> list[int]:
+        """Processes that it has started and that live."""
+        with suppress(FileNotFoundError):
+            path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+            return [int(pid) for pid in path.read_text().split()]
+        return []
+
+    def ended(self) -> bool:
+        """Whether it is gone; its code is kept for `end`."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Wait for something that must come while it runs."""
+        deadline = time.monotonic() + HANG_SECONDS
+        while not condition():
+            if self.ended() or time.monotonic() > deadline:
+                raise AssertionError(f"it did not come; {self.end()}")
+            time.sleep(0.002)
+
+    def end(self, seconds: float = HANG_SECONDS) -> Ended:
+        """Wait for its end; a process that hangs is killed with all its own, and fails the test."""
+        deadline = time.monotonic() + seconds
+        while not self.ended() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        hung = not self.ended()
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        _, status = os.waitpid(self.pid, 0)
+        out, err = ((self._folder / name).read_text() for name in ("out", "err"))
+        assert not hung, f"it hangs; {err[-3000:]}"
+        return Ended(os.waitstatus_to_exitcode(status), out, err)
+
+
+def _child(run: Callable[[], None], folder: Path) -> None:
+    code = 1
+    try:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        run()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
