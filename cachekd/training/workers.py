@@ -67,18 +67,21 @@ class Reading:
         if get_worker_info() is None:
             yield
             return
-        slot = self._slot(os.getpid())
-        if slot[_PID] != os.getpid():
+        if self._slot(os.getpid())[_PID] != os.getpid():
             _leave_signals_to_parent()
-        shown = indices[: _WIDTH - _FIRST]
+        self.note(indices)
+        try:
+            yield
+        finally:
+            self._slot(os.getpid())[_STATE] = 0
+
+    def note(self, indices: Sequence[int]) -> None:
+        """Write down that this process reads these samples."""
+        slot, shown = self._slot(os.getpid()), indices[: _WIDTH - _FIRST]
         slot[_STATE] = 0
         slot[_FIRST : _FIRST + len(shown)] = shown
         slot[[_COUNT, _PID]] = len(indices), os.getpid()
         slot[_STATE] = 1
-        try:
-            yield
-        finally:
-            slot[_STATE] = 0
 
     def of(self, pid: int) -> tuple[bool, int, list[int]]:
         """Whether a worker reads now, how many samples, and the first of them."""
