@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import sys
 import time
@@ -10,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 HANG_SECONDS = 120.0  # nothing here takes long; what does, hangs
@@ -31,15 +33,22 @@ class Ended:
 
 def command(*args: object) -> Callable[[], None]:
     """The command line with these arguments."""
+    (point,) = entry_points(group="console_scripts", name="cachekd")
+    main = point.load()
 
     def run() -> None:
-        from importlib.metadata import entry_points
-
-        (point,) = entry_points(group="console_scripts", name="cachekd")
         sys.argv = ["cachekd", *map(str, args)]
-        point.load()()
+        main()
 
     return run
+
+
+def handles_signals(pid: int) -> bool:
+    """Whether a process handles SIGTERM by now, or is gone: before, it is Python's start."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = [int(line.split()[1], 16) for line in lines if line.startswith("SigCgt")]
+    gone = any(line.startswith("State:\tZ") for line in lines)
+    return gone or bool(caught[0] >> (signal.SIGTERM - 1) & 1)
 
 
 class Forked:
@@ -48,16 +57,19 @@ class Forked:
     Args:
         run: what it runs.
         folder: takes what it prints.
+        terminal: whether it has a terminal of its own, ``self.terminal``, and prints there.
     """
 
-    def __init__(self, run: Callable[[], None], folder: Path) -> None:
+    def __init__(self, run: Callable[[], None], folder: Path, *, terminal: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         sys.stdout.flush()
         sys.stderr.flush()
-        self.pid = os.fork()
+        for name in ("out", "err"):
+            (folder / name).write_text("")
+        self.pid, self.terminal = pty.fork() if terminal else (os.fork(), -1)
         if self.pid == 0:
-            _child(run, folder)
+            _child(run, None if terminal else folder)
 
     def send(self, number: int) -> None:
         """Send a signal to it alone."""
@@ -96,15 +108,16 @@ class Forked:
         return Ended(os.waitstatus_to_exitcode(status), out, err)
 
 
-def _child(run: Callable[[], None], folder: Path) -> None:
+def _child(run: Callable[[], None], folder: Path | None) -> None:
     code = 1
     try:
-        os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        if folder is not None:
+            os.setsid()
+            for number, name in ((1, "out"), (2, "err")):
+                os.dup2(os.open(folder / name, os.O_WRONLY), number)
         sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
         sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         run()
