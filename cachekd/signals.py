@@ -12,6 +12,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 3.0  # seconds that work which was told to stop may take for what it has begun
 _AGAIN = 1.0
+_MOMENT = 1.0
 _Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -30,6 +32,13 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.asked = False
+
+    def soon(self) -> bool:
+        """Whether somebody asks by now or in a moment: several processes are not told as one."""
+        deadline = time.monotonic() + _MOMENT
+        while not self.asked and time.monotonic() < deadline:
+            time.sleep(_MOMENT / 100)
+        return self.asked
 
 
 def end_on_signals() -> StopFlag:

@@ -53,7 +53,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
             try:
                 ended = trainer.train(resume_from_checkpoint=checkpoint_of(inputs))
             except WorkerError as error:
-                if not stop.asked:
+                if not stop.soon():
                     raise
                 raise outcome.interrupted_with_workers(inputs) from error
         state = trainer.state

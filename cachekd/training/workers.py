@@ -12,6 +12,7 @@ import gc
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from multiprocessing import RawArray
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -98,10 +100,20 @@ class Reading:
 
 
 def _leave_signals_to_parent() -> None:
-    """A terminal sends these to all its processes: only the one that trains decides."""
+    """A terminal and a batch system send these to all processes: the one that trains decides.
+
+    What a worker that ends by SIGTERM had read is not missed before the next step. It must end with
+    code 0: to torch another one is an error, which it raises in the midst of a step.
+    """
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _leave)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, lambda *_: os._exit(0))  # a second one does not wait
+    sys.exit(0)  # locks that others wait for are given back
 
 
 @contextmanager
