@@ -9,6 +9,7 @@
     │   ├── CacheNotFound   there is no cache at this place
     │   ├── UnsealedCache   the cache is not finished
     │   └── CorruptCache    a file of the cache is missing, altered or cannot be decoded
+    ├── WorkerError         a process that reads samples for training died, or had no memory
     ├── MismatchError       two things that must belong together do not (wrong pair)
     └── Incomplete          stopped in good order; the same command continues
 
@@ -77,6 +78,10 @@ class CorruptCache(StoreError):
     """A file of the cache is missing, altered, or cannot be decoded."""
 
     exit_code = EXIT_CORRUPT
+
+
+class WorkerError(CachekdError):
+    """A process that reads samples for training died, or had no memory left."""
 
 
 class MismatchError(CachekdError):

@@ -1,90 +1,71 @@
-"""The command ``cachekd``: finds sub-commands by file, turns errors into exit codes.
+"""The entry point of ``cachekd``: signals and errors become one line and an exit code.
 
-Nothing heavy is imported before a command runs: ``cachekd --help`` needs click alone.
+Signals are handled before anything large is imported, click too.
 """
 
 from __future__ import annotations
 
-import importlib
-import logging
-import signal
 import sys
-import threading
+from contextlib import suppress
 
-import click
-
-from cachekd import __version__
 from cachekd.errors import EXIT_INCOMPLETE, CachekdError
+from cachekd.signals import end_on_signals, ignore_signals
 
-COMMANDS = (
-    "plan",
-    "precompute",
-    "train",
-    "inspect",
-    "verify",
-    "seal",
-    "merge",
-    "serve-teacher",
-    "limits",
-    "demo",
-)
-
-
-class LazyGroup(click.Group):
-    """A group whose commands are modules of this package, imported when they are used."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of the commands, in the order of the work."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of this name."""
-        if cmd_name not in COMMANDS:
-            return None
-        module = importlib.import_module(f".{cmd_name.replace('-', '_')}", package=__package__)
-        command: click.Command = module.command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands with their first lines."""
-        rows = []
-        for name in COMMANDS:
-            command = self.get_command(ctx, name)
-            assert command is not None
-            rows.append((name, command.get_short_help_str(limit=80)))
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="cachekd")
-def group() -> None:
-    """Offline two-stage logit caching for knowledge distillation of language models.
-
-    \b
-    cachekd precompute --teacher M --data D --cache C     run the teacher once
-    cachekd train --cache C --student M --output-dir O    train, no teacher loaded
-
-    Exit codes: 0 done, 1 failed, 2 usage, 3 incomplete but resumable, 4 corruption found,
-    5 refused as a wrong pair.
-    """  # noqa: D301 (click wants the backspace character itself)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+_CONTINUES = "run the same command again to continue"
+_ANEW = "nothing was changed; run the same command again to begin anew"
+_AFTER = {
+    "train": "the same command with --resume-from-checkpoint true continues from the last "
+    "checkpoint",
+    "serve-teacher": "run the same command again to serve",
+    **dict.fromkeys(("inspect", "verify", "plan"), _ANEW),
+}
 
 
 def main() -> None:
-    """Run the command line; errors of cachekd end with their message and exit code."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Run the command line; errors of cachekd end with their message and exit code.
+
+    It owns its process: signals that come when all is done are ignored.
+    """
+    flag = end_on_signals()
+    try:
+        code = _run()
+    except (KeyboardInterrupt, Exception) as error:
+        # An import that is interrupted may fail with an error of its own.
+        if not (flag.asked or isinstance(error, KeyboardInterrupt)):
+            raise
+        ignore_signals()
+        code = EXIT_INCOMPLETE
+        _say(f"interrupted; {_AFTER.get(_command(), _CONTINUES)}")
+    finally:
+        ignore_signals()
+    sys.exit(code)
+
+
+def _run() -> int:
+    import click
+
+    from .commands import group
+
     try:
         group(standalone_mode=False)
     except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except click.Abort as error:
+        raise KeyboardInterrupt from error
     except CachekdError as error:
-        click.echo(f"cachekd: {error}", err=True)
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("cachekd: interrupted; run the same command again to continue", err=True)
-        sys.exit(EXIT_INCOMPLETE)
+        _say(str(error))
+        return error.exit_code
+    return 0
+
+
+def _command() -> str:
+    """The command that was asked for."""
+    return next((argument for argument in sys.argv[1:] if not argument.startswith("-")), "")
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # nobody may be there to read it; the exit code says the same
+        print(f"cachekd: {text}", file=sys.stderr, flush=True)

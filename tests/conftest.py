@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from tiny import Family, Ran, chat_rows, save_model, save_tokenizer, write_rows
+
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 # Before torch is imported: one thread a worker, and no file of the user's is touched.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -69,10 +72,17 @@ def cachekd(
         monkeypatch.setattr(sys, "argv", ["cachekd", *map(str, args)])
         capsys.readouterr()
         code = 0
+        before = {number: signal.getsignal(number) for number in HANDLED}
+        timer, hook = signal.getitimer(signal.ITIMER_REAL), sys.unraisablehook
         try:
             main()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        finally:  # the command owns its process; this one goes on
+            signal.setitimer(signal.ITIMER_REAL, *timer)
+            sys.unraisablehook = hook
+            for number, handler in before.items():
+                signal.signal(number, handler)
         captured = capsys.readouterr()
         return Ran(code, captured.out, captured.err)
 

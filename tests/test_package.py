@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import cachekd
@@ -33,10 +34,7 @@ def test_the_folder_cli_is_not_imported_under_its_own_name() -> None:
 
 
 def test_the_readme_names_flags_that_exist() -> None:
-    from importlib.metadata import entry_points
-
-    (point,) = entry_points(group="console_scripts", name="cachekd")
-    main = sys.modules[point.load().__module__]
+    main = import_module("cachekd_cli.commands")
     known = {"--help", "--version"}
     for name in main.COMMANDS:
         command = main.group.get_command(None, name)
@@ -55,10 +53,7 @@ def test_the_readme_names_flags_that_exist() -> None:
 
 
 def test_the_readme_names_every_command() -> None:
-    from importlib.metadata import entry_points
-
-    (point,) = entry_points(group="console_scripts", name="cachekd")
-    main = sys.modules[point.load().__module__]
+    main = import_module("cachekd_cli.commands")
     text = (ROOT / "README.md").read_text()
     assert all(f"cachekd {name}" in text for name in main.COMMANDS)
 

@@ -37,9 +37,12 @@ def serve(config: ServeConfig, *, ready: Callable[[dict[str, Any]], None]) -> di
         TeacherError: the teacher cannot be loaded, or the server ended by itself.
     """
     _check_extra()
-    with bind(config) as listener, stop_on_signals() as stop:
+    with bind(config) as listener:
         hosted = load_hosted(config)
-        with TeacherServer(hosted, config, listener) as server:
+        with (
+            stop_on_signals(patience=None) as stop,  # what was accepted is answered
+            TeacherServer(hosted, config, listener) as server,
+        ):
             ready(
                 {
                     "url": server.url,

@@ -21,6 +21,7 @@ from cachekd.training import learned
 from cachekd.training.callbacks import MeterCallback
 from cachekd.training.checkpoints import STATE
 from cachekd.training.meter import Meter
+from cachekd.training.workers import named_workers
 
 if TYPE_CHECKING:
     from cachekd.objectives import Objective
@@ -122,7 +123,12 @@ class RunTrainer(transformers.Trainer):  # type: ignore[misc]
                 f"figures of the evaluation: {known}"
             ) from error
 
-    # Evaluation and measures
+    # Training, evaluation and measures
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer; a loader worker that dies is named (`WorkerError`)."""
+        with named_workers():
+            return super().train(*args, **kwargs)
 
     def evaluate(
         self,
@@ -131,7 +137,7 @@ class RunTrainer(transformers.Trainer):  # type: ignore[misc]
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """Figures of the evaluation set, and of the held-out text where there is one."""
-        with self.meter.paused():
+        with self.meter.paused(), named_workers():
             figures: dict[str, float] = super().evaluate(
                 eval_dataset, ignore_keys, metric_key_prefix
             )

@@ -1,4 +1,4 @@
-"""Records cut to the length that a student is trained at."""
+"""A record cut to its first tokens. In: a `Record`. Out: a `Record` with the rows that are left."""
 
 from __future__ import annotations
 

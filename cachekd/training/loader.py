@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from cachekd.data.alignment import LossMask
 from cachekd.data.packed import Keys
 from cachekd.errors import ConfigError
+from cachekd.store.layout import shard_name
 from cachekd.training.checks import check_one_tokenizer
 from cachekd.training.choose import Chosen, everything, mixed, of_data
 from cachekd.training.cut import truncate
@@ -28,6 +29,7 @@ from cachekd.training.order import Index, Order
 from cachekd.training.ranks import Words, digest_words, set_digest, words_of
 from cachekd.training.route import EXPERT, routed
 from cachekd.training.trained import skipped_counts, trained_counts
+from cachekd.training.workers import Reading
 from cachekd.types import Float32, Int32, Int64, Record
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class CacheDataset(Dataset[Record | list[Record]]):
         skipped: rows that would be trained, were there a distribution of the teacher.
         dropped: samples left out, by reason.
         vocab_size: real vocabulary of the caches.
+        reading: what loader workers read; see `cachekd.training.workers`.
 
     Raises:
         ConfigError: there is nothing to train on, or a name or weight is wrong.
@@ -86,6 +89,7 @@ class CacheDataset(Dataset[Record | list[Record]]):
         self.loss_mask = loss_mask
         self.max_length = max_length
         self.order = order or Order()
+        self.reading = Reading()
         check_one_tokenizer(self.caches)
         self._mixing = None if mixture is None else mixing(mixture, self.caches)
         self.order.check([cache.name for cache in self.caches], mixture=mixture is not None)
@@ -158,6 +162,10 @@ class CacheDataset(Dataset[Record | list[Record]]):
 
     def records(self, indices: Sequence[int]) -> list[Record]:
         """Samples, each cut to ``max_length`` tokens."""
+        with self.reading.noted(indices):
+            return self._read(indices)
+
+    def _read(self, indices: Sequence[int]) -> list[Record]:
         found: dict[int, Record] = {}
         for number, cache in enumerate(self.caches):
             own = [at for at, i in enumerate(indices) if self.cache_numbers[i] == number]
@@ -221,6 +229,21 @@ class CacheDataset(Dataset[Record | list[Record]]):
             places = [names.setdefault(digest, len(names)) for digest in digests]
             numbers[own] = np.array(places, np.int64)[shard_P]
         return list(names), numbers
+
+    def files_of(self, indices: Sequence[int]) -> list[str]:
+        """Files that hold the targets of these samples."""
+        names: dict[str, None] = {}
+        chosen = np.array(indices, np.int64)
+        for member, rows in enumerate(self._rows[:, chosen]):
+            numbers = self.cache_numbers[chosen]
+            if member and self._mixing is not None:
+                numbers = np.full(len(chosen), self._mixing.members[member])
+            for number in np.unique(numbers).tolist():
+                cache = self.caches[number]
+                digests, shard_P = cache.shards_of(rows[numbers == number])
+                shards = np.unique(shard_P).tolist()
+                names |= {f"{cache.url}/{shard_name(digests[i])}": None for i in shards}
+        return list(names)
 
     def tables(self) -> Iterator[tuple[Int64, SampleTable]]:
         """Samples of each cache: their places, and all but their tokens."""

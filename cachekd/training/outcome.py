@@ -85,6 +85,14 @@ def interrupted(inputs: Inputs, trainer: DistillTrainer, facts: dict[str, Any]) 
     )
 
 
+def interrupted_with_workers(inputs: Inputs) -> Incomplete:
+    """The error where the same signal ended the loader's workers, and no step could follow."""
+    return Incomplete(
+        f"stopped by a signal that its loader workers got too; {inputs.output} keeps the "
+        "checkpoint before. The same command with --resume-from-checkpoint true continues"
+    )
+
+
 def _last_evaluation(trainer: DistillTrainer) -> dict[str, Any]:
     """Held-out figures of the student as it is now; taken from the log if they are there."""
     step, logged = trainer.state.global_step, trainer.state.log_history

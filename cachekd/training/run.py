@@ -13,7 +13,8 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from cachekd.config import TrainConfig, resolved
-from cachekd.signals import stop_on_signals
+from cachekd.errors import WorkerError
+from cachekd.signals import StopFlag, stop_on_signals
 from cachekd.training import outcome, record
 from cachekd.training.build import Progress, samples_of_run, trainer_of
 from cachekd.training.inputs import Inputs, checked, checkpoint_of
@@ -35,18 +36,26 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
     Raises:
         ConfigError: a setting is wrong, or the output folder holds another run.
         MismatchError: caches, student and objective do not belong together.
-        Incomplete: SIGINT or SIGTERM came; a checkpoint was saved.
+        Incomplete: a signal asked for an end; a checkpoint was saved.
+        WorkerError: a worker of the data loader died.
     """
     inputs = checked(config)
     dataset = samples_of_run(inputs)
     if inputs.resume:
         _check_resumed(inputs, dataset.digest())
-    with redirect_stdout(sys.stderr), _bars(own=progress is not None), stop_on_signals() as stop:
+    stop = StopFlag()
+    with redirect_stdout(sys.stderr), _bars(own=progress is not None):
         trainer = trainer_of(inputs, dataset, stop, progress)
         facts = outcome.facts_of(inputs, dataset, trainer)
         if trainer.is_world_process_zero():
             record.write_record(inputs.output, {**facts, "status": "running"})
-        ended = trainer.train(resume_from_checkpoint=checkpoint_of(inputs))
+        with stop_on_signals(stop, patience=None):  # a step and its checkpoint take their time
+            try:
+                ended = trainer.train(resume_from_checkpoint=checkpoint_of(inputs))
+            except WorkerError as error:
+                if not stop.soon():
+                    raise
+                raise outcome.interrupted_with_workers(inputs) from error
         state = trainer.state
         facts |= {"steps": state.global_step, "train_loss": ended.training_loss}
         if stop.asked and state.global_step < state.max_steps:
