@@ -1,0 +1,154 @@
+"""Who works on what, and what dead writers leave: locks that the system lets go of."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cachekd.store.claims import Claims
+from cachekd.store.io import Location
+from cachekd.store.layout import FOLDERS
+from cachekd.store.temporary import LEASE_SECONDS, TEMPORARY
+
+OTHER = """
+import os, sys
+from cachekd.store.claims import Claims
+from cachekd.store.io import Location
+from cachekd.store.temporary import temporary
+
+location = Location(sys.argv[1])
+if sys.argv[2] == "claim":
+    claims = Claims(location, "work")
+    print([claims.take(number) for number in (3, 4)], flush=True)
+    sys.stdin.read()
+else:
+    os.makedirs(sys.argv[1] + "/units", exist_ok=True)
+    with temporary(os.open(sys.argv[1] + "/units", os.O_RDONLY), b"half") as name:
+        print(name, flush=True)
+        sys.stdin.read()
+"""
+
+
+@contextmanager
+def other(cache: Path, act: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Another process that holds what it took until it is told to end; and what it said."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(cache), act],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdin is not None
+    try:
+        yield process, process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def locks(cache: Path) -> list[str]:
+    return [path.name for path in cache.glob(".claims-*")]
+
+
+def test_a_claim_of_another_process_is_respected_while_it_lives(tmp_path: Path) -> None:
+    location = Location(str(tmp_path))
+    with Claims(location, "work") as claims, other(tmp_path, "claim") as (process, said):
+        assert said == "[True, True]"
+        assert [claims.take(number) for number in (3, 4, 5)] == [False, False, True]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert claims.take(3) and claims.take(4), "the system let go of what the dead had"
+    assert locks(tmp_path) == []
+
+
+def test_the_file_stays_while_somebody_uses_it(tmp_path: Path) -> None:
+    location = Location(str(tmp_path))
+    with other(tmp_path, "claim") as (process, _):
+        with Claims(location, "work") as claims:
+            assert not claims.take(3)
+        assert len(locks(tmp_path)) == 1
+        location.sweep(FOLDERS)
+        assert len(locks(tmp_path)) == 1, "it is in use"
+        with Claims(location, "work") as claims:
+            assert not claims.take(3), "and it is the same file"
+        process.kill()
+        process.wait()
+        location.sweep(FOLDERS)
+        assert locks(tmp_path) == []
+
+
+def test_a_released_piece_can_be_taken_by_another(tmp_path: Path) -> None:
+    with Claims(Location(str(tmp_path)), "work") as claims:
+        assert claims.take(3)
+        claims.release(3)
+        with other(tmp_path, "claim") as (_, said):
+            assert said == "[True, True]" and not claims.take(3)
+
+
+def test_a_folder_made_for_claims_alone_goes_with_them(tmp_path: Path) -> None:
+    with Claims(Location(str(tmp_path / "new")), "work"):
+        assert (tmp_path / "new").is_dir()
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").mkdir()
+    with Claims(Location(str(tmp_path / "mine")), "work"):
+        pass
+    assert (tmp_path / "mine").is_dir() and not list((tmp_path / "mine").iterdir())
+
+
+def test_where_there_are_no_local_locks_every_claim_is_granted(tmp_path: Path) -> None:
+    location = Location(f"memory://{tmp_path}")
+    with Claims(location, "work") as left, Claims(location, "work") as right:
+        assert left.take(1) and right.take(1)
+
+
+def test_what_a_dead_writer_left_is_swept_and_what_a_live_one_writes_is_not(tmp_path: Path) -> None:
+    location = Location(str(tmp_path))
+    with other(tmp_path, "write") as (process, name):
+        assert name.startswith(TEMPORARY)
+        assert location.sweep(FOLDERS) == 0 and (tmp_path / "units" / name).exists()
+        process.kill()
+        process.wait()
+        assert (tmp_path / "units" / name).exists()
+        assert location.sweep(FOLDERS) == 1 and not list((tmp_path / "units").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("age", "gone"), [(0, 0), (LEASE_SECONDS - 60, 0), (LEASE_SECONDS + 60, 1)]
+)
+def test_files_of_other_hosts_are_swept_when_they_are_old(
+    tmp_path: Path, age: float, gone: int
+) -> None:
+    (tmp_path / "logits").mkdir()
+    path = tmp_path / "logits" / f"{TEMPORARY}00000000-{'0' * 32}"
+    path.write_bytes(b"half")
+    os.utime(path, (time.time() - age,) * 2)
+    assert Location(str(tmp_path)).sweep(FOLDERS) == gone and path.exists() == (not gone)
+
+
+def test_a_sweep_takes_nothing_else(tmp_path: Path) -> None:
+    location = Location(str(tmp_path))
+    location.create("units/record", b"x")
+    (tmp_path / "units" / ".hidden").write_text("not ours")
+    (tmp_path / "units" / f"{TEMPORARY}link").symlink_to(tmp_path / "units" / "record")
+    assert location.sweep(FOLDERS) == 0 and len(list((tmp_path / "units").iterdir())) == 3
+
+
+def test_a_file_named_by_its_digest_is_mended(tmp_path: Path) -> None:
+    from cachekd.data.digests import bytes_digest
+
+    location, digest = Location(str(tmp_path)), bytes_digest(b"true")
+    for found in (b"true", b"trub", b"tr", b""):
+        (tmp_path / "index").mkdir(exist_ok=True)
+        (tmp_path / "index" / digest).write_bytes(found)
+        location.keep(f"index/{digest}", b"true", digest)
+        assert (tmp_path / "index" / digest).read_bytes() == b"true"
