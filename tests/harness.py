@@ -12,6 +12,15 @@ from typing import Any
 TESTS = Path(__file__).parent
 
 
+def can_trace() -> bool:
+    """Whether strace is there, and processes may be traced."""
+    try:
+        done = subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True)
+    except FileNotFoundError:
+        return False
+    return done.returncode == 0
+
+
 def ran(script: str, *args: object, timeout: float = 280) -> dict[str, Any]:
     """What a script of the harness found."""
     done = subprocess.run(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
-from harness import ran
+from harness import can_trace, ran
 
 pytestmark = [
     pytest.mark.reliability,
-    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
+    pytest.mark.skipif(not can_trace(), reason="strace is not installed, or may not trace here"),
 ]
 
 
