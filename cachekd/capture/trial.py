@@ -67,13 +67,13 @@ def try_teacher(
         return job
     everything = [record for records, _ in job.scored.values() for record in records]
     job = job.packed_with(best_prior(everything, job.header, tokens, budget))
-    if lost and job.prior_digest != named:
+    if named is not None and job.prior_digest != named:
         _log.warning(
             "the prior %s is lost, and another one is learned now: the numbers of this machine "
             "differ; all units that need it are scored again",
             named,
         )
-    _take_away(job, job.damaged_priors | {digest for digest in (named,) if digest})
+    _take_away(job, {*job.damaged_priors, *filter(None, [named])})
     return job
 
 

@@ -39,6 +39,7 @@ from cachekd.store.layout import (
     shard_name,
 )
 from cachekd.store.logits_rows import check_rows
+from cachekd.store.problems import file_problem
 from cachekd.store.samples import SampleTable, collect, read_samples
 from cachekd.store.shards import ShardFacts
 from cachekd.store.state import CacheState, read_state
@@ -153,7 +154,7 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
     content, index_data = checked_content(location, state, leave_out=leave_out)
     newest = read_manifest(location)
     if newest and newest.root == content["root"] and dict(newest.files) == content["files"]:
-        location.keep(index_name(content["index"]), index_data, content["index"])
+        keep_index(location, content["index"], index_data)
         show(location, state.identity, newest)  # a sealer may have been stopped before it did
         return newest
     if newest:
@@ -213,7 +214,7 @@ def publish(
         index_data: bytes of the index that it names.
         generation: of a damaged seal that this one replaces; else the next free one is taken.
     """
-    location.keep(index_name(content["index"]), index_data, content["index"])
+    keep_index(location, content["index"], index_data)
     # What another writer named may not be on the disk yet; a seal must not outlive what it names.
     location.sync(FOLDERS)
     location.sweep(FOLDERS)
@@ -225,6 +226,15 @@ def publish(
     assert sealed is not None, "there is one at least"
     show(location, identity, sealed)
     return sealed
+
+
+def keep_index(location: Location, digest: str, data: bytes) -> list[str]:
+    """Write the index of a seal, if it is not there or damaged; the file, if it was written."""
+    name = index_name(digest)
+    if file_problem(location, name, digest=digest) is None:
+        return []
+    location.keep(name, data, digest)
+    return [name]
 
 
 def show(location: Location, identity: Identity, sealed: Manifest) -> list[str]:
