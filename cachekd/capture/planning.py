@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,15 @@ class Planned:
         """Keys whose targets are committed."""
         return Places(self.state.done_keys() if self.state else Keys.of([]))
 
+    def todo(self, digest: str, done: Places) -> list[int]:
+        """Units of the plan, of this digest, that are not committed and bring a key."""
+        committed = self.state.units if self.state else {}
+        return [
+            n
+            for n in range(len(self.plan.units))
+            if (digest, n) not in committed and (done.find(self.plan.packed_keys(n)) < 0).any()
+        ]
+
 
 def plan_of(
     config: PrecomputeConfig,
@@ -74,7 +83,6 @@ def plan_of(
     prepared: Prepared,
     written: Mapping[str, Any] | None,
     documents: Documents,
-    *,
     bytes_per_token: int,
 ) -> Planned:
     """Find the plan of a run, or make one of what the cache lacks.
@@ -101,11 +109,18 @@ def plan_of(
         again = restored(location, plan, gone, config.threads) if gone.digests else None
     if again is None and not (found and len(files)):
         refuse_damage(location, gone.damaged, lost)
-    further = {"held": held, "new_samples": len(fresh), "files": files}
+    planned = Planned(
+        plan=plan,
+        files=files,
+        state=state,
+        held=held,
+        new_samples=len(fresh),
+        damaged_priors=damaged,
+    )
     if again is None:
-        return Planned(plan=plan, state=state, damaged_priors=damaged, **further)
+        return planned
     state, more = whole_priors(location, with_plan(location, state, again.dump()[0], again))
-    return Planned(plan=again, state=state, damaged_priors=damaged | more, restored=True, **further)
+    return replace(planned, plan=again, state=state, restored=True, damaged_priors=damaged | more)
 
 
 @dataclass(frozen=True, slots=True)

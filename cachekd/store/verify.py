@@ -96,8 +96,7 @@ def verify(
     Args:
         url: folder or fsspec URL.
         partial: verify what is committed, without or beyond a seal.
-        sample: share of the shards, drawn at random, that is decoded, above 0 to 1; of the others
-            the sizes are looked at. All else is checked in any case.
+        sample: share of the shards that is decoded, above 0 to 1; of the others sizes are checked.
         sample_seed: of the draw.
         progress: called with records done and records in all.
 
