@@ -53,6 +53,17 @@ def run(
     if repair:
         return _repair(cache, as_json)
     seed = random.SystemRandom().randrange(1 << 31) if sample_seed is None else sample_seed
+    _verify(cache, partial, sample, seed, values, as_json)
+
+
+def _verify(
+    cache: str,
+    partial: bool,
+    sample: float | None,
+    seed: int,
+    values: dict[str, Any],
+    as_json: bool,
+) -> None:
     with Counted("verify", "records") as progress:
         report = verify(
             cache, partial=partial, sample=sample or 1.0, sample_seed=seed, progress=progress

@@ -163,19 +163,11 @@ def freeze(
         DataError: documents are cached with fewer rows than this data trains on.
     """
     documents = documents_of(prepared.samples)
-    planned = plan_of(
-        config,
-        identity,
-        location,
-        state,
-        prepared,
-        writing.provenance() if writing else None,
-        documents,
-        bytes_per_token=_bytes_per_token(identity, int(documents.lengths.max())),
-    )
-    plan, done = planned.plan, planned.done()
-    digest, plan_data = plan.dump()
-    committed = planned.state.units if planned.state else {}
+    written = writing.provenance() if writing else None
+    width = _bytes_per_token(identity, int(documents.lengths.max()))
+    planned = plan_of(config, identity, location, state, prepared, written, documents, width)
+    digest, plan_data = planned.plan.dump()
+    done = planned.done()
     attention = attention_of(identity)
     wanted = functools.cache(lambda: response_rows(documents, planned.held, done))
     return Job(
@@ -186,15 +178,11 @@ def freeze(
         documents=documents,
         wanted=wanted() if identity.capture["rows"] != "all" else None,
         attention_wanted=wanted() if attention and attention.rows != "all" else None,
-        plan=plan,
+        plan=planned.plan,
         plan_digest=digest,
         plan_data=plan_data,
         files=planned.files,
-        todo=[
-            n
-            for n in range(len(plan.units))
-            if (digest, n) not in committed and (done.find(plan.packed_keys(n)) < 0).any()
-        ],
+        todo=planned.todo(digest, done),
         cached=int((done.find(documents.keys.take(documents.firsts)) >= 0).sum()),
         new_samples=planned.new_samples,
         known=planned.state is not None and digest in planned.state.plans,

@@ -7,8 +7,8 @@ samples shards that have to be written. Nothing is written here.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,15 @@ class Planned:
         """Keys whose targets are committed."""
         return Places(self.state.done_keys() if self.state else Keys.of([]))
 
+    def todo(self, digest: str, done: Places) -> list[int]:
+        """Units of the plan, of this digest, that are not committed and bring a key."""
+        committed = self.state.units if self.state else {}
+        return [
+            n
+            for n in range(len(self.plan.units))
+            if (digest, n) not in committed and (done.find(self.plan.packed_keys(n)) < 0).any()
+        ]
+
 
 def plan_of(
     config: PrecomputeConfig,
@@ -74,7 +83,6 @@ def plan_of(
     prepared: Prepared,
     written: Mapping[str, Any] | None,
     documents: Documents,
-    *,
     bytes_per_token: int,
 ) -> Planned:
     """Find the plan of a run, or make one of what the cache lacks.
@@ -83,77 +91,82 @@ def plan_of(
         CorruptCache: a plan or a samples shard of another run is lost, which this run cannot make.
         DataError: samples of this run are lost, and this data does not make the same file.
     """
-    settings = {
-        "batch_tokens": config.batch_tokens,
-        "sort_window": config.sort_window,
-        "unit_tokens": config.unit_tokens,
-    }
-    run = run_digest(documents.ids, identity.capture_id, settings)
-
-    def new(state: CacheState | None, fresh: Int64) -> tuple[Plan, SpooledFiles]:
-        plans = state.plans.values() if state else ()
-        done = Places(state.done_keys() if state else Keys.of([]))
-        firsts = documents.firsts
-        missing = firsts[done.find(documents.keys.take(firsts)) < 0]
-        order, units = cut(documents.lengths[missing], bytes_per_token=bytes_per_token, **settings)
-        files = SpooledFiles()
-        for data in _samples_files(documents, fresh):
-            files.add(data)
-        plan = Plan(
-            run=run,
-            capture_id=identity.capture_id,
-            sequence=1 + max((plan.sequence for plan in plans), default=0),
-            keys=documents.keys.take(missing[order]),
-            units=units,
-            threads=config.threads or os.cpu_count() or 1,
-            samples=tuple(files),
-            skipped=prepared.skipped,
-            changed=prepared.changed,
-            responses=written,
-        )
-        return plan, files
-
-    return _planned(config, location, state, documents, run, new)
-
-
-def _planned(
-    config: PrecomputeConfig,
-    location: Location,
-    state: CacheState | None,
-    documents: Documents,
-    run: str,
-    new: Callable[[CacheState | None, Int64], tuple[Plan, SpooledFiles]],
-) -> Planned:
+    new = _New(config, identity, prepared, written, documents, bytes_per_token)
     if state is None:
         every = np.arange(len(documents.ids))
-        plan, files = new(None, every)
+        plan, files = new.plan(None, every)
         return Planned(plan=plan, files=files, state=None, held=None, new_samples=len(every))
     state, damaged = whole_priors(location, state)
     held, lost = whole_samples(location, state)
     fresh = np.flatnonzero(Places(held.ids).find(documents.ids) < 0)
     gone = lost_plans(location, state)
+    run, again = new.run(), None
     found = next((plan for plan in state.plans.values() if plan.run == run), None)
-    again = None
     if found is not None:
         plan, files = found, _lost_samples(location, state, found, documents, lost)
     else:
-        plan, files = new(state, fresh)
+        plan, files = new.plan(state, fresh)
         again = restored(location, plan, gone, config.threads) if gone.digests else None
     if again is None and not (found and len(files)):
         refuse_damage(location, gone.damaged, lost)
-    if again is not None:
-        plan = again
-        state, more = whole_priors(location, with_plan(location, state, again.dump()[0], again))
-        damaged |= more
-    return Planned(
+    planned = Planned(
         plan=plan,
         files=files,
         state=state,
         held=held,
         new_samples=len(fresh),
-        restored=again is not None,
         damaged_priors=damaged,
     )
+    if again is None:
+        return planned
+    state, more = whole_priors(location, with_plan(location, state, again.dump()[0], again))
+    return replace(planned, plan=again, state=state, restored=True, damaged_priors=damaged | more)
+
+
+@dataclass(frozen=True, slots=True)
+class _New:
+    """What a new plan is made of; arguments as of `plan_of`."""
+
+    config: PrecomputeConfig
+    identity: Identity
+    prepared: Prepared
+    written: Mapping[str, Any] | None
+    documents: Documents
+    bytes_per_token: int
+
+    def run(self) -> str:
+        """Digest of the run, by which its plan is found again."""
+        return run_digest(self.documents.ids, self.identity.capture_id, self._settings())
+
+    def plan(self, state: CacheState | None, fresh: Int64) -> tuple[Plan, SpooledFiles]:
+        """A plan of the keys that are missing, and the samples shards of what is fresh."""
+        plans = state.plans.values() if state else ()
+        documents, firsts = self.documents, self.documents.firsts
+        done = Places(state.done_keys() if state else Keys.of([]))
+        missing = firsts[done.find(documents.keys.take(firsts)) < 0]
+        order, units = cut(
+            documents.lengths[missing], bytes_per_token=self.bytes_per_token, **self._settings()
+        )
+        files = SpooledFiles()
+        for data in _samples_files(documents, fresh):
+            files.add(data)
+        plan = Plan(
+            run=self.run(),
+            capture_id=self.identity.capture_id,
+            sequence=1 + max((plan.sequence for plan in plans), default=0),
+            keys=documents.keys.take(missing[order]),
+            units=units,
+            threads=self.config.threads or os.cpu_count() or 1,
+            samples=tuple(files),
+            skipped=self.prepared.skipped,
+            changed=self.prepared.changed,
+            responses=self.written,
+        )
+        return plan, files
+
+    def _settings(self) -> dict[str, int]:
+        names = ("batch_tokens", "sort_window", "unit_tokens")
+        return {name: getattr(self.config, name) for name in names}
 
 
 def _samples_files(documents: Documents, fresh: Int64) -> Iterator[pa.Buffer]:

@@ -44,7 +44,7 @@ def try_teacher(
         scored: told the tokens of each batch that is done.
 
     Returns:
-        the job, with the prior of its plan, or one learned of these batches, and the scores.
+        the job with the prior of its plan, or one learned of these batches.
 
     Raises:
         Incomplete: a stop was asked for; nothing was written.
@@ -67,13 +67,13 @@ def try_teacher(
         return job
     everything = [record for records, _ in job.scored.values() for record in records]
     job = job.packed_with(best_prior(everything, job.header, tokens, budget))
-    if lost and job.prior_digest != named:
+    if named is not None and job.prior_digest != named:
         _log.warning(
-            "the prior %s is lost, and another one is learned now: the numbers of this machine "
-            "differ; all units that need it are scored again",
+            "the prior %s is lost, and this teacher's numbers give another one: all units that "
+            "need it are scored again",
             named,
         )
-    _take_away(job, job.damaged_priors | {digest for digest in (named,) if digest})
+    _take_away(job, {*job.damaged_priors, *filter(None, [named])})
     return job
 
 

@@ -10,7 +10,7 @@ read, for want of access or of a disk, is no damaged file: then nothing is chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +23,20 @@ from cachekd.store.layout import (
     CACHE,
     CAPTURE,
     dump_document,
-    index_name,
     load_document,
     manifest_name,
     unit_name,
 )
 from cachekd.store.manifest import Manifest, generations, load_seal
 from cachekd.store.problems import Problem, file_problem
-from cachekd.store.seal import checked_content, left_out, publish, seal_data, show
+from cachekd.store.seal import (
+    checked_content,
+    keep_index,
+    left_out,
+    publish,
+    seal_data,
+    show,
+)
 from cachekd.store.verify import IDENTITY, Examined, examine, whole_identity
 from cachekd.store.verify_seal import captures, hinted_generation
 
@@ -164,13 +170,12 @@ def _reseal(location: Location, identity: Identity, damage: Damage, seals: _Seal
         lacking.update(left_out(seals.before, content).get("repaired", ()))
     if lacking:
         content["repaired"] = sorted(lacking)
-    index, newest, last = index_name(content["index"]), seals.newest, seals.before
-    written = [index] if file_problem(location, index, digest=content["index"]) else []
+    newest, last = seals.newest, seals.before
+    written = keep_index(location, content["index"], index_data)
     # What has the name of a newer seal and cannot be read says no more than this one, if it fits.
     if last and location.read(manifest_name(last.generation)) == seal_data(
         content, last.generation
     ):
-        location.keep(index, index_data, content["index"])
         return written + show(location, identity, last)
     # Where nothing is lacking and the same files are named, it is the seal itself that was wrong.
     wrong = newest is None or (newest.files == content["files"] and not lacking)
@@ -185,6 +190,7 @@ def _remove(location: Location, damage: Damage) -> list[str]:
     records = [unit_name(*key) for key in sorted(damage.dropped)]
     folders = ("logits/", "attention/", "samples/", "priors/", "plans/", "generated/", "index/")
     others = sorted(name for name in damage.files if name.startswith(folders))
+    others += _unnamed(location, named)
     removed = []
     for name in [*records, *others]:
         needed = name in named and not name.startswith("priors/")
@@ -193,6 +199,18 @@ def _remove(location: Location, damage: Damage) -> list[str]:
             location.remove(name)
             removed.append(name)
     return removed
+
+
+def _unnamed(location: Location, named: Collection[str]) -> list[str]:
+    """Bad shards that no record names: of units whose record is bad too, or went already."""
+    bad = []
+    for folder, suffix in (("logits", ".parquet"), ("attention", ".safetensors")):
+        for base in location.names(folder):
+            name = f"{folder}/{base}"
+            if name not in named and base.endswith(suffix):
+                problem = file_problem(location, name, digest=base.removesuffix(suffix))
+                bad += [name] if problem and problem.certain else []
+    return bad
 
 
 def _whole_index(location: Location, name: str) -> bool:

@@ -35,6 +35,7 @@ from cachekd.store.layout import (
 )
 from cachekd.store.logits_rows import check_rows
 from cachekd.store.manifest import Manifest, read_manifest
+from cachekd.store.problems import file_problem
 from cachekd.store.samples import SampleTable, collect, read_samples
 from cachekd.store.state import CacheState, read_state
 
@@ -112,7 +113,7 @@ def publish(
         index_data: bytes of the index that it names.
         generation: of a damaged seal that this one replaces; else the next free one is taken.
     """
-    location.keep(index_name(content["index"]), index_data, content["index"])
+    keep_index(location, content["index"], index_data)
     # What another writer named may not be on the disk yet; a seal must not outlive what it names.
     location.sync(FOLDERS)
     location.sweep(FOLDERS)
@@ -124,6 +125,15 @@ def publish(
     assert sealed is not None, "there is one at least"
     show(location, identity, sealed)
     return sealed
+
+
+def keep_index(location: Location, digest: str, data: bytes) -> list[str]:
+    """Write the index of a seal, if it is not there or damaged; the file, if it was written."""
+    name = index_name(digest)
+    if file_problem(location, name, digest=digest) is None:
+        return []
+    location.keep(name, data, digest)
+    return [name]
 
 
 def show(location: Location, identity: Identity, sealed: Manifest) -> list[str]:

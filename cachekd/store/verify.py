@@ -96,8 +96,7 @@ def verify(
     Args:
         url: folder or fsspec URL.
         partial: verify what is committed, without or beyond a seal.
-        sample: share of the shards, drawn at random, whose digests are checked and whose records
-            are decoded, above 0 to 1; of the others the sizes. All else is checked in any case.
+        sample: share of the shards that is decoded, above 0 to 1; of the others sizes are checked.
         sample_seed: of the draw.
         progress: called with records done and records in all.
 
@@ -207,7 +206,9 @@ def whole_identity(location: Location) -> tuple[Identity | None, list[Problem]]:
         return None, [problem_of(location, CACHE, error, expected="the identity of the cache")]
     except CorruptCache as error:
         kinds = {CACHE: "cache", CAPTURE: "capture", ATTENTION_CAPTURE: "capture"}
-        names = [name for name in kinds if name != ATTENTION_CAPTURE or location.exists(name)]
+        names = [
+            n for n in kinds if n != ATTENTION_CAPTURE or location.exists(n) or n in str(error)
+        ]
         found = [document_problem(location, kinds[name], name) for name in names]
         wrong = [problem for problem in found if problem is not None]
         return None, wrong or [problem_of(location, CACHE, error, expected="an identity")]

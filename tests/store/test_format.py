@@ -188,6 +188,7 @@ def test_the_format_page_names_every_field(sealed: Path) -> None:
     for path in sealed.rglob("*.json"):
         names |= json.loads(path.read_text()).keys()
     names |= {*SAMPLES.names, *LOGITS.names, "CKDPRIOR", "CKDINDEX", "weights", "recoded"}
+    names.add("repaired")  # only in seals of repaired caches
     lacking = {name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}", page)}
     assert not lacking and len(names) > 60
     assert {path.name for path in sealed.iterdir() if path.is_dir()} == set(FOLDERS)

@@ -154,4 +154,4 @@ def test_a_seal_that_names_other_priors_is_a_problem(cache: Path) -> None:
     document = json.loads(path.read_text())
     assert document["priors"] and not verify(str(cache)).problems
     path.write_bytes(dump_document("manifest", {**document, "priors": {}}))
-    assert any("priors of the seal" in problem for problem in verify(str(cache)).problems)
+    assert any("the field priors" in problem for problem in verify(str(cache)).problems)

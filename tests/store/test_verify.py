@@ -1,18 +1,18 @@
 """Damage of any file: verify says so, and reading gives the records that were written or an error.
 
-The default run flips 150 bytes; the one marked ``reliability`` 3 000 (``-m reliability``).
+Random damage, counted, is in ``test_verify_damage.py``.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from damage import NOT_TRUSTED, contents, names_of, put
 
 import cachekd
 from cachekd.data.digests import bytes_digest, json_id
@@ -23,36 +23,9 @@ from cachekd.store.seal import seal
 from cachekd.store.shards import impossible
 from cachekd.store.verify import VerifyReport, verify
 
-NOT_TRUSTED = {"README.md", "manifest.json"}  # a card for people, and a hint
-
-
-def put(path: Path, data: bytes) -> None:
-    """Other bytes under this name: a new file, for the old one may still be mapped."""
-    new = path.with_name("new")
-    new.write_bytes(data)
-    os.replace(new, path)
-
-
-def names_of(cache: Path) -> list[str]:
-    return sorted(str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file())
-
 
 def shards_of(cache: Path) -> list[Path]:
     return sorted((cache / "logits").glob("*.parquet"))
-
-
-def contents(cache: Path) -> list[bytes]:
-    """Every record of a cache, each as bytes."""
-    found = []
-    for record in cachekd.open_cache(str(cache)):
-        logits = record.logits
-        arrays = (record.input_ids, record.roles, logits.offsets, logits.ids, logits.logprobs)
-        arrays += (logits.tail, logits.next_logprob, logits.entropy, *logits.lognorm.values())
-        about = f"{record.prompt_length} {record.domain} {record.weight}".encode()
-        found.append(
-            b"|".join([record.key, record.sample_id, about, *(x.tobytes() for x in arrays)])
-        )
-    return found
 
 
 def assert_true_or_refused(cache: Path, name: str, truth: list[bytes]) -> None:
@@ -62,34 +35,6 @@ def assert_true_or_refused(cache: Path, name: str, truth: list[bytes]) -> None:
         assert name in str(error), f"{error!r} does not name {name}"
     else:
         assert found == truth
-
-
-def flip_and_check(cache: Path, count: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    truth, names = contents(cache), names_of(cache)
-    assert verify(str(cache)).problems == ()
-    for i in range(count):
-        name = names[i % len(names)]
-        whole = (cache / name).read_bytes()
-        place = int(rng.integers(len(whole)))
-        damaged = bytearray(whole)
-        damaged[place] ^= int(rng.integers(1, 256))
-        put(cache / name, bytes(damaged))
-        assert_true_or_refused(cache, name, truth)
-        if name not in NOT_TRUSTED:
-            problems = verify(str(cache)).problems
-            assert any(name in line for line in problems), (name, place, problems)
-        put(cache / name, whole)
-    assert contents(cache) == truth
-
-
-def test_a_flipped_byte_is_found(cache: Path) -> None:
-    flip_and_check(cache, 150, seed=1)
-
-
-@pytest.mark.reliability
-def test_thousands_of_flipped_bytes_are_found(cache: Path) -> None:
-    flip_and_check(cache, 3000, seed=2)
 
 
 def test_every_kind_of_file_is_there_to_be_damaged(cache: Path) -> None:
