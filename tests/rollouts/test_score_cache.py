@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sick import SHORT, short_of_memory
 from ragged import assert_same
+from sick import SHORT, short_of_memory
 
 from cachekd.errors import ConfigError, TeacherError
 from cachekd.rollouts.blocks import ROWS, blocks_of
