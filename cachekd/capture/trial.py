@@ -70,16 +70,20 @@ def try_teacher(
         if captured and (captured >= wanted or rows >= _MOST_ROWS * wanted):
             break
     if batches and not captured and not job.known:
-        raise TeacherError(
-            f"the teacher gives no distribution of any of the {rows} rows that it was asked for; "
-            "nothing was stored. Check the teacher's weights and dtype"
-        )
+        raise _nothing(rows)
     job = replace(job, scored=kept)
     if learns:
         everything = [record for records, _ in kept.values() for record in records]
         return job.packed_with(best_prior(everything, job.header, tokens, budget))
     prior = Priors(job.location).get(named) if named else None
     return replace(job, prior=prior, prior_digest=named)
+
+
+def _nothing(rows: int) -> TeacherError:
+    return TeacherError(
+        f"the teacher gives no distribution of any of the {rows} rows that it was asked for; "
+        "nothing was stored. Check the teacher's weights and dtype"
+    )
 
 
 def settle(job: Job) -> Job:
