@@ -23,7 +23,7 @@ from cachekd.data.samples import prepare
 from cachekd.data.sources import read_rows
 from cachekd.errors import StoreError
 from cachekd.plugins import find
-from cachekd.store.identity import tokenizer_facts
+from cachekd.store.identity import Identity, tokenizer_facts
 from cachekd.store.identity_files import has_cache, read_identity
 from cachekd.store.io import Location
 from cachekd.store.state import read_state
@@ -44,10 +44,7 @@ def prepare_job(config: PrecomputeConfig) -> Job:
     facts: TeacherFacts = backend.identify(config)
     tokenizer_identity = tokenizer_facts(facts.tokenizer_folder)
     identity = bare_identity(config, facts, tokenizer_identity)
-    if has_cache(location):  # a wrong pair is refused before any library is loaded
-        stored = read_identity(location)
-        refuse_other_kinds(config, stored, location)
-        check_same(stored, beside(identity, stored), location)
+    _refuse_other(config, identity, location)
     tokenizer = load_tokenizer(config, facts)
     state = read_state(location, skip_broken_units=True) if has_cache(location) else None
     clock = clock_of(state)
@@ -75,6 +72,14 @@ def prepare_job(config: PrecomputeConfig) -> Job:
     find("codecs", config.codec)(replace(job.header, prior=None))  # refuses what it cannot hold
     _check_disk(job)
     return job
+
+
+def _refuse_other(config: PrecomputeConfig, identity: Identity, location: Location) -> None:
+    """Refuse a wrong pair before any library is loaded."""
+    if has_cache(location):
+        stored = read_identity(location)
+        refuse_other_kinds(config, stored, location)
+        check_same(stored, beside(identity, stored), location)
 
 
 def complete_job(job: Job) -> Job:

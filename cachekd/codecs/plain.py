@@ -116,10 +116,7 @@ class PlainCodec:
             tail=tail,
             next_logprob=next_logprob,
             entropy=entropy,
-            lognorm={
-                1.0: np.zeros(rows, dtype=np.float32),
-                **dict(zip(further, lognorm, strict=True)),
-            },
+            lognorm={1.0: np.zeros(rows, np.float32)} | dict(zip(further, lognorm, strict=True)),
             vocab_size=self._header.vocab_size,
         )
 

@@ -120,26 +120,31 @@ def assemble(
     for mask in captured:
         rows = slice(row, row + int(mask.sum()))
         entries = slice(ends[rows.start], ends[rows.stop])
-        counts = np.zeros(len(mask), dtype=np.int64)
-        counts[mask] = whole.counts[rows]
-        scalars = np.zeros((len(whole.scalars), len(mask)), dtype=np.float32)
-        scalars[:, mask] = whole.scalars[:, rows]
-        records.append(
-            TopKLogits(
-                offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-                ids=whole.ids[entries],
-                logprobs=whole.logprobs[entries],
-                weights=None if whole.weights is None else whole.weights[entries],
-                tail=scalars[0],
-                next_logprob=scalars[1],
-                entropy=scalars[2],
-                lognorm={1.0: np.zeros(len(mask), dtype=np.float32)}
-                | {t: scalars[3 + i] for i, t in enumerate(selection.temperatures)},
-                vocab_size=selection.vocab_size,
-            )
-        )
+        records.append(_record(whole, mask, rows, entries, selection))
         row = rows.stop
     return records
+
+
+def _record(
+    whole: Tile, mask: NDArray[np.bool_], rows: slice, entries: slice, selection: Selection
+) -> TopKLogits:
+    """Targets of the document whose captured rows are these, with these entries."""
+    counts = np.zeros(len(mask), dtype=np.int64)
+    counts[mask] = whole.counts[rows]
+    scalars = np.zeros((len(whole.scalars), len(mask)), dtype=np.float32)
+    scalars[:, mask] = whole.scalars[:, rows]
+    return TopKLogits(
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        ids=whole.ids[entries],
+        logprobs=whole.logprobs[entries],
+        weights=None if whole.weights is None else whole.weights[entries],
+        tail=scalars[0],
+        next_logprob=scalars[1],
+        entropy=scalars[2],
+        lognorm={1.0: np.zeros(len(mask), dtype=np.float32)}
+        | {t: scalars[3 + i] for i, t in enumerate(selection.temperatures)},
+        vocab_size=selection.vocab_size,
+    )
 
 
 def _refuse_bad(bad_N: NDArray[np.bool_], captured: Sequence[NDArray[np.bool_]]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from doors import REACHED, WIDTH, World, captured
 from runs import capture
-from tiny import Family, Ran, chat_rows, write_rows
+from tiny import Family, Ran, chat_rows, save_model, write_rows
 
 Run = Callable[..., Ran]
 
@@ -56,3 +60,34 @@ def sealed(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(sealed: Path, tmp_path: Path) -> Path:
     """A copy of it, two folders deep."""
     return Path(shutil.copytree(sealed, tmp_path / "in" / "cache"))
+
+
+@pytest.fixture(scope="module")
+def world(family: Family, tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("doors")
+    teacher, student = root / "teacher", root / "student"
+    for folder, seed in ((teacher, 1), (student, 2)):
+        shutil.copytree(family.teacher, folder)
+        save_model(folder, WIDTH, width=32, layers=1, seed=seed)
+    data = write_rows(root / "data.jsonl", chat_rows(4))
+    captured(teacher, data, root / "cache")
+    return World(root, data, teacher, student, root / "cache")
+
+
+@pytest.fixture
+def door(
+    cachekd: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Callable[..., tuple[Ran, list[str]]]:
+    """Runs a command up to the loading of a model; what it said, and its warnings."""
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        sys.exit(REACHED)
+
+    def run(*args: object) -> tuple[Ran, list[str]]:
+        caplog.clear()
+        with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+            patch.setattr("transformers.AutoModelForCausalLM.from_pretrained", stop)
+            ran = cachekd(*args)
+        return ran, [record.getMessage() for record in caplog.records]
+
+    return run
