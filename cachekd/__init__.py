@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cachekd.training.order import EpochSampler
     from cachekd.training.run import train
     from cachekd.training.trainer import DistillTrainer
+    from cachekd.training.workers import named_workers
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ _HOMES = {
     "PrecomputeConfig": "cachekd.config",
     "TrainConfig": "cachekd.config",
     "heldout_kl": "cachekd.evaluation.heldout",
+    "named_workers": "cachekd.training.workers",
     "open_cache": "cachekd.store.reader",
     "precompute": "cachekd.capture",
     "sparse_divergence": "cachekd.losses.sparse",
@@ -46,6 +48,7 @@ __all__ = [
     "PrecomputeConfig",
     "TrainConfig",
     "heldout_kl",
+    "named_workers",
     "open_cache",
     "precompute",
     "sparse_divergence",

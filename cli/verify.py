@@ -43,7 +43,8 @@ def run(
 
     With --teacher, a random sample of records is scored again, alone and in batches: what is stored
     must not differ from that by more than the teacher differs from itself. Another teacher than
-    the cache's is refused with exit code 5.
+    the cache's is refused with exit code 5. Interrupted, it ends with exit code 3: nothing was
+    changed, and nothing is kept for another run.
 
     Example:
         cachekd verify ./cache --sample 5%

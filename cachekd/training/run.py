@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cachekd.config import TrainConfig, resolved
 from cachekd.errors import WorkerError
@@ -18,6 +18,9 @@ from cachekd.signals import StopFlag, stop_on_signals
 from cachekd.training import outcome, record
 from cachekd.training.build import Progress, samples_of_run, trainer_of
 from cachekd.training.inputs import Inputs, checked, checkpoint_of
+
+if TYPE_CHECKING:
+    from cachekd.training.trainer import DistillTrainer
 
 
 def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -49,18 +52,25 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
         facts = outcome.facts_of(inputs, dataset, trainer)
         if trainer.is_world_process_zero():
             record.write_record(inputs.output, {**facts, "status": "running"})
-        with stop_on_signals(stop, patience=None):  # a step and its checkpoint take their time
-            try:
-                ended = trainer.train(resume_from_checkpoint=checkpoint_of(inputs))
-            except WorkerError as error:
-                if not stop.soon():
-                    raise
-                raise outcome.interrupted_with_workers(inputs) from error
+        ended = _trained(inputs, trainer, stop)
         state = trainer.state
         facts |= {"steps": state.global_step, "train_loss": ended.training_loss}
         if stop.asked and state.global_step < state.max_steps:
             raise outcome.interrupted(inputs, trainer, facts)
-        return outcome.finish(inputs, trainer, facts)
+        with stop_on_signals(stop, patience=None):  # all is trained; it is saved whole
+            return outcome.finish(inputs, trainer, facts)
+
+
+def _trained(inputs: Inputs, trainer: DistillTrainer, stop: StopFlag) -> Any:
+    """What a Trainer gives of its run, which ends at the border of a step once the flag is set."""
+    checkpoint = checkpoint_of(inputs)
+    with stop_on_signals(stop, patience=None):  # a step and its checkpoint take their time
+        try:
+            return trainer.train(resume_from_checkpoint=checkpoint)
+        except WorkerError as error:
+            if not stop.soon():
+                raise
+            raise outcome.interrupted_with_workers(inputs) from error
 
 
 def _check_resumed(inputs: Inputs, digest: str) -> None:
