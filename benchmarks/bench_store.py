@@ -190,7 +190,10 @@ def main() -> None:
     parser.add_argument("--shards", type=int, nargs="*", default=[100, 1000, 10_000, 100_000])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--caches", type=Path, help="keep caches here, and use those that are here")
+    parser.add_argument("--quick", action="store_true", help="small, once; saves nothing")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.records, arguments.shards, arguments.repeats = [200, 400], [20, 40], 1
     rows: list[dict[str, Any]] = list(sizes(arguments.records, arguments.shards))
     with tempfile.TemporaryDirectory() as temporary:
         base = arguments.caches or temporary
@@ -211,6 +214,7 @@ def main() -> None:
             "growth": growth(rows),
             "scan_file_by_file_over_resume_scan": compared(rows),
         },
+        keep=not arguments.quick,
     )
 
 

@@ -144,6 +144,7 @@ def constant(rounds: list[dict[str, int]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--units", type=int, default=10_000)
+    parser.add_argument("--quick", action="store_true", help="two rounds; saves nothing")
     arguments = parser.parse_args()
     rounds: list[dict[str, int]] = []
     started, units = time.perf_counter(), 0
@@ -153,7 +154,7 @@ def main() -> None:
             units += one_round(folder, number)
             rounds.append({"units": units, **look(folder)})
             shutil.rmtree(folder)
-            if units >= arguments.units:
+            if units >= arguments.units or (arguments.quick and len(rounds) == 2):
                 break
     save(
         "soak",
@@ -166,6 +167,7 @@ def main() -> None:
             "counts": constant(rounds),
             "trace": rounds[:: max(1, len(rounds) // 40)],
         },
+        keep=not arguments.quick,
     )
 
 
