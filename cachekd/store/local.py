@@ -63,8 +63,8 @@ class LocalFolder:
 
     def read(self, name: str) -> bytes:
         """All bytes of a file."""
-        with self._opened(name) as file:
-            return _all_of(file)
+        with self._folder_of(name) as (folder, base):
+            return _read(f"{self.root}/{name}", base, folder)
 
     @contextmanager
     def reader(self, folder: str) -> Iterator[Callable[[str], bytes]]:
@@ -111,12 +111,9 @@ class LocalFolder:
 
     def remove(self, name: str) -> None:
         """Take a file away, whatever kind of file it is; no error if there is none."""
-        try:
-            with self._folder_of(name) as (folder, base):
-                disk.unlink(base, folder)
-                disk.sync(folder)
-        except FileNotFoundError:
-            return
+        with suppress(FileNotFoundError), self._folder_of(name) as (folder, base):
+            disk.unlink(base, folder)
+            disk.sync(folder)
 
     def probe(self) -> None:
         """Make a file and take it away; raises if that cannot be done."""
@@ -187,16 +184,9 @@ def _open(path: str, base: str, folder: int) -> int:
 def _read(path: str, base: str, folder: int) -> bytes:
     file = _open(path, base, folder)
     try:
-        return _all_of(file)
+        return b"".join(iter(lambda: disk.read(file, _READ_BYTES), b""))
     finally:
         disk.close(file)
-
-
-def _all_of(file: int) -> bytes:
-    parts = []
-    while part := disk.read(file, _READ_BYTES):
-        parts.append(part)
-    return b"".join(parts)
 
 
 def not_plain(path: str) -> CorruptCache:
