@@ -19,7 +19,7 @@ def _quick(script: str) -> dict[str, Any]:
     command = [sys.executable, str(BENCHMARKS / script), "--quick"]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert {path: path.stat().st_mtime_ns for path in (BENCHMARKS / "results").iterdir()} == before
-    result: dict[str, Any] = json.loads(output[output.index("{\n") :])
+    result: dict[str, Any] = json.loads("{" + f"\n{output}".rpartition("\n{\n")[2])
     return result
 
 
