@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -40,7 +39,9 @@ from cachekd.store.state import load_unit, read_state
 from cachekd.store.verify import verify
 
 WARM = 500
-VERIFIED_RECORDS, VERIFIED_SHARDS = 100_000, 10_000
+SEALED_SHARDS = 10_000
+UNSEALED = ("open_partial", "resume_scan", "scan_file_by_file")
+ENOUGH_SECONDS = 20
 FLAT, LINEAR = 0.25, 1.15
 
 
@@ -107,8 +108,10 @@ def stage(name: str, small: Path, large: Path) -> dict[str, Any]:
 
 
 def measure(folder: Path, small: Path, name: str, repeats: int) -> dict[str, Any]:
-    """Medians of a stage over processes of its own."""
-    runs = [in_child(stage, name, small, folder) for _ in range(repeats)]
+    """Medians of a stage over processes of its own; what is slow is not repeated as often."""
+    started, runs = time.perf_counter(), list[dict[str, Any]]()
+    while len(runs) < repeats and time.perf_counter() - started < ENOUGH_SECONDS:
+        runs.append(in_child(stage, name, small, folder))
     named = {
         "seconds": "stage_seconds",
         "cpu_seconds": "cpu_seconds",
@@ -116,16 +119,19 @@ def measure(folder: Path, small: Path, name: str, repeats: int) -> dict[str, Any
         "peak_rss_growth_bytes": "peak_rss_growth_bytes",
         "share_of_decode": "share_of_decode",
     }
-    return {
+    medians = {
         key: median([run[field] for run in runs])
         for key, field in named.items()
         if field in runs[0]
     }
+    return {"runs": len(runs), **medians}
 
 
-def sizes(records: list[int], shards: list[int]) -> list[dict[str, int]]:
-    """Sizes of both series, ascending; the shards of the second hold one record."""
-    by_records = [{"records": count, "rows": min(count, 1000)} for count in records]
+def sizes(records: list[int], shards: list[int]) -> list[dict[str, Any]]:
+    """Sizes of both series; the shards of the second hold one record."""
+    by_records: list[dict[str, Any]] = [
+        {"records": count, "rows": min(count, 1000)} for count in records
+    ]
     return by_records + [{"records": count, "rows": 1} for count in shards]
 
 
@@ -137,14 +143,19 @@ def made(base: Path, records: int, rows: int) -> Path:
     return folder
 
 
-def verified(row: dict[str, int]) -> bool:
-    """Whether a size is small enough to decode all of it over and over."""
-    return row["records"] <= VERIFIED_RECORDS and row["records"] <= VERIFIED_SHARDS * row["rows"]
+def looked_at(name: str, row: dict[str, Any], verified: int) -> bool:
+    """Whether a size is small enough for a stage to be repeated."""
+    shards = row["records"] / row["rows"]
+    if name == "verify":
+        return bool(row["records"] <= verified)
+    return name in UNSEALED or bool(shards <= SEALED_SHARDS)
 
 
 def grows(rows: list[dict[str, Any]], name: str, field: str) -> dict[str, Any]:
     """How a figure of a stage grows from the last size but one to the last."""
-    known = [row for row in rows if name in row["stages"]]
+    known = sorted(
+        (row for row in rows if name in row.get("stages", ())), key=lambda row: int(row["records"])
+    )
     if len(known) < 2:
         return {}
     (first, small), (last, large) = (
@@ -181,34 +192,41 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """All that is saved."""
+    return {
+        "sizes": rows,
+        "growth": growth(rows),
+        "scan_file_by_file_over_resume_scan": compared(rows),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, nargs="*", default=[1000, 10_000, 100_000, 10**6])
     parser.add_argument("--shards", type=int, nargs="*", default=[100, 1000, 10_000, 100_000])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--verify-at-most", type=int, default=100_000, help="records")
     parser.add_argument("--caches", type=Path, help="keep caches here, and use those that are here")
+    parser.add_argument("--quick", action="store_true", help="small, once; saves nothing")
     arguments = parser.parse_args()
-    rows: list[dict[str, Any]] = list(sizes(arguments.records, arguments.shards))
+    if arguments.quick:
+        arguments.records, arguments.shards, arguments.repeats = [200, 400], [20, 40], 1
+    done: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         base = arguments.caches or temporary
         small = made(Path(base), WARM, 100)
-        for row in rows:
+        for row in sizes(arguments.records, arguments.shards):
             folder = made(Path(base), row["records"], row["rows"])
-            names = [name for name in STAGES if name != "verify" or verified(row)]
+            names = [name for name in STAGES if looked_at(name, row, arguments.verify_at_most)]
             row["stages"] = {
                 name: measure(folder, small, name, arguments.repeats) for name in names
             }
-            print(row, file=sys.stderr, flush=True)
+            done.append(row)
+            # After each size: what is measured stays if the next is stopped.
+            save("store_scale", summary(done), keep=not arguments.quick)
             if not arguments.caches:
                 shutil.rmtree(folder)
-    save(
-        "store_scale",
-        {
-            "sizes": rows,
-            "growth": growth(rows),
-            "scan_file_by_file_over_resume_scan": compared(rows),
-        },
-    )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ the digits of a number system, so all differ; the targets of eight records are r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -106,21 +106,26 @@ def append_run(location: Location, first: int, count: int, rows: int, sequence: 
     )
     digest, data = plan.dump()
     location.keep(plan_name(digest), data, digest)
+    commit_units(location, plan, digest, range(len(plan.units)))
+    return len(plan.units)
+
+
+def commit_units(location: Location, plan: Plan, digest: str, numbers: Iterable[int]) -> None:
+    """Commit these units of a plan of `append_run`."""
     header = CodecHeader(codec=CODEC, vocab_size=VOCAB, values=_SHAPE.values, temperatures=())
-    sink = Sink(url=location.url, plan=digest, capture_id=identity.capture_id, header=header)
-    block = _block()
-    for number, at in enumerate(starts):
-        ids = documents(first + at, min(rows, count - at))
+    sink = Sink(url=location.url, plan=digest, capture_id=plan.capture_id, header=header)
+    block, start = _block(), int(plan.run.rpartition("-")[2])
+    for number in numbers:
+        (batch,) = plan.units[number]
         unit = ScoredUnit(
             number=number,
             keys=plan.unit_keys(number),
-            documents=ids,
-            targets=[block[i % len(block)] for i in range(len(ids))],
+            documents=documents(start + batch.first, batch.rows),
+            targets=[block[i % len(block)] for i in range(batch.rows)],
             numerics={"dtype": "float32", "threads": 1, "split": {}},
             seconds=0.0,
         )
         write_unit(sink, location, unit, None)
-    return len(starts)
 
 
 def write_cache(folder: Path, records: int, rows: int) -> None:

@@ -79,6 +79,14 @@ class Keys(Sequence[bytes]):
         """The digests one after another, as bytes."""
         return np.ascontiguousarray(self.array).view(np.uint8)
 
+    @property
+    def heads(self) -> NDArray[np.uint64]:
+        """The first half of each digest as a number [P]: in the same order, and faster to compare.
+
+        Digests with different heads differ; those with equal ones may.
+        """
+        return np.ascontiguousarray(self.array).view(">u8")[::2].astype(np.uint64)
+
 
 class Places:
     """Where each digest of a list stands: the digests sorted, with their places (20 bytes each).

@@ -7,7 +7,7 @@ content alone (identity, samples, shards).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 from cachekd.data.digests import bytes_digest, json_id
@@ -98,14 +98,19 @@ def _kinds(
     attention: Mapping[str, AttentionFacts],
 ) -> dict[str, Any]:
     """Capture id and shards of each kind of target."""
-    logits = [asdict(facts) for facts in shards.values()]
+    logits = [_plain(facts) for facts in shards.values()]
     kinds: dict[str, Any] = {KIND: {"capture_id": identity.capture_id, "shards": logits}}
     if identity.attention_id is not None:
         kinds[ATTENTION] = {
             "capture_id": identity.attention_id,
-            "shards": [{**asdict(facts), "logits": digest} for digest, facts in attention.items()],
+            "shards": [{**_plain(facts), "logits": digest} for digest, facts in attention.items()],
         }
     return kinds
+
+
+def _plain(facts: ShardFacts | AttentionFacts) -> dict[str, Any]:
+    """What ``asdict`` gives, which copies each number and string deeply."""
+    return {field.name: getattr(facts, field.name) for field in fields(facts)}
 
 
 def root_digest(

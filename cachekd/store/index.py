@@ -45,13 +45,24 @@ class KeyIndex:
         """Whether each of these keys has a place, [P]."""
         if not len(self._keys):
             return np.zeros(len(keys), dtype=np.bool_)
-        at = np.searchsorted(self._keys, keys.array)
+        at = self._at(keys)
         return np.asarray(self._keys[np.minimum(at, len(self._keys) - 1)] == keys.array)
 
     def shards_of(self, keys: Keys) -> Int64:
         """Shard number of each of these keys, [P]; all of them have a place."""
-        shards: Int64 = self._places[0, np.searchsorted(self._keys, keys.array)].astype(np.int64)
+        shards: Int64 = self._places[0, self._at(keys)].astype(np.int64)
         return shards
+
+    def _at(self, keys: Keys) -> Int64:
+        """Where each of these keys is or would be, [P]."""
+        heads = Keys(self._keys).heads
+        if (heads[1:] == heads[:-1]).any():  # nearly never: then all of a key is compared
+            return np.searchsorted(self._keys, keys.array)
+        wanted = keys.heads
+        order = np.argsort(wanted)  # neighbours are looked up in the same pages
+        at = np.empty(len(wanted), dtype=np.int64)
+        at[order] = np.searchsorted(heads, wanted[order])
+        return at
 
     def dump(self) -> bytes:
         """Bytes of the index file."""

@@ -67,8 +67,8 @@ class LocalFolder:
 
     def read(self, name: str, most: int | None = None) -> bytes:
         """All bytes of a file, which may have at most so many."""
-        with self._opened(name) as file:
-            return _all_of(file, f"{self.root}/{name}", most)
+        with self._folder_of(name) as (folder, base):
+            return _read(f"{self.root}/{name}", base, folder, most)
 
     @contextmanager
     def reader(self, folder: str, most: int | None) -> Iterator[Callable[[str], bytes]]:
@@ -115,12 +115,9 @@ class LocalFolder:
 
     def remove(self, name: str) -> None:
         """Take a file away, whatever kind of file it is; no error if there is none."""
-        try:
-            with self._folder_of(name) as (folder, base):
-                disk.unlink(base, folder)
-                disk.sync(folder)
-        except FileNotFoundError:
-            return
+        with suppress(FileNotFoundError), self._folder_of(name) as (folder, base):
+            disk.unlink(base, folder)
+            disk.sync(folder)
 
     def probe(self) -> None:
         """Make a file and take it away; raises if that cannot be done."""
@@ -224,20 +221,13 @@ def _open(path: str, base: str, folder: int) -> int:
 def _read(path: str, base: str, folder: int, most: int | None) -> bytes:
     file = _open(path, base, folder)
     try:
-        return _all_of(file, path, most)
+        size = os.fstat(file).st_size
+        if most is not None and size > most:
+            raise too_large(path, most)
+        # A large file comes in one go.
+        return b"".join(iter(lambda: disk.read(file, max(_READ_BYTES, size)), b""))
     finally:
         disk.close(file)
-
-
-def _all_of(file: int, path: str, most: int | None) -> bytes:
-    size = os.fstat(file).st_size
-    if most is not None and size > most:
-        raise too_large(path, most)
-    parts = []
-    while part := disk.read(file, max(_READ_BYTES, size)):  # a large file in one go
-        parts.append(part)
-        size = 0
-    return b"".join(parts)
 
 
 def not_plain(path: str) -> CorruptCache:

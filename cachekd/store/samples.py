@@ -242,6 +242,9 @@ def collect(tables: Iterable[tuple[pa.Table, bool]]) -> SampleTable:
     """
     parts = [_unpacked(*table) for table in tables] or [_unpacked(SAMPLES.empty_table(), False)]
     samples = parts[0] if len(parts) == 1 else _joined(parts)
+    heads = np.sort(samples.ids.heads)
+    if (heads[1:] != heads[:-1]).all():  # the common case, in a tenth of the time
+        return samples
     copies = Places(samples.ids).copies()
     return samples.take(np.flatnonzero(copies == 0)) if copies.any() else samples
 
