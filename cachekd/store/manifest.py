@@ -15,7 +15,14 @@ from cachekd.data import limits, strict
 from cachekd.errors import CorruptCache
 from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.io import Location
-from cachekd.store.layout import ATTENTION, KIND, manifest_name, read_document, sealed_name
+from cachekd.store.layout import (
+    ATTENTION,
+    KIND,
+    load_document,
+    manifest_name,
+    most_bytes,
+    sealed_name,
+)
 from cachekd.store.shards import ShardFacts
 
 _MANIFEST = re.compile(r"manifest-([1-9][0-9]{0,8})\.json")
@@ -59,12 +66,17 @@ def read_manifest(location: Location) -> Manifest | None:
     found = generations(location)
     if not found:
         return None
-    name = manifest_name(found[-1])
-    document = read_document(location, "manifest", name)
+    data = location.read(manifest_name(found[-1]), most_bytes("manifest"))
+    return load_manifest(location.path(manifest_name(found[-1])), data, found[-1])
+
+
+def load_manifest(name: str, data: bytes, generation: int) -> Manifest:
+    """Parse a seal of this generation (errors of `read_manifest`)."""
+    document = load_document("manifest", name, data)
     try:
-        return _manifest(document, found[-1])
+        return _manifest(document, generation)
     except (CorruptCache, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptCache(f"{location.path(name)} is no seal: {error!r:.300}") from error
+        raise CorruptCache(f"{name} is no seal: {error!r:.300}") from error
 
 
 def _manifest(document: Mapping[str, Any], generation: int) -> Manifest:
