@@ -40,7 +40,15 @@ from cachekd.store.score_logs import MAGIC, pack, read_record
 from cachekd.store.score_segments import _Builder, read_file
 from cachekd.store.shards import impossible
 from cachekd.store.state import load_unit
-from cachekd.store.tables import LOGITS, RESPONSES, SAMPLES, open_table, read_group, write_table
+from cachekd.store.tables import (
+    LOGITS,
+    RESPONSES,
+    SAMPLES,
+    open_table,
+    read_group,
+    read_table,
+    write_table,
+)
 from cachekd.store.tensors import dump_tensors, load_tensors
 from cachekd.teachers import Selection
 
@@ -195,14 +203,12 @@ def _samples(data: bytes) -> object:
 
 
 def _logits(data: bytes) -> object:
-    file = open_table("x", pa.py_buffer(data), LOGITS, rows=4, values=64)
-    return [read_group("x", file, group) for group in range(file.num_row_groups)]
+    table = open_table("x", pa.py_buffer(data), LOGITS, rows=4, values=64)
+    return [read_group(table, group) for group in range(len(table.rows))]
 
 
 def _responses(data: bytes) -> object:
-    file = open_table("x", pa.py_buffer(data), RESPONSES, rows=4)
-    groups = [read_group("x", file, group) for group in range(file.num_row_groups)]
-    table = pa.Table.from_batches(groups, file.schema_arrow)
+    table = read_table("x", pa.py_buffer(data), RESPONSES, 4)
     return Responses([table]) if table.num_rows and _possible(table, 10, 9) else None
 
 
