@@ -93,7 +93,7 @@ def test_an_unknown_field_is_left_alone_unless_it_is_critical(cache: Path, kind:
         assert {"any": ["thing"]} in [document.get("later") for document in kept]
     forge(whole, **{kind: critical})
     for door in OF_SEAL if kind == "manifest" else OF_STATE:
-        with pytest.raises(StoreError, match="later.*newer cachekd: pip install --upgrade"):
+        with pytest.raises(StoreError, match=r"later.*newer cachekd: pip install --upgrade"):
             DOORS[door](str(whole))
 
 
