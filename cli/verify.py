@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from cachekd.config import RecheckConfig
 from cachekd.errors import EXIT_CORRUPT, ConfigError
+from cachekd.store.io import shown
 from cachekd.store.reader import open_cache
 from cachekd.store.verify import verify
 
@@ -33,7 +34,7 @@ def run(cache: str, partial: bool, as_json: bool, **given: Any) -> None:
     report = verify(cache, partial=partial)
     problems = list(report.problems)
     result: dict[str, Any] = {
-        "cache": cache,
+        "cache": shown(cache),
         "sealed": report.sealed,
         "files_checked": report.files,
         "records_checked": report.records,

@@ -62,7 +62,9 @@ def verify(
     except CorruptCache as error:
         return VerifyReport(problems=(str(error),), files=1, records=0, sealed=not partial)
     if manifest is None and not partial:
-        raise UnsealedCache(f"{url} is not sealed; pass --partial to verify what is committed")
+        raise UnsealedCache(
+            f"{location.url} is not sealed; pass --partial to verify what is committed"
+        )
     try:
         shards, attention = _named(location, manifest)
     except CorruptCache as error:
