@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from cachekd.store.io import shown
 from cachekd.store.merge import merge
 from cachekd.store.recode import recode
 
@@ -21,7 +22,7 @@ def run(caches: tuple[str, ...], out: str, again: bool, as_json: bool) -> None:
         cachekd merge ./first ./second --out ./both
         cachekd merge ./cache --recode --out ./smaller
     """
-    summary: dict[str, object] = {"cache": out}
+    summary: dict[str, object] = {"cache": shown(out)}
     if again:
         done = recode(caches, out)
         sealed = done.manifest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cachekd.store.io import Location
+from cachekd.store.io import Location, shown
 from cachekd.store.seal import seal
 
 from .options import JSON_OPTION, Dashed
@@ -19,7 +19,12 @@ def run(cache: str, as_json: bool) -> None:
     """
     sealed = seal(Location(cache))
     emit(
-        {"cache": cache, "generation": sealed.generation, "root": sealed.root, **sealed.totals},
+        {
+            "cache": shown(cache),
+            "generation": sealed.generation,
+            "root": sealed.root,
+            **sealed.totals,
+        },
         as_json=as_json,
     )
 

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from cachekd.config import RecheckConfig
 from cachekd.errors import EXIT_CORRUPT, EXIT_INCOMPLETE, ConfigError
 from cachekd.store.identity_files import read_identity
-from cachekd.store.io import Location
+from cachekd.store.io import Location, shown
 from cachekd.store.problems import Problem
 from cachekd.store.reader import open_cache
 from cachekd.store.repair import RepairReport
@@ -72,7 +72,7 @@ def _verify(
     location = Location(cache)
     problems = [told(problem, location) for problem in report.findings]
     result: dict[str, Any] = {
-        "cache": cache,
+        "cache": shown(cache),
         "sealed": report.sealed,
         "files_checked": report.files,
         **_shards(report, as_json),
@@ -118,7 +118,7 @@ def _repair(cache: str, as_json: bool) -> None:
     found, left = ([told(p, location) for p in part] for part in (report.found, report.left))
     emit(
         {
-            "cache": cache,
+            "cache": shown(cache),
             "found": found if as_json else len(found),
             **{k: v if as_json else ", ".join(v) or "nothing" for k, v in lists.items()},
             "problems": left if as_json else len(left),

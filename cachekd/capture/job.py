@@ -115,7 +115,7 @@ class Job:
     def sink(self) -> Sink:
         """Where units go."""
         return Sink(
-            url=self.location.url,
+            url=self.location.target,
             plan=self.plan_digest,
             capture_id=self.identity.capture_id,
             header=self.header,

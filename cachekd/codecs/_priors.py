@@ -177,7 +177,8 @@ def load_prior(name: str, data: bytes) -> Prior:
     low, middle, high = np.frombuffer(raw, np.uint8, offset=2 * vocab).reshape(3, -1)
     ids = low.astype(np.int32) | (middle.astype(np.int32) << 8) | (high.astype(np.int32) << 16)
     lists = ids.reshape(contexts, width)
-    mass = np.exp(logs.astype(np.float64)).sum() if np.isfinite(logs).all() else 0.0
+    possible = np.isfinite(logs).all() and logs.max() <= _MASS_ERROR
+    mass = np.exp(logs.astype(np.float64)).sum() if possible else 0.0
     if abs(mass - 1) > _MASS_ERROR or ids.max(initial=0) >= vocab:
         raise CorruptCache(f"{name} holds impossible values")
     if (np.diff(np.sort(lists, axis=1), axis=1) == 0).any():

@@ -227,7 +227,7 @@ def _write_units(
         values=identity.capture["logprobs"]["values"],
         temperatures=temperatures,
     )
-    sink = Sink(url=location.url, plan=digest, capture_id=identity.capture_id, header=header)
+    sink = Sink(url=location.target, plan=digest, capture_id=identity.capture_id, header=header)
     for number, unit in enumerate(plan.units):
         started = time.monotonic()
         keys = plan.unit_keys(number)

@@ -40,11 +40,19 @@ def check_name(name: str) -> str:
     return name
 
 
+def shown(url: str) -> str:
+    """A URL as messages and records may hold it: without what signs it or who it is opened as."""
+    if "://" not in url:
+        return url
+    return re.sub(r"[?#].*", "?...", re.sub(r"//[^/@]*@", "//...@", url))
+
+
 class Location:
     """A folder on any fsspec filesystem that holds a cache.
 
     Attributes:
-        url: the place as the user gave it.
+        url: the place as messages name it, see `shown`.
+        target: the place as the user gave it.
         local: whether it is a folder of this machine.
         private: whether no other process sees it (a filesystem in memory).
     """
@@ -53,8 +61,11 @@ class Location:
         try:
             filesystem, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise ConfigError(f"{url!r} is not a location that can be opened: {error}") from error
-        self.url = url
+            raise ConfigError(
+                f"{shown(url)!r} is not a location that can be opened: {error}"
+            ) from error
+        self.url = shown(url)
+        self.target = url
         self._fs = filesystem
         self._root = root.rstrip("/") or "/"
         self._protocols = _protocols(filesystem)

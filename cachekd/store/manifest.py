@@ -15,7 +15,14 @@ from cachekd.data import limits, strict
 from cachekd.errors import CorruptCache
 from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.io import Location, check_name
-from cachekd.store.layout import ATTENTION, KIND, manifest_name, read_document, sealed_name
+from cachekd.store.layout import (
+    ATTENTION,
+    KIND,
+    load_document,
+    manifest_name,
+    most_bytes,
+    sealed_name,
+)
 from cachekd.store.shards import ShardFacts
 from cachekd.store.skipped import FIELD, Skipped, parse
 
@@ -72,11 +79,18 @@ def read_manifest(location: Location) -> Manifest | None:
 def load_seal(location: Location, generation: int) -> Manifest:
     """The seal of a generation (errors of `read_manifest`)."""
     name = manifest_name(generation)
-    document = read_document(location, "manifest", name)
+    return load_manifest(
+        location.path(name), location.read(name, most_bytes("manifest")), generation
+    )
+
+
+def load_manifest(name: str, data: bytes, generation: int) -> Manifest:
+    """Parse a seal of this generation (errors of `read_manifest`)."""
+    document = load_document("manifest", name, data)
     try:
         return _manifest(document, generation)
     except (CorruptCache, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CorruptCache(f"{location.path(name)} is no seal: {error!r:.300}") from error
+        raise CorruptCache(f"{name} is no seal: {error!r:.300}") from error
 
 
 def _manifest(document: Mapping[str, Any], generation: int) -> Manifest:

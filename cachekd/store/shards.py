@@ -166,8 +166,8 @@ class Shard:
         found = bytes_digest(data)
         if found != facts.digest:
             raise self._corrupt(f"expected sha256 {facts.digest}, found {found}")
-        self._file = open_table(self._path, data, LOGITS, rows=facts.rows, values=facts.tokens)
-        metadata: Mapping[bytes, bytes] = self._file.schema_arrow.metadata or {}
+        self._table = open_table(self._path, data, LOGITS, rows=facts.rows, values=facts.tokens)
+        metadata: Mapping[bytes, bytes] = self._table.schema.metadata or {}
         if metadata.get(b"capture_id") != capture_id.encode():
             raise self._corrupt(f"it holds another capture than {capture_id}")
         self.header = CodecHeader.from_json(metadata.get(b"codec", b""))
@@ -175,8 +175,8 @@ class Shard:
             raise self._corrupt(f"expected prior {facts.prior}, found {self.header.prior}")
         prior = (priors or Priors(location)).get(facts.prior) if facts.prior else None
         self._codec: Codec = find("codecs", self.header.codec)(self.header, prior)
-        rows = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
-        self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]).astype(np.int64)
+        ends = np.cumsum(self._table.rows, dtype=np.int64)
+        self._starts = np.concatenate([[0], ends]).astype(np.int64)
         if self._starts[-1] != facts.rows:
             raise self._corrupt(f"expected {facts.rows} rows, found {self._starts[-1]}")
         self._digest = facts.digest
@@ -188,7 +188,7 @@ class Shard:
     def keys(self) -> list[bytes]:
         """All keys, in row order."""
         try:
-            keys: list[bytes] = self._file.read(columns=["key"])["key"].to_pylist()
+            keys: list[bytes] = self._table.file.read(columns=["key"])["key"].to_pylist()
         except (pa.ArrowException, OSError) as error:
             raise self._corrupt(str(error)) from error
         return keys
@@ -250,9 +250,7 @@ class Shard:
         return len(input_ids), len(targets.ids)
 
     def _group(self, group: int) -> pa.RecordBatch:
-        return self._groups.get(
-            (self._digest, group), lambda: read_group(self._path, self._file, group)
-        )
+        return self._groups.get((self._digest, group), lambda: read_group(self._table, group))
 
     def _corrupt(self, what: str) -> CorruptCache:
         return CorruptCache(

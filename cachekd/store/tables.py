@@ -7,6 +7,7 @@ verifies page checksums too (pyarrow does neither by default).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,24 @@ def write_table(
     return sink.getvalue()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenTable:
+    """A Parquet file whose sizes and columns are known to be possible.
+
+    Attributes:
+        name: for messages.
+        file: of the library. Its ``metadata`` is not asked: a footer that contradicts itself ends
+            the process there, while reading raises an error.
+        rows: of each row group.
+        schema: columns and metadata.
+    """
+
+    name: str
+    file: pq.ParquetFile
+    rows: tuple[int, ...]
+    schema: pa.Schema
+
+
 def open_table(
     name: str,
     data: pa.Buffer,
@@ -97,7 +116,7 @@ def open_table(
     *,
     rows: int = limits.TABLE_ROWS,
     values: int | None = None,
-) -> pq.ParquetFile:
+) -> OpenTable:
     """A Parquet file of the cache, its columns, sizes and pages checked before one is unpacked.
 
     Args:
@@ -110,9 +129,14 @@ def open_table(
     Raises:
         CorruptCache: it is no such table, or unpacks to more than that.
     """
-    if int.from_bytes(memoryview(data)[-8:-4], "little") > limits.FOOTER_BYTES:
-        raise CorruptCache(f"{name}: its footer is larger than {limits.FOOTER_BYTES} bytes")
     try:
+        groups = check_pages(
+            memoryview(data),
+            rows=rows,
+            columns=len(schema.names),
+            values=rows * limits.ROW_VALUES if values is None else values,
+            text=rows * limits.ROW_TEXT,
+        )
         file = pq.ParquetFile(
             pa.BufferReader(data),
             page_checksum_verification=True,
@@ -121,55 +145,36 @@ def open_table(
         )
         found = file.schema_arrow
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        raise CorruptCache(f"{name} cannot be opened as Parquet: {error}") from error
+        raise CorruptCache(
+            f"{name} cannot be opened as a Parquet table of a cache: {error}; it was altered"
+        ) from error
     if not found.equals(schema):
         raise CorruptCache(
             f"{name}: expected the columns {', '.join(schema.names)} of their types; "
             f"found {', '.join(found.names)[:300]}"
         )
-    try:
-        _check_sizes(file.metadata, rows)
-        most = rows * limits.ROW_VALUES if values is None else values
-        check_pages(memoryview(data), file.metadata, most, rows * limits.ROW_TEXT)
-    except (ValueError, KeyError) as error:
-        raise CorruptCache(f"{name}: {error}; the file was altered") from error
-    return file
-
-
-def _check_sizes(footer: pq.FileMetaData, rows: int) -> None:
-    if footer.num_row_groups > limits.ROW_GROUPS or not 0 <= footer.num_rows <= rows:
-        raise ValueError(
-            f"{footer.num_rows} rows in {footer.num_row_groups} row groups; at most {rows} in "
-            f"{limits.ROW_GROUPS} are read"
-        )
-    groups = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-    if sum(groups) != footer.num_rows:
-        raise ValueError(f"{footer.num_rows} rows in row groups of {sum(groups)}")
+    return OpenTable(name, file, tuple(groups), found)
 
 
 def read_table(
     name: str, data: pa.Buffer, schema: pa.Schema, rows: int = limits.TABLE_ROWS
 ) -> pa.Table:
     """All rows of a table of the cache, one row group after another (errors of `open_table`)."""
-    file = open_table(name, data, schema, rows=rows)
-    groups = [
-        read_group(name, file, group)
-        for group in range(file.num_row_groups)
-        if file.metadata.row_group(group).num_rows
-    ]
-    return pa.Table.from_batches(groups, file.schema_arrow)
+    table = open_table(name, data, schema, rows=rows)
+    groups = [read_group(table, group) for group in range(len(table.rows))]
+    return pa.Table.from_batches(groups, table.schema)
 
 
-def read_group(name: str, file: pq.ParquetFile, group: int) -> pa.RecordBatch:
+def read_group(table: OpenTable, group: int) -> pa.RecordBatch:
     """One row group as one record batch (errors of `open_table`)."""
     try:
-        table = file.read_row_group(group)
-        table.validate(full=True)
-        (batch,) = table.combine_chunks().to_batches()
+        found = table.file.read_row_group(group)
+        found.validate(full=True)
+        (batch,) = found.combine_chunks().to_batches()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise CorruptCache(f"{name}, row group {group} cannot be read: {error}") from error
-    if batch.num_rows != file.metadata.row_group(group).num_rows:
-        raise CorruptCache(f"{name}, row group {group}: {batch.num_rows} rows are found")
+        raise CorruptCache(f"{table.name}, row group {group} cannot be read: {error}") from error
+    if batch.num_rows != table.rows[group]:
+        raise CorruptCache(f"{table.name}, row group {group}: {batch.num_rows} rows are found")
     return batch
 
 

@@ -161,9 +161,9 @@ class _Checker:
         """Whether rows, prior and footer of a shard, whose digest fits, are as its record says."""
         name = shard_name(facts.digest)
         data = self._location.map(name)
-        file = open_table(name, data, LOGITS)
-        header = CodecHeader.from_json((file.schema_arrow.metadata or {}).get(b"codec", b""))
-        found = (file.metadata.num_rows, header.prior, bytes_digest(footer_bytes(data)))
+        table = open_table(name, data, LOGITS)
+        header = CodecHeader.from_json((table.schema.metadata or {}).get(b"codec", b""))
+        found = (sum(table.rows), header.prior, bytes_digest(footer_bytes(data)))
         said = (facts.rows, facts.prior, facts.footer)
         if found != said:
             self._misfit(key, f"rows, prior and footer {said}", f"{found}")

@@ -79,7 +79,8 @@ class Connection:
                 "httpx2 is not installed; run: pip install 'cachekd[serve]'"
             ) from error
         parts = urlsplit(config.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        secret = "@" in parts.netloc or parts.query or parts.fragment
+        if parts.scheme not in ("http", "https") or not parts.hostname or secret:
             raise ConfigError(
                 "teacher_url: expected http://host:port, with the token in --teacher-token or "
                 f"CACHEKD_TEACHER_TOKEN; found {parts.scheme}://{parts.hostname or ''}"

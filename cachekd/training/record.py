@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cachekd.errors import ConfigError, MismatchError
 from cachekd.store.identity import refuse_difference
-from cachekd.store.io import Location
+from cachekd.store.io import Location, shown
 
 if TYPE_CHECKING:
     from cachekd.store.reader import Cache
@@ -143,7 +143,10 @@ def without_tokens(config: Mapping[str, Any]) -> dict[str, Any]:
         key: f"<{key.upper()}>" if key.endswith("_token") and value else value
         for key, value in config["training"].items()
     }
-    return {**config, "training": training}
+    places = {
+        name: [shown(url) for url in config[name]] for name in ("cache", "data") if config.get(name)
+    }
+    return {**config, **places, "training": training}
 
 
 def cache_facts(cache: Cache) -> dict[str, Any]:
