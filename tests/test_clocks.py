@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forking import Forked, command
 from tiny import Family
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +32,7 @@ def faked(offset: str, *args: object) -> list[str]:
 
 
 @pytest.mark.reliability
+@pytest.mark.timeout(900)  # two new processes
 def test_a_cache_begun_in_a_year_and_continued_two_years_before_is_the_same(
     family: Family, data: Path, tmp_path: Path
 ) -> None:
@@ -59,7 +61,7 @@ def test_a_cache_begun_in_a_year_and_continued_two_years_before_is_the_same(
     assert continued.returncode == 0, continued
     assert new.exists() and not old.exists()
     new.unlink()
-    assert run("+0", second).returncode == 0
+    assert Forked(command(*flags(second)), tmp_path / "log").end().code == 0
     left, right = (
         {
             f"{folder}/{path.name}": path.read_bytes()

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from multiprocessing import RawArray
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,15 @@ def _leave_signals_to_parent() -> None:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, _leave)
+        sys.excepthook = _without_parent
+
+
+def _without_parent(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Say nothing where the parent stopped fetching a batch: it tells why."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:

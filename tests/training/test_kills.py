@@ -103,7 +103,6 @@ def _state(folder: Path, *names: str) -> dict[str, torch.Tensor]:
     ("kind", "further"),
     [
         ("padded", ()),
-        ("workers", ("--dataloader-num-workers", 2)),
         ("packed", ("--packing",)),
         ("mixed", ("--packing", "--mix", "main=0.3")),
         ("accumulated", ("--gradient-accumulation-steps", 3)),
