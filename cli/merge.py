@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from cachekd.store.io import shown
 from cachekd.store.merge import merge
+from cachekd.store.names import shown
 from cachekd.store.recode import recode
 
 from .options import JSON_OPTION, Dashed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from cachekd.store.io import Location, shown
+from cachekd.store.io import Location
+from cachekd.store.names import shown
 from cachekd.store.seal import seal
 
 from .options import JSON_OPTION, Dashed

@@ -12,7 +12,8 @@ from click.core import ParameterSource
 from cachekd.config import RecheckConfig
 from cachekd.errors import EXIT_CORRUPT, EXIT_INCOMPLETE, ConfigError
 from cachekd.store.identity_files import read_identity
-from cachekd.store.io import Location, shown
+from cachekd.store.io import Location
+from cachekd.store.names import shown
 from cachekd.store.problems import Problem
 from cachekd.store.reader import open_cache
 from cachekd.store.repair import RepairReport

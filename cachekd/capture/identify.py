@@ -16,7 +16,6 @@ from cachekd.data.digests import json_id
 from cachekd.errors import DataError, TeacherError
 from cachekd.store.identity import (
     Identity,
-    TokenizerFacts,
     capture_id,
     capture_spec,
     refuse_difference,
@@ -25,6 +24,7 @@ from cachekd.store.identity import (
 )
 from cachekd.store.io import Location
 from cachekd.store.state import CacheState
+from cachekd.store.tokenizer import TokenizerFacts
 from cachekd.teachers import TeacherFacts
 
 

@@ -23,10 +23,11 @@ from cachekd.data.samples import prepare
 from cachekd.data.sources import read_rows
 from cachekd.errors import StoreError
 from cachekd.plugins import find
-from cachekd.store.identity import Identity, tokenizer_facts
+from cachekd.store.identity import Identity
 from cachekd.store.identity_files import has_cache, read_identity
 from cachekd.store.io import Location
 from cachekd.store.state import read_state
+from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.teachers import TeacherFacts
 
 _DISK_RESERVE = 64 << 20

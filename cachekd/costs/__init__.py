@@ -20,7 +20,8 @@ from cachekd.costs.sample import DataSample, draw_sample
 from cachekd.costs.speed import tokens_per_second
 from cachekd.data.digests import json_id
 from cachekd.plugins import find
-from cachekd.store.identity import source_facts, tokenizer_facts
+from cachekd.store.identity import source_facts
+from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.teachers import Teacher, TeacherFacts
 
 

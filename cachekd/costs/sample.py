@@ -21,8 +21,8 @@ from cachekd.data.samples import prepare
 from cachekd.data.sources import read_rows
 from cachekd.errors import DataError
 from cachekd.evaluation.dense import Rows
-from cachekd.store.identity import tokenizer_facts
 from cachekd.store.samples import keys_of, sample_ids, write_samples
+from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.teachers import TeacherFacts
 from cachekd.types import Int32, Sample
 

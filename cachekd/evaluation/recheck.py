@@ -24,13 +24,9 @@ from cachekd.evaluation.compare import NOISE_FACTOR, Compared, Triple, compare, 
 from cachekd.evaluation.dense import DenseRows, Rows, dense_rows, joined, take
 from cachekd.evaluation.fidelity import fidelity, header_of, references
 from cachekd.plugins import find
-from cachekd.store.identity import (
-    refuse_difference,
-    source_facts,
-    tokenizer_facts,
-    warn_of_difference,
-)
+from cachekd.store.identity import refuse_difference, source_facts, warn_of_difference
 from cachekd.store.reader import Cache
+from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.teachers import Selection, Teacher, TeacherFacts
 from cachekd.types import Float32, Int64, Record, TopKLogits
 

@@ -15,7 +15,8 @@ from cachekd.config import ScoringConfig, TrainConfig
 from cachekd.data.digests import json_id
 from cachekd.errors import MismatchError
 from cachekd.plugins import find
-from cachekd.store.identity import TokenizerFacts, source_facts, tokenizer_facts
+from cachekd.store.identity import source_facts
+from cachekd.store.tokenizer import TokenizerFacts, tokenizer_facts
 from cachekd.teachers import RemoteConfig, RemoteTeacher, Selection, Teacher, TeacherFacts
 
 

@@ -15,7 +15,8 @@ from cachekd.config import ServeConfig
 from cachekd.data.digests import json_id
 from cachekd.data.lengths import longest
 from cachekd.plugins import find
-from cachekd.store.identity import source_facts, tokenizer_facts
+from cachekd.store.identity import source_facts
+from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.teachers import Teacher, TeacherFacts
 
 

@@ -8,7 +8,6 @@ was found damaged (`replace`) may be written over.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,34 +16,10 @@ from pathlib import Path
 import fsspec
 import pyarrow as pa
 
-from cachekd.data import limits
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache, StoreError
 from cachekd.store.local import LocalFolder, too_large
-
-_COMPONENT = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.NAME_LENGTH - 1}}}(?<!\.)")
-
-
-def check_name(name: str) -> str:
-    """The name if it is safe below a cache folder: at most two plain components.
-
-    Raises:
-        CorruptCache: the name could lead out of the cache.
-    """
-    parts = name.split("/")
-    if len(parts) > 2 or not all(_COMPONENT.fullmatch(part) for part in parts):
-        raise CorruptCache(
-            f"{name!r:.200} is not a file name that a cache may hold; the file that names it was "
-            "altered"
-        )
-    return name
-
-
-def shown(url: str) -> str:
-    """A URL as messages and records may hold it: without what signs it or who it is opened as."""
-    if "://" not in url:
-        return url
-    return re.sub(r"[?#].*", "?...", re.sub(r"//[^/@]*@", "//...@", url))
+from cachekd.store.names import check_name, shown
 
 
 class Location:

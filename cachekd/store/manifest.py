@@ -14,7 +14,7 @@ from typing import Any
 from cachekd.data import limits, strict
 from cachekd.errors import CorruptCache
 from cachekd.store.attention_shards import AttentionFacts
-from cachekd.store.io import Location, check_name
+from cachekd.store.io import Location
 from cachekd.store.layout import (
     ATTENTION,
     KIND,
@@ -23,6 +23,7 @@ from cachekd.store.layout import (
     most_bytes,
     sealed_name,
 )
+from cachekd.store.names import check_name
 from cachekd.store.shards import ShardFacts
 from cachekd.store.skipped import FIELD, Skipped, parse
 

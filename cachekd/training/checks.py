@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from cachekd.data.models import context_length, model_config, weight_files, weights_digest
 from cachekd.errors import ConfigError, MismatchError
-from cachekd.store.identity import refuse_difference, tokenizer_facts
+from cachekd.store.identity import refuse_difference
+from cachekd.store.tokenizer import tokenizer_facts
 
 if TYPE_CHECKING:
     from cachekd.objectives import Needs

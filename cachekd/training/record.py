@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from cachekd.errors import ConfigError, MismatchError
 from cachekd.store.identity import refuse_difference
-from cachekd.store.io import Location, shown
+from cachekd.store.io import Location
+from cachekd.store.names import shown
 
 if TYPE_CHECKING:
     from cachekd.store.reader import Cache

@@ -13,7 +13,8 @@ import pytest
 from runs import TRAINING
 from tiny import Family, Ran, chat_rows, write_rows
 
-from cachekd.store.io import Location, shown
+from cachekd.store.io import Location
+from cachekd.store.names import shown
 
 WORD = "canary7f3a"
 VARIABLES = [

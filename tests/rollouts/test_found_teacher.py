@@ -19,7 +19,7 @@ from cachekd.errors import MismatchError
 from cachekd.rollouts import teacher as live
 from cachekd.rollouts.scoring import CachedScores
 from cachekd.rollouts.teacher import FoundTeacher, find_teacher
-from cachekd.store.identity import tokenizer_facts
+from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.teachers import RemoteConfig
 from cachekd.teachers.hf import HFTeacher
 

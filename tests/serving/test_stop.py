@@ -18,7 +18,7 @@ from hosting import Watched, assert_same, connect, documents, selection, serving
 from tiny import Family
 
 from cachekd.errors import MismatchError, TeacherError
-from cachekd.store.identity import tokenizer_facts
+from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.teachers.dummy import DummyTeacher
 
 TESTS = Path(__file__).parents[1]

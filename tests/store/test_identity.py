@@ -20,13 +20,8 @@ from cachekd.config import SelectionConfig
 from cachekd.data.digests import differences, json_id
 from cachekd.data.models import weights_digest
 from cachekd.errors import MismatchError, TeacherError
-from cachekd.store.identity import (
-    capture_id,
-    capture_spec,
-    refuse_difference,
-    source_facts,
-    tokenizer_facts,
-)
+from cachekd.store.identity import capture_id, capture_spec, refuse_difference, source_facts
+from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.teachers.hf import HFTeacher
 
 

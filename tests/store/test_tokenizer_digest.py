@@ -12,7 +12,7 @@ import pytest
 from tiny import Family
 
 from cachekd.errors import TeacherError
-from cachekd.store.identity import tokenizer_facts
+from cachekd.store.tokenizer import tokenizer_facts
 
 Change = Callable[[dict[str, Any]], None]
 

@@ -15,7 +15,8 @@ from tiny import Family, save_tokenizer
 from cachekd import PrecomputeConfig
 from cachekd.data.digests import json_id
 from cachekd.errors import TeacherError
-from cachekd.store.identity import source_facts, tokenizer_facts
+from cachekd.store.identity import source_facts
+from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.teachers import Selection
 from cachekd.teachers.hf import HFTeacher
 from cachekd.types import TopKLogits

@@ -20,7 +20,7 @@ from cachekd.data.alignment import LossMask
 from cachekd.data.attention import AttentionShape, attention_spec
 from cachekd.errors import ConfigError, MismatchError, TeacherError
 from cachekd.objectives import Needs
-from cachekd.store.identity import tokenizer_facts
+from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.training import attention_checks, checks
 
 RECORDS = [record([1, 2, 3])]
