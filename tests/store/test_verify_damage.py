@@ -64,7 +64,7 @@ def check(patient: Patient, least: int) -> Counter[str]:
     return total
 
 
-SHARDS = {"logits", "attention", "priors", "samples", "identity"}
+SHARDS = {"logits", "attention", "priors", "samples"}
 
 
 def test_flips(patient: Patient) -> None:
