@@ -43,7 +43,8 @@ class Location:
         self.target = url
         self._fs = filesystem
         self._root = root.rstrip("/") or "/"
-        self._protocols = _protocols(filesystem)
+        names = filesystem.protocol
+        self._protocols = (names,) if isinstance(names, str) else tuple(names)
         self.local = "file" in self._protocols
         self._folder = LocalFolder(self._root) if self.local else None
         self.private = "memory" in self._protocols
@@ -193,14 +194,18 @@ class Location:
         Raises:
             StoreError: the file cannot be written.
         """
-        if self.create(name, data):
-            return
-        try:
-            whole = bytes_digest(self.map(name)) == digest
-        except StoreError:  # it cannot be read: the same as another content
-            whole = False
-        if not whole:
+        if not self.create(name, data) and not self._is(name, digest):
             self.replace(name, data)
+
+    def holds(self, name: str, data: bytes) -> bool:
+        """Whether a file is there, can be read, and has these bytes."""
+        return self._is(name, bytes_digest(data))
+
+    def _is(self, name: str, digest: str) -> bool:
+        try:
+            return bytes_digest(self.map(name)) == digest
+        except StoreError:  # missing, no plain file, or it cannot be read: not these bytes
+            return False
 
     def remove(self, name: str) -> None:
         """Take a file away; no error if there is none.
@@ -280,25 +285,16 @@ class Location:
 
     def free_bytes(self) -> int | None:
         """Free bytes on the disk of a local cache, else None."""
-        if not self.local:
-            return None
-        return shutil.disk_usage(self._existing_folder()).free
+        return shutil.disk_usage(self._existing_folder()).free if self.local else None
 
     def _existing_folder(self) -> Path:
-        # os.path.exists: a folder that may not be looked into counts as not there
         folder = Path(self._root)
-        while not os.path.exists(folder):
+        while not os.path.exists(folder):  # nor is one that may not be looked into
             folder = folder.parent
         return folder
 
     def _cannot_write(self, name: str, size: int, error: OSError) -> StoreError:
-        reason = error.strerror or str(error)
         return StoreError(
-            f"cannot write {self.path(name)} ({size} bytes): {reason}. What was committed before "
-            "is whole; free space or fix access, then run the same command again"
+            f"cannot write {self.path(name)} ({size} bytes): {error.strerror or error}. What was "
+            "committed before is whole; free space or fix access, then run the same command again"
         )
-
-
-def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
-    names = filesystem.protocol
-    return (names,) if isinstance(names, str) else tuple(names)

@@ -141,7 +141,7 @@ def show(location: Location, identity: Identity, sealed: Manifest) -> list[str]:
     hint = dump_document("hint", {"newest": manifest_name(sealed.generation)})
     lacking = []
     for name, data in ((HINT, hint), (CARD, card(identity, sealed).encode())):
-        if not location.exists(name) or location.read(name) != data:
+        if not location.holds(name, data):
             location.replace(name, data)
             lacking.append(name)
     return lacking

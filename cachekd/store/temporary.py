@@ -18,14 +18,14 @@ from cachekd.store import disk
 TEMPORARY = ".tmp-"
 LEASE_SECONDS = 24 * 3600  # how long another host's temporary file counts as being written
 NOT_PLAIN = {errno.ELOOP, errno.ENOTDIR, errno.ENXIO}  # a link, a folder that is none, a pipe
+_ATTEMPTS = 3
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
 @contextmanager
 def temporary(folder: int, data: bytes) -> Iterator[str]:
     """A synced file with these bytes under a temporary name, locked; the name is gone after."""
-    name = f"{TEMPORARY}{_host()}-{secrets.token_hex(16)}"
-    file = disk.open_new(name, folder)
+    name, file = _open_new(folder)
     try:
         try:
             disk.try_lock(file)
@@ -39,6 +39,16 @@ def temporary(folder: int, data: bytes) -> Iterator[str]:
                 disk.unlink(name, folder)
     finally:
         disk.close(file)
+
+
+def _open_new(folder: int) -> tuple[str, int]:
+    """A temporary name that nobody has, and its file."""
+    for _ in range(_ATTEMPTS):
+        name = f"{TEMPORARY}{_host()}-{secrets.token_hex(16)}"
+        with suppress(FileExistsError):
+            return name, disk.open_new(name, folder)
+    # No FileExistsError: the caller takes that for its final name.
+    raise OSError(errno.EBUSY, "every temporary name is taken")
 
 
 def publish(folder: int, written: str, base: str) -> None:

@@ -8,7 +8,6 @@ Which samples there are is decided in `cachekd.training.choose`, their order in
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from cachekd.store.layout import shard_name
 from cachekd.training.checks import check_one_tokenizer
 from cachekd.training.choose import Chosen, everything, mixed, of_data
 from cachekd.training.cut import truncate
+from cachekd.training.given import Location, opened
 from cachekd.training.mixture import Mixture, any_of, mixed_logits, mixing
 from cachekd.training.order import Index, Order
 from cachekd.training.ranks import Words, digest_words, set_digest, words_of
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from cachekd.store.reader import Cache
     from cachekd.store.samples import SampleTable
     from cachekd.training.join import DataSamples
-
-Location = str | os.PathLike[str]
 
 
 class CacheDataset(Dataset[Record | list[Record]]):
@@ -85,7 +83,7 @@ class CacheDataset(Dataset[Record | list[Record]]):
         on_missing: str = "fail",
         order: Order | None = None,
     ) -> None:
-        self.caches = _opened(caches)
+        self.caches = opened(caches)
         self.loss_mask = loss_mask
         self.max_length = max_length
         self.order = order or Order()
@@ -287,19 +285,3 @@ def summary(dataset: CacheDataset) -> Mapping[str, object]:
         "dropped": dict(dataset.dropped),
         "samples_digest": dataset.digest(),
     }
-
-
-def _opened(caches: Cache | Location | Sequence[Cache | Location]) -> list[Cache]:
-    if isinstance(caches, str | os.PathLike) or not isinstance(caches, Sequence):
-        return [_open(caches)]
-    if not caches:
-        raise ConfigError("cache: expected at least one; found none")
-    return [_open(item) for item in caches]
-
-
-def _open(cache: Cache | Location) -> Cache:
-    if not isinstance(cache, str | os.PathLike):
-        return cache
-    from cachekd.store.reader import open_cache
-
-    return open_cache(os.fspath(cache), attention=False)

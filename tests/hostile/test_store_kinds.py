@@ -19,8 +19,8 @@ from forged import DOORS, OF_SEAL, OF_STATE, forge, put, read_all
 from runs import capture
 from tiny import Family, chat_rows, write_rows
 
-from cachekd.errors import CachekdError, CorruptCache
-from cachekd.store import local
+from cachekd.errors import CachekdError, CorruptCache, StoreError
+from cachekd.store import temporary
 from cachekd.store.generated import generated_files
 from cachekd.store.io import Location
 from cachekd.store.scores import ScoreStore
@@ -209,13 +209,14 @@ def test_a_planted_temporary_name_is_not_written_to(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exclusive create: were a name guessed, a link that waits there would not be followed."""
-    monkeypatch.setattr(local.secrets, "token_hex", lambda size: "0" * 2 * size)
+    monkeypatch.setattr(temporary.secrets, "token_hex", lambda size: "0" * 2 * size)
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")
-    planted = f"{local.TEMPORARY}{local._host()}-{'0' * 32}"
+    planted = f"{temporary.TEMPORARY}{temporary._host()}-{'0' * 32}"
     for make in (lambda path: path.symlink_to(victim), lambda path: os.link(victim, path)):
         make(cache / "units" / planted)
-        assert not Location(str(cache)).create("units/y.json", b"x")
+        with pytest.raises(StoreError, match="every temporary name is taken"):
+            Location(str(cache)).create("units/y.json", b"x")
         assert victim.read_bytes() == b"mine" and not (cache / "units" / "y.json").exists()
         (cache / "units" / planted).unlink(missing_ok=True)
 

@@ -64,17 +64,22 @@ def decode_plain(frame: bytes, header: dict[str, Any], rows: int, entries: int) 
     low, middle, high = plane("B", entries), plane("B", entries), plane("B", entries)
     ids = [a + 256 * b + 65536 * c for a, b, c in zip(low, middle, high, strict=True)]
     check(all(token < header["vocab_size"] for token in ids), "targets: token id")
-    logprobs = plane(letter, entries)
+    logprobs = numbers(plane(letter, entries))
     starts = [sum(counts[:t]) for t in range(rows + 1)]
     return {
         "ids": [ids[starts[t] : starts[t + 1]] for t in range(rows)],
         "logprobs": [logprobs[starts[t] : starts[t + 1]] for t in range(rows)],
         "weights": None,
-        "tail": plane("f", rows),
-        "next_logprob": plane("f", rows),
-        "entropy": plane("f", rows),
-        "lognorm": {1.0: [0.0] * rows} | {t: plane("f", rows) for t in temperatures},
+        "tail": numbers(plane("f", rows)),
+        "next_logprob": numbers(plane("f", rows)),
+        "entropy": numbers(plane("f", rows)),
+        "lognorm": {1.0: [0.0] * rows} | {t: numbers(plane("f", rows)) for t in temperatures},
     }
+
+
+def numbers(values: list[float]) -> list[float]:
+    check(all(value < math.inf for value in values), "targets: NaN or infinite")  # NaN is not less
+    return values
 
 
 class Streams:
@@ -177,7 +182,9 @@ def mean_of_level(level: int) -> float:
 def scalars_of(streams: list[list[int]], header: dict[str, Any]) -> dict[str, Any]:
     drawn = header["samples"] or header["tau"]
     if header["values"] in ("float16", "float32") and not drawn:
-        exact = [[struct.unpack("<f", struct.pack("<I", v))[0] for v in s] for s in streams]
+        exact = [
+            numbers([struct.unpack("<f", struct.pack("<I", v))[0] for v in s]) for s in streams
+        ]
         tail, following, entropy, *lognorm = exact
     else:
         check(max(streams[0], default=0) <= 254, "targets: tail")
