@@ -23,7 +23,7 @@ from cachekd.engines.writers import OwnProcess, WriterPool, Writers
 from cachekd.errors import Incomplete
 from cachekd.plugins import find
 from cachekd.signals import StopFlag, stop_on_signals
-from cachekd.store.claims import Claims
+from cachekd.store.claims import Claims, refuse_repair
 from cachekd.store.identity_files import has_cache, read_identity, write_identity
 from cachekd.store.layout import FOLDERS, plan_name, samples_name
 from cachekd.store.priors import write_prior
@@ -56,6 +56,7 @@ def precompute(config: PrecomputeConfig, *, progress: Show | None = None) -> dic
     report = describe(job)
     if config.dry_run:
         return {**report, "dry_run": True}
+    refuse_repair(job.location)
     job.location.sweep(FOLDERS)
     teacher = None
     if job.writing is not None and len(job.writing.missing()):
@@ -164,7 +165,8 @@ def _run(
 def _incomplete(job: Job, flag: StopFlag) -> Incomplete:
     committed = 0
     if has_cache(job.location):
-        committed = sum(plan == job.plan_digest for plan, _ in read_state(job.location).units)
+        state = read_state(job.location, skip_broken_units=True)
+        committed = sum(plan == job.plan_digest for plan, _ in state.units)
     why = "by a signal" if flag.asked else f"before --max-hours {job.config.max_hours}"
     return Incomplete(
         f"stopped {why}: {committed} of {len(job.plan.units)} units are committed "

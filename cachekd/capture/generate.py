@@ -20,7 +20,7 @@ from cachekd.capture.writing import Writing
 from cachekd.data.digests import bytes_digest, json_id
 from cachekd.errors import Incomplete, TeacherError
 from cachekd.store.claims import Claims
-from cachekd.store.generated import Response, write_responses
+from cachekd.store.generated import Response, generated_files, write_responses
 from cachekd.store.identity_files import read_identity, write_identity
 from cachekd.store.plan import cut
 from cachekd.teachers import PromptDraw, Teacher, WritingTeacher
@@ -80,11 +80,12 @@ def _write_ours(
     """
     waiting, done, busy, slowest = _Waiting(), 0, 0, 0.0
     windows = missing // job.config.sort_window
+    known = set(generated_files(job.location))
     try:
         for window in map(int, np.unique(windows)):
             own = missing[windows == window]
-            if not claims.take(window):
-                busy += len(own)
+            if not claims.take(window) or generated_files(job.location).keys() - known:
+                busy += len(own)  # another has it, or others wrote: it is looked at again
                 continue
             for part in _batches(writing, own, job):
                 begun = time.monotonic()
@@ -94,9 +95,9 @@ def _write_ours(
                 done += len(part)
                 slowest = max(slowest, time.monotonic() - begun)
                 if time.monotonic() - waiting.since >= COMMIT_SECONDS:
-                    waiting = _commit(job, writing, waiting)
+                    waiting = _commit(job, writing, waiting, known)
     finally:
-        _commit(job, writing, waiting)
+        _commit(job, writing, waiting, known)
     return busy
 
 
@@ -174,10 +175,10 @@ def _named(prompts: Sequence[Sample]) -> str:
     return ", ".join(f"{prompt.source} row {prompt.row}" for prompt in prompts[:3])
 
 
-def _commit(job: Job, writing: Writing, waiting: _Waiting) -> _Waiting:
+def _commit(job: Job, writing: Writing, waiting: _Waiting, known: set[str]) -> _Waiting:
     """Put them into the cache, which exists from now on: its clock belongs to the prompts."""
     if waiting.responses:
         write_identity(job.location, job.identity)
         check_same(read_identity(job.location), job.identity, job.location)
-        write_responses(job.location, writing.recipe_id, waiting.responses)
+        known.add(write_responses(job.location, writing.recipe_id, waiting.responses))
     return _Waiting()

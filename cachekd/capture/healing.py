@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 from cachekd.data.packed import Places
 from cachekd.errors import CorruptCache
 from cachekd.store.io import Location
-from cachekd.store.layout import plan_name, prior_name, samples_name
+from cachekd.store.layout import most_bytes, plan_name, prior_name, samples_name
 from cachekd.store.plan import Plan
 from cachekd.store.problems import file_problem
 from cachekd.store.samples import SampleTable, collect
@@ -96,7 +96,7 @@ def lost_plans(location: Location, state: CacheState) -> LostPlans:
     read = []
     for name in records:
         try:
-            read.append(load_unit(name, location.read(name)))
+            read.append(load_unit(name, location.read(name, most_bytes("unit"))))
         except CorruptCache as error:
             _log.warning("%s", error)
     missing = {*records.values()} - there
@@ -105,21 +105,31 @@ def lost_plans(location: Location, state: CacheState) -> LostPlans:
     )
 
 
-def restored(location: Location, plan: Plan, lost: LostPlans, threads: int | None) -> Plan | None:
+def restored(
+    location: Location,
+    plan: Plan,
+    lost: LostPlans,
+    plans: Collection[Plan],
+    threads: int | None,
+) -> Plan | None:
     """The lost plan that this one is, if its digest comes out the same.
 
     Args:
         location: the cache.
         plan: a plan of the same data and settings, made now.
         lost: plans that are lost.
+        plans: those that are there.
         threads: as the user gave them; else those that commit records tell are tried too.
     """
     named = {record.shard.prior for record in lost.records}
-    priors = {None, *named, *location.names("priors")}
-    told = set() if threads else {record.numerics.get("threads") for record in lost.records}
-    every = product(range(1, plan.sequence + 1), priors, {plan.threads, *told} - {None})
+    # A plan of which no unit is committed yet may name a prior that no other plan names.
+    unnamed = {*location.names("priors")} - {other.prior for other in plans}
+    told = {record.numerics.get("threads") for record in lost.records}
+    counts = {count for count in told if isinstance(count, int)} if not threads else set()
+    sequences = {*range(1, plan.sequence + 1)} - {other.sequence for other in plans}
+    every = product(sequences, {None, *named, *unnamed}, {plan.threads, *counts})
     for sequence, prior, count in every:
-        again = replace(plan, sequence=sequence, prior=prior, threads=int(count or 0))
+        again = replace(plan, sequence=sequence, prior=prior, threads=count)
         if again.dump()[0] in lost.digests:
             return again
     return None

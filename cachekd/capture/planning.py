@@ -106,7 +106,8 @@ def plan_of(
         plan, files = found, _lost_samples(location, state, found, documents, lost)
     else:
         plan, files = new.plan(state, fresh)
-        again = restored(location, plan, gone, config.threads) if gone.digests else None
+        there = state.plans.values() if state else ()
+        again = restored(location, plan, gone, there, config.threads) if gone.digests else None
     if again is None and not (found and len(files)):
         refuse_damage(location, gone.damaged, lost)
     planned = Planned(

@@ -9,13 +9,17 @@ the dead. Where a filesystem knows no locks, or is none of this machine's, every
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
+from cachekd.errors import StoreError
 from cachekd.store import disk
 from cachekd.store.io import Location
-from cachekd.store.local import LOCKS
+from cachekd.store.locks import LOCKS, close_lock, locks_in_use, open_lock
 
+REPAIR = "repair"
 _POLL_SECONDS = 0.02
 
 
@@ -28,17 +32,22 @@ class Claims:
     """
 
     def __init__(self, location: Location, work: str) -> None:
-        self._location, self._name = location, f"{LOCKS}{work}"
-        self._file = location.lock_file(self._name)
+        self._folder, self._name = location.folder, f"{LOCKS}{work}"
+        with _told(location):
+            self._file = open_lock(self._folder, self._name) if self._folder else None
 
     def take(self, number: int) -> bool:
         """Claim a piece; False while another process has it."""
         return self._file is None or disk.try_lock_bytes(self._file, number) is not False
 
-    def wait(self, number: int) -> None:
-        """Claim a piece that other processes have for moments only."""
-        while not self.take(number):
+    def wait(self, number: int) -> bool:
+        """Claim a piece, when others let go of it; False where there are no locks to tell."""
+        while self._file is not None:
+            locked = disk.try_lock_bytes(self._file, number)
+            if locked is not False:
+                return bool(locked)
             time.sleep(_POLL_SECONDS)
+        return False
 
     def release(self, number: int) -> None:
         """Let another process have it."""
@@ -47,8 +56,8 @@ class Claims:
 
     def close(self) -> None:
         """Let go of everything; the last process takes the file away."""
-        if self._file is not None:
-            self._location.unlock_file(self._name, self._file)
+        if self._folder is not None and self._file is not None:
+            close_lock(self._folder, self._name, self._file)
             self._file = None
 
     def __enter__(self) -> Self:
@@ -61,3 +70,41 @@ class Claims:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@contextmanager
+def alone(location: Location) -> Iterator[None]:
+    """Within, no process that fills the cache begins; none may be at work now.
+
+    Raises:
+        StoreError: another process works on the cache.
+    """
+    with Claims(location, REPAIR) as claims:
+        if (location.folder and locks_in_use(location.folder)) or not claims.take(0):
+            raise StoreError(
+                f"{location.url}: another process writes this cache. Wait until it has ended, or "
+                "stop it (Ctrl-C, it can be continued), then repair"
+            )
+        yield
+
+
+def refuse_repair(location: Location) -> None:
+    """Refuse to begin while the cache is being repaired.
+
+    Raises:
+        StoreError: it is.
+    """
+    with Claims(location, REPAIR) as claims:
+        if not claims.take(0):
+            raise StoreError(f"{location.url} is being repaired; wait until that has ended")
+
+
+@contextmanager
+def _told(location: Location) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write to {location.url} ({error.strerror or error}); choose a cache location "
+            "with write access, free space, then run the same command again"
+        ) from error

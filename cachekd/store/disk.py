@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pyarrow as pa
 
@@ -38,7 +40,7 @@ OPERATIONS = (
     "free_bytes",
     "is_free",
 )
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF}
 
 
 def open_folder(name: str, folder: int | None = None) -> int:
@@ -186,14 +188,25 @@ def share_byte(file: int, offset: int) -> bool:
 
 def free_bytes(file: int, offset: int, count: int = 1) -> None:
     """Let another process lock these bytes."""
-    fcntl.lockf(file, fcntl.LOCK_UN, count, offset)
+    with _where_there_are_locks():
+        fcntl.lockf(file, fcntl.LOCK_UN, count, offset)
 
 
 def is_free(file: int) -> bool:
-    """Whether no process has a file locked."""
-    try:
+    """Whether it is known that no process has a file locked."""
+    free = False
+    with suppress(BlockingIOError), _where_there_are_locks():
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    fcntl.flock(file, fcntl.LOCK_UN)
-    return True
+        free = True
+        fcntl.flock(file, fcntl.LOCK_UN)
+    return free
+
+
+@contextmanager
+def _where_there_are_locks() -> Iterator[None]:
+    """Within, a filesystem without locks does nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise

@@ -10,7 +10,7 @@ from typing import Any
 
 from cachekd.errors import CacheNotFound, CorruptCache
 from cachekd.store.claims import Claims
-from cachekd.store.identity import Identity, identity_of
+from cachekd.store.identity import Identity, identity_of, refuse_difference
 from cachekd.store.io import Location
 from cachekd.store.layout import (
     ATTENTION,
@@ -64,12 +64,22 @@ def write_identity(location: Location, identity: Identity) -> None:
     """
     *before, (name, data) = _identity_documents(identity)
     with Claims(location, "identity") as claims:
-        claims.wait(0)  # for one that writes another identity and is not dead
+        alone = claims.wait(0)
         begun = not location.exists(name)
+        if not begun and not location.exists(CACHE):
+            _refuse_other(location, identity)
         for other, expected in before:
-            if not location.create(other, expected) and begun:
-                location.replace(other, expected)
+            if not location.create(other, expected) and begun and alone:
+                location.replace(other, expected)  # of a writer that died
         location.create(name, data)
+
+
+def _refuse_other(location: Location, identity: Identity) -> None:
+    """A lost ``cache.json`` is written again by the same teacher alone."""
+    stated = read_document(location, "capture", CAPTURE)
+    left = {name: stated.get(name) for name in ("source_id", "capture_id")}
+    right = {"source_id": identity.source_id, "capture_id": identity.capture_id}
+    refuse_difference("precompute", left, right, location.path(CAPTURE), "this run")
 
 
 def _identity_documents(identity: Identity) -> list[tuple[str, bytes]]:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache, StoreError
 from cachekd.store.local import LocalFolder, too_large
+from cachekd.store.locks import sweep_locks
 from cachekd.store.names import check_name, shown
 
 
@@ -29,6 +30,7 @@ class Location:
         url: the place as messages name it, see `shown`.
         target: the place as the user gave it.
         local: whether it is a folder of this machine.
+        folder: that folder as `LocalFolder`, or None.
         private: whether no other process sees it (a filesystem in memory).
     """
 
@@ -46,7 +48,7 @@ class Location:
         names = filesystem.protocol
         self._protocols = (names,) if isinstance(names, str) else tuple(names)
         self.local = "file" in self._protocols
-        self._folder = LocalFolder(self._root) if self.local else None
+        self.folder = LocalFolder(self._root) if self.local else None
         self.private = "memory" in self._protocols
 
     def path(self, name: str) -> str:
@@ -56,9 +58,9 @@ class Location:
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
         path = self.path(name)
-        if self._folder:
+        if self.folder:
             with self._told(name):
-                return self._folder.exists(name)
+                return self.folder.exists(name)
         return bool(self._fs.exists(path))
 
     def names(self, folder: str = "") -> list[str]:
@@ -66,7 +68,7 @@ class Location:
         if folder:
             check_name(folder)
         with self._told(folder):
-            found = self._folder.names(folder) if self._folder else self._listed(folder)
+            found = self.folder.names(folder) if self.folder else self._listed(folder)
         return sorted(name for name in found if not name.startswith("."))
 
     def _listed(self, folder: str) -> list[str]:
@@ -85,7 +87,7 @@ class Location:
         """
         path = self.path(name)
         with self._told(name):
-            return self._folder.size(name) if self._folder else int(self._fs.size(path))
+            return self.folder.size(name) if self.folder else int(self._fs.size(path))
 
     def read(self, name: str, most: int | None = None) -> bytes:
         """All bytes of a file.
@@ -100,8 +102,8 @@ class Location:
         """
         path = self.path(name)
         with self._told(name):
-            if self._folder:
-                return self._folder.read(name, most)
+            if self.folder:
+                return self.folder.read(name, most)
             data = bytes(self._fs.cat_file(path, end=None if most is None else most + 1))
         if most is not None and len(data) > most:
             raise too_large(path, most)
@@ -110,12 +112,12 @@ class Location:
     @contextmanager
     def reader(self, folder: str, most: int | None = None) -> Iterator[Callable[[str], bytes]]:
         """Within: reads many files of one sub-folder, as `read` does, for less."""
-        if not self._folder:
+        if not self.folder:
             yield lambda base: self.read(f"{folder}/{base}", most)
             return
         with ExitStack() as stack:
             with self._told(check_name(folder)):
-                read_base = stack.enter_context(self._folder.reader(folder, most))
+                read_base = stack.enter_context(self.folder.reader(folder, most))
 
             def read(base: str) -> bytes:
                 name = check_name(f"{folder}/{base}")
@@ -129,11 +131,11 @@ class Location:
 
     def map(self, name: str) -> pa.Buffer:
         """All bytes of a file as a buffer; memory-mapped where the file is local."""
-        if not self._folder:
+        if not self.folder:
             return pa.py_buffer(self.read(name))
         check_name(name)
         with self._told(name):
-            return self._folder.map(name)
+            return self.folder.map(name)
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:
@@ -141,16 +143,22 @@ class Location:
         try:
             yield
         except FileNotFoundError as error:
-            raise self.missing(name) from error
+            raise (self.missing(name) if name else _gone(self._root)) from error
         except OSError as error:
             path = self.path(name) if name else self._root
             raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+        except MemoryError as error:
+            path = self.path(name) if name else self._root
+            raise StoreError(f"cannot read {path}: it is larger than the memory") from error
 
     def missing(self, name: str) -> CorruptCache:
         """The error for a file that should be there and is not."""
+        mend = "Restore it, or run the precompute command again to make it anew"
+        if name.rpartition("/")[2] in ("cache.json", "capture.json"):
+            mend = "Restore it from a copy: it says whose the cache is, and cannot be made anew"
         return CorruptCache(
             f"{self.path(name)} is missing; it was deleted, or the cache was copied only in part. "
-            "Restore it, or run the precompute command again to make it anew"
+            f"{mend}"
         )
 
     def create(self, name: str, data: bytes) -> bool:
@@ -164,8 +172,8 @@ class Location:
         """
         path = self.path(name)
         try:
-            if self._folder:
-                return self._folder.create(name, data)
+            if self.folder:
+                return self.folder.create(name, data)
             self._fs.pipe_file(path, data, mode="create")
         except FileExistsError:
             return False
@@ -181,8 +189,8 @@ class Location:
         """
         path = self.path(name)
         try:
-            if self._folder:
-                self._folder.replace(name, data)
+            if self.folder:
+                self.folder.replace(name, data)
             else:
                 self._fs.pipe_file(path, data)
         except OSError as error:
@@ -194,14 +202,15 @@ class Location:
         Raises:
             StoreError: the file cannot be written.
         """
-        if not self.create(name, data) and not self._is(name, digest):
+        if not self.create(name, data) and not self.has(name, digest):
             self.replace(name, data)
 
     def holds(self, name: str, data: bytes) -> bool:
         """Whether a file is there, can be read, and has these bytes."""
-        return self._is(name, bytes_digest(data))
+        return self.has(name, bytes_digest(data))
 
-    def _is(self, name: str, digest: str) -> bool:
+    def has(self, name: str, digest: str) -> bool:
+        """Whether a file is there, can be read, and has this sha256."""
         try:
             return bytes_digest(self.map(name)) == digest
         except StoreError:  # missing, no plain file, or it cannot be read: not these bytes
@@ -215,33 +224,12 @@ class Location:
         """
         path = self.path(name)
         try:
-            if self._folder:
-                self._folder.remove(name)
+            if self.folder:
+                self.folder.remove(name)
             elif self._fs.exists(path):
                 self._fs.rm_file(path)
         except OSError as error:
             raise StoreError(f"cannot delete {path}: {error.strerror or error}") from error
-
-    def lock_file(self, name: str) -> int | None:
-        """A hidden file of a local cache, open for locks; None where there are none.
-
-        Raises:
-            StoreError: it cannot be made.
-        """
-        if self._folder is None:
-            return None
-        try:
-            return self._folder.lock_file(name)
-        except OSError as error:
-            raise StoreError(
-                f"cannot make {self._root}/{name}: {error.strerror or error}"
-            ) from error
-
-    def unlock_file(self, name: str, file: int) -> None:
-        """Let go of a file for locks, and take it away if no other process uses it."""
-        assert self._folder is not None, "it was opened here"
-        with self._told(""):
-            self._folder.unlock_file(name, file)
 
     def sync(self, folders: Iterable[str]) -> None:
         """Wait until all names in these sub-folders are on the disk.
@@ -249,16 +237,16 @@ class Location:
         Raises:
             StoreError: they cannot be.
         """
-        if self._folder:
+        if self.folder:
             with self._told(""):
-                self._folder.sync(sorted(folders))
+                self.folder.sync(sorted(folders))
 
     def sweep(self, folders: Iterable[str]) -> int:
         """Take away what writers that are gone left half-written; tells how many files."""
-        if not self._folder:
+        if not self.folder:
             return 0
         with self._told(""):
-            return self._folder.sweep(sorted(folders))
+            return self.folder.sweep(sorted(folders)) + sweep_locks(self.folder)
 
     def check_writable(self) -> None:
         """Find out before any work whether files can be made here.
@@ -267,7 +255,7 @@ class Location:
             StoreError: they cannot.
             ConfigError: the filesystem has no exclusive create.
         """
-        if not self._folder:
+        if not self.folder:
             if "hf" in self._protocols:
                 raise ConfigError(
                     f"{self.url}: the hub has no exclusive create; "
@@ -298,3 +286,7 @@ class Location:
             f"cannot write {self.path(name)} ({size} bytes): {error.strerror or error}. What was "
             "committed before is whole; free space or fix access, then run the same command again"
         )
+
+
+def _gone(root: str) -> StoreError:
+    return StoreError(f"{root} went away while it was worked on")

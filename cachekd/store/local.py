@@ -9,6 +9,7 @@ what writers left that are gone.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -27,10 +28,9 @@ from cachekd.store.temporary import (
     temporary,
 )
 
-LOCKS = ".claims-"
 _ATTEMPTS = 3
-_IN_USE = 1 << 40  # a byte that everybody shares who has a file for locks open
 _READ_BYTES = 1 << 24
+_log = logging.getLogger(__name__)
 
 
 class LocalFolder:
@@ -41,7 +41,6 @@ class LocalFolder:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self._made_root = False
 
     def exists(self, name: str) -> bool:
         """Whether something has this name."""
@@ -60,7 +59,7 @@ class LocalFolder:
     def names(self, folder: str = "") -> list[str]:
         """Names in a sub-folder (or in the root) that are no folders, sorted; hidden ones too."""
         try:
-            with self._folder(folder) as opened:
+            with self.opened(folder) as opened:
                 return sorted(disk.names(opened))
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -73,7 +72,7 @@ class LocalFolder:
     @contextmanager
     def reader(self, folder: str, most: int | None) -> Iterator[Callable[[str], bytes]]:
         """Within: reads files of a sub-folder that is opened but once (see `read`)."""
-        with self._folder(folder) as opened:
+        with self.opened(folder) as opened:
             yield lambda base: _read(f"{self.root}/{folder}/{base}", base, opened, most)
 
     def map(self, name: str) -> pa.Buffer:
@@ -87,16 +86,9 @@ class LocalFolder:
         Either way the name is on the disk afterwards.
         """
         with self._folder_of(name, make=True) as (folder, base):
-            for attempt in range(_ATTEMPTS):
-                try:
-                    made = self._create(folder, base, data)
-                except FileNotFoundError:  # taken for that of a dead writer, and swept
-                    if attempt == _ATTEMPTS - 1:
-                        raise
-                else:
-                    disk.sync(folder)
-                    return made
-        raise AssertionError("it returns or raises")
+            made = self._again(lambda: self._create(folder, base, data))
+            disk.sync(folder)
+            return made
 
     def _create(self, folder: int, base: str, data: bytes) -> bool:
         with temporary(folder, data) as written:
@@ -109,9 +101,20 @@ class LocalFolder:
     def replace(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all, in the place of an older one."""
         with self._folder_of(name, make=True) as (folder, base):
-            with temporary(folder, data) as written:
-                disk.rename(written, base, folder)
+            self._again(lambda: self._replace(folder, base, data))
             disk.sync(folder)
+
+    def _replace(self, folder: int, base: str, data: bytes) -> bool:
+        with temporary(folder, data) as written:
+            disk.rename(written, base, folder)
+        return True
+
+    def _again(self, write: Callable[[], bool]) -> bool:
+        """Write; again where the temporary file was taken for that of a dead writer, and swept."""
+        for _ in range(_ATTEMPTS - 1):
+            with suppress(FileNotFoundError):
+                return write()
+        return write()
 
     def remove(self, name: str) -> None:
         """Take a file away, whatever kind of file it is; no error if there is none."""
@@ -121,41 +124,14 @@ class LocalFolder:
 
     def probe(self) -> None:
         """Make a file and take it away; raises if that cannot be done."""
-        with self._folder("") as folder, temporary(folder, b""):
+        with self.opened("") as folder, temporary(folder, b""):
             pass
-
-    def lock_file(self, name: str) -> int:
-        """A file of the root for locks, open; made if it is not there."""
-        self._made_root |= not os.path.isdir(self.root)
-        with self._folder("", make=True) as folder:
-            while True:
-                file = disk.open_lock(name, folder)
-                # Seen to be in use; unless somebody took it away in between.
-                if disk.share_byte(file, _IN_USE) and os.fstat(file).st_nlink:
-                    return file
-                disk.close(file)
-
-    def unlock_file(self, name: str, file: int) -> None:
-        """Let go of a file for locks; take it away if no other process has one of its bytes.
-
-        A root that was made for it, and holds nothing else, goes too.
-        """
-        try:
-            if disk.try_lock_bytes(file, 0, 0):
-                with self._folder("") as folder, suppress(FileNotFoundError):
-                    disk.unlink(name, folder)
-                if self._made_root and not os.listdir(self.root):
-                    disk.remove_folder(self.root)
-        except FileNotFoundError:  # somebody took the whole root away
-            return
-        finally:
-            disk.close(file)
 
     def sync(self, folders: list[str]) -> None:
         """Wait until the disk has all names in these sub-folders, and the root's."""
         for name in ["", *folders]:
             try:
-                with self._folder(name) as folder:
+                with self.opened(name) as folder:
                     disk.sync(folder)
             except FileNotFoundError:
                 continue
@@ -164,25 +140,24 @@ class LocalFolder:
         """Take away temporary files of writers that are gone; tells how many.
 
         A file of this host goes when nobody holds its lock; another host's, or one where there are
-        no locks, when it is `LEASE_SECONDS` old by the filesystem's own clock.
+        no locks, when it is `LEASE_SECONDS` old by the filesystem's own clock. What may not be
+        taken away, as another user's, stays: it does no harm.
         """
-        swept = self._sweep_locks()
+        swept = 0
         for name in ["", *folders]:
             left = [found for found in self.names(name) if found.startswith(TEMPORARY)]
             if left:
-                with self._folder(name) as folder:
-                    now = clock(folder)
-                    swept += sum(sweep(folder, one, now) for one in left)
+                try:
+                    with self.opened(name) as folder:
+                        now = clock(folder)
+                        swept += sum(sweep(folder, one, now) for one in left)
+                except OSError as error:
+                    _log.info("%s/%s cannot be swept: %s", self.root, name, error)
         return swept
 
-    def _sweep_locks(self) -> int:
-        left = [name for name in self.names() if name.startswith(LOCKS)]
-        for name in left:
-            self.unlock_file(name, self.lock_file(name))
-        return len(set(left) - set(self.names())) if left else 0
-
     @contextmanager
-    def _folder(self, name: str, make: bool = False) -> Iterator[int]:
+    def opened(self, name: str, make: bool = False) -> Iterator[int]:
+        """Within: a sub-folder, or the root, open; made if asked for."""
         if make:
             make_path(self.root)
         opened = [disk.open_folder(self.root)]
@@ -199,7 +174,7 @@ class LocalFolder:
     @contextmanager
     def _folder_of(self, name: str, make: bool = False) -> Iterator[tuple[int, str]]:
         parent, _, base = name.rpartition("/")
-        with self._folder(parent, make) as folder:
+        with self.opened(parent, make) as folder:
             yield folder, base
 
     @contextmanager

@@ -28,6 +28,7 @@ from cachekd.store.shards import ShardFacts
 from cachekd.store.skipped import FIELD, Skipped, parse
 
 _MANIFEST = re.compile(r"manifest-([1-9][0-9]{0,8})\.json")
+MOST_GENERATIONS = 10**9 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +62,14 @@ class Manifest:
 
 def generations(location: Location) -> list[int]:
     """Generations of the seals at a location, ascending."""
-    matches = (_MANIFEST.fullmatch(name) for name in location.names())
-    return sorted(int(match[1]) for match in matches if match)
+    found = map(generation_of, location.names())
+    return sorted(generation for generation in found if generation is not None)
+
+
+def generation_of(name: str) -> int | None:
+    """The generation of a seal by its file's name, or None if it is no seal's."""
+    match = _MANIFEST.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def read_manifest(location: Location) -> Manifest | None:
@@ -95,7 +102,7 @@ def load_manifest(name: str, data: bytes, generation: int) -> Manifest:
 
 
 def _manifest(document: Mapping[str, Any], generation: int) -> Manifest:
-    stated = strict.whole(document["generation"], 10**9, 1)
+    stated = strict.whole(document["generation"], MOST_GENERATIONS, 1)
     if stated != generation:
         raise ValueError(f"it is of generation {stated}; the file was moved")
     logits, attention = document["kinds"][KIND], document["kinds"].get(ATTENTION)

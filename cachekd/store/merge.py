@@ -20,7 +20,7 @@ from cachekd.store.layout import (
 )
 from cachekd.store.manifest import Manifest
 from cachekd.store.seal import seal
-from cachekd.store.state import CacheState, read_state
+from cachekd.store.state import CacheState, is_committed, read_state
 
 
 def merge(sources: Sequence[str], target: str) -> Manifest:
@@ -42,7 +42,10 @@ def merge(sources: Sequence[str], target: str) -> Manifest:
         copy_files(place, {attention_name(digest): digest for digest in kept}, into)
         copy_plans(place, state, into)
         for plan, number in state.units:
-            into.create(unit_name(plan, number), place.read(unit_name(plan, number)))
+            name = unit_name(plan, number)
+            data = place.read(name)
+            if not into.create(name, data) and not is_committed(into, plan, number):
+                into.replace(name, data)
     return seal(into)
 
 
@@ -96,7 +99,7 @@ def copy_files(place: Location, named: Mapping[str, str], into: Location) -> Non
         CorruptCache: a file is missing or altered.
     """
     for name, digest in named.items():
-        if not into.exists(name):
+        if not into.has(name, digest):
             data = place.read(name)
             if bytes_digest(data) != digest:
                 raise CorruptCache(f"{place.path(name)}: its bytes do not have the digest it names")

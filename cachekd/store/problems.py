@@ -13,7 +13,7 @@ from typing import Any
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache, StoreError
 from cachekd.store.io import Location
-from cachekd.store.layout import dump_document, load_document
+from cachekd.store.layout import dump_document, load_document, most_bytes
 
 _ADVICE = ("The file was altered: ", "; the file was altered")
 
@@ -105,7 +105,7 @@ def file_problem(
 def document_problem(location: Location, kind: str, file: str) -> Problem | None:
     """What is wrong with a JSON document of the cache, down to its white space, if anything."""
     try:
-        data = location.read(file)
+        data = location.read(file, most_bytes(kind))
         document = load_document(kind, file, data)
     except StoreError as error:
         return problem_of(location, file, error, expected=f"a cachekd-{kind} document")

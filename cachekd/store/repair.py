@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cachekd.errors import CorruptCache, StoreError
+from cachekd.store.claims import alone
 from cachekd.store.damage import Damage
 from cachekd.store.identity import Identity
 from cachekd.store.io import Location
@@ -25,6 +26,7 @@ from cachekd.store.layout import (
     dump_document,
     load_document,
     manifest_name,
+    most_bytes,
     unit_name,
 )
 from cachekd.store.manifest import Manifest, generations, load_seal
@@ -84,9 +86,14 @@ def repair(url: str, *, progress: Callable[[int, int], None] | None = None) -> R
 
     Raises:
         CacheNotFound: there is no cache.
-        StoreError: a file cannot be written or taken away.
+        StoreError: a file cannot be written or taken away, or another process writes the cache.
     """
     location = Location(url)
+    with alone(location):
+        return _repair(location, progress)
+
+
+def _repair(location: Location, progress: Callable[[int, int], None] | None) -> RepairReport:
     whole = whole_identity(location)[0] is not None
     respelt = _respell(location) if whole else ()
     before = examine(location, partial=True, draw=frozenset, step=progress)
@@ -144,7 +151,7 @@ def _respell(location: Location) -> tuple[str, ...]:
     respelt = []
     for file, kind in kinds.items():
         try:
-            data = location.read(file)
+            data = location.read(file, most_bytes(kind))
             content: dict[str, Any] = load_document(kind, file, data)
         except StoreError:  # found again, and told, by the examination
             continue

@@ -15,9 +15,10 @@ import pyarrow as pa
 
 from cachekd.data import limits
 from cachekd.data.digests import bytes_digest
-from cachekd.errors import CorruptCache, UnsealedCache
+from cachekd.errors import CorruptCache, StoreError, UnsealedCache
 from cachekd.store.attention_rows import check_query_rows
 from cachekd.store.card import card
+from cachekd.store.claims import Claims
 from cachekd.store.content import content_of
 from cachekd.store.identity import Identity
 from cachekd.store.index import KeyIndex
@@ -34,7 +35,7 @@ from cachekd.store.layout import (
     shard_name,
 )
 from cachekd.store.logits_rows import check_rows
-from cachekd.store.manifest import Manifest, read_manifest
+from cachekd.store.manifest import MOST_GENERATIONS, Manifest, read_manifest
 from cachekd.store.problems import file_problem
 from cachekd.store.samples import SampleTable, collect, read_samples
 from cachekd.store.state import CacheState, read_state
@@ -56,9 +57,12 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
         CorruptCache: a committed file is missing or has another size.
         DataError: only response rows were captured, and not all that the samples train on.
     """
-    state = read_state(location)
-    content, index_data = checked_content(location, state, leave_out=leave_out)
-    return publish(location, state.identity, content, index_data)
+    # One at a time: a newer seal must not tell of an older state.
+    with Claims(location, "seal") as claims:
+        claims.wait(0)
+        state = read_state(location)
+        content, index_data = checked_content(location, state, leave_out=leave_out)
+        return publish(location, state.identity, content, index_data)
 
 
 def checked_content(
@@ -165,6 +169,11 @@ def _take(location: Location, content: Mapping[str, Any]) -> None:
             return
         else:
             generation = 1 + newest.generation
+            if generation > MOST_GENERATIONS:
+                raise StoreError(
+                    f"{location.path(manifest_name(newest.generation))}: there is no higher "
+                    "generation; the file was put there. Take it away, then seal again"
+                )
             content = {**left_out(newest, content), **content}
         location.create(manifest_name(generation), seal_data(content, generation))
 

@@ -80,12 +80,8 @@ def sweep(folder: int, name: str, now: float) -> bool:
     """Take a temporary file away if its writer is gone."""
     try:
         file = disk.open_old(name, folder)
-    except FileNotFoundError:
+    except OSError:  # gone, not made by a writer, or another user's
         return False
-    except OSError as error:
-        if error.errno in NOT_PLAIN:  # not made by a writer
-            return False
-        raise
     try:
         locked = disk.try_lock(file)
         old = now - os.fstat(file).st_mtime > LEASE_SECONDS

@@ -32,7 +32,7 @@ from cachekd.store.layout import (
     samples_name,
     shard_name,
 )
-from cachekd.store.manifest import Manifest, generations, load_seal
+from cachekd.store.manifest import Manifest, generation_of, generations, load_seal
 from cachekd.store.problems import (
     Problem,
     document_problem,
@@ -107,9 +107,7 @@ def hinted_generation(location: Location) -> int | None:
         newest = str(read_document(location, "hint", HINT).get("newest"))
     except StoreError:  # a hint is not trusted and not needed
         return None
-    number = newest.removeprefix("manifest-").removesuffix(".json")
-    whole = number.isdecimal() and newest == manifest_name(int(number))
-    return int(number) if whole else None
+    return generation_of(newest)
 
 
 def check_generated(location: Location) -> tuple[list[Problem], int]:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from runs import capture
+from tiny import Family, chat_rows, write_rows
 
-from cachekd.store.claims import Claims
+from cachekd.data.digests import bytes_digest
+from cachekd.errors import MismatchError, StoreError
+from cachekd.store import disk
+from cachekd.store.claims import REPAIR, Claims, alone, refuse_repair
 from cachekd.store.io import Location
 from cachekd.store.layout import FOLDERS
+from cachekd.store.seal import seal
 from cachekd.store.temporary import LEASE_SECONDS, TEMPORARY
+from cachekd.store.verify import verify
 
 OTHER = """
 import os, sys
@@ -144,11 +154,88 @@ def test_a_sweep_takes_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_file_named_by_its_digest_is_mended(tmp_path: Path) -> None:
-    from cachekd.data.digests import bytes_digest
-
     location, digest = Location(str(tmp_path)), bytes_digest(b"true")
     for found in (b"true", b"trub", b"tr", b""):
         (tmp_path / "index").mkdir(exist_ok=True)
         (tmp_path / "index" / digest).write_bytes(found)
         location.keep(f"index/{digest}", b"true", digest)
         assert (tmp_path / "index" / digest).read_bytes() == b"true"
+
+
+def test_a_seal_waits_for_another_and_tells_the_newest_state(cache: Path) -> None:
+    """One that read an older state must not be sealed after one that read a newer."""
+
+    location = Location(str(cache))
+    code = (
+        "import sys; from cachekd.store.claims import Claims; "
+        "from cachekd.store.io import Location; "
+        "claims = Claims(Location(sys.argv[1]), 'seal'); claims.take(0); print('have'); "
+        "sys.stdout.flush(); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(cache)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        done: list[int] = []
+        thread = threading.Thread(target=lambda: done.append(seal(location).generation))
+        thread.start()
+        thread.join(timeout=1.0)
+        waited = thread.is_alive()
+        process.kill()
+    thread.join(timeout=60)
+    assert waited and done == [1]
+
+
+def test_a_repair_and_a_capture_keep_out_of_each_others_way(cache: Path) -> None:
+    location = Location(str(cache))
+    with (
+        other(cache, "claim"),
+        pytest.raises(StoreError, match="another process writes this cache"),
+        alone(location),
+    ):
+        pass
+    with alone(location):
+        assert len(locks(cache)) == 1
+    code = (
+        "import sys; from cachekd.store.claims import refuse_repair; "
+        "from cachekd.store.io import Location; refuse_repair(Location(sys.argv[1]))"
+    )
+    with Claims(location, REPAIR) as claims:
+        assert claims.take(0)
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(cache)], capture_output=True, text=True
+        )
+    assert done.returncode == 1 and "is being repaired" in done.stderr
+    refuse_repair(location)
+    assert locks(cache) == []
+
+
+@pytest.mark.parametrize("call", ["lockf", "flock"])
+def test_a_filesystem_without_locks_writes_all_the_same(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def none(*args: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, call, none)
+    location = Location(str(cache))
+    with Claims(location, "work") as claims:
+        assert claims.take(1)
+        claims.release(1)
+        assert claims.wait(2) == (call == "flock")
+    location.create("units/x", b"x")
+    location.sweep(FOLDERS)
+    with open(cache / "cache.json") as stream:
+        assert disk.is_free(stream.fileno()) == (call == "lockf")
+    assert not verify(str(cache)).problems
+
+
+def test_another_teacher_does_not_write_a_lost_identity(
+    cache: Path, tmp_path: Path, family: Family
+) -> None:
+    lost = (cache / "cache.json").read_bytes()
+    (cache / "cache.json").unlink()
+    data = write_rows(tmp_path / "data.jsonl", chat_rows(3))
+    with pytest.raises(MismatchError, match="capture_id"):
+        capture(family, data, cache, backend="dummy", logits_top_k=3)
+    assert not (cache / "cache.json").exists()
+    (cache / "cache.json").write_bytes(lost)

@@ -19,6 +19,7 @@ from cachekd.errors import CacheNotFound
 from cachekd.store import disk
 from cachekd.store.io import Location
 from cachekd.store.layout import dump_document
+from cachekd.store.locks import LOCKS
 from cachekd.store.repair import repair
 from cachekd.store.seal import read_manifest
 from cachekd.store.verify import verify
@@ -51,9 +52,15 @@ def of_kind(cache: Path, kind: str) -> list[str]:
 
 
 def test_a_clean_cache_is_not_touched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = snapshot(cache)
+    before, unlink = snapshot(cache), disk.unlink
     for name in CHANGES:
         monkeypatch.setattr(disk, name, lambda *args: pytest.fail("a file was changed"))
+    # But the lock that keeps others out.
+    monkeypatch.setattr(
+        disk,
+        "unlink",
+        lambda name, folder: unlink(name, folder) if name.startswith(LOCKS) else pytest.fail(name),
+    )
     report = repair(str(cache))
     assert (report.found, report.removed, report.rebuilt, report.lacking) == ((), (), (), ())
     assert not report.left and report.generation == 2 and snapshot(cache) == before
