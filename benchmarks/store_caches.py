@@ -22,11 +22,11 @@ from cachekd.data.packed import Keys
 from cachekd.plugins import find
 from cachekd.store import disk
 from cachekd.store.commit import ScoredUnit, Sink, write_unit
+from cachekd.store.identity_files import write_identity
 from cachekd.store.io import Location
 from cachekd.store.layout import plan_name, samples_name
 from cachekd.store.plan import Plan, PlannedBatch
 from cachekd.store.samples import SHARD_ROWS, keys_of, sample_ids, write_samples
-from cachekd.store.state import write_identity
 from cachekd.types import Int32, Role, Sample, TopKLogits
 
 CODEC = "packed"

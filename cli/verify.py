@@ -88,6 +88,11 @@ def _verify(
         click.echo(f"corrupt: {problem['message']}", err=True)
     emit(result | {"problems": problems if as_json else len(problems)}, as_json=as_json)
     if problems:
+        click.echo(
+            "cachekd verify --repair takes away what is bad and writes again what follows from the "
+            "rest; the precompute command then makes anew what is lacking, and nothing else",
+            err=True,
+        )
         sys.exit(EXIT_CORRUPT)
 
 
@@ -130,7 +135,7 @@ def _repair(cache: str, as_json: bool) -> None:
     )
     if report.left:
         sys.exit(EXIT_CORRUPT)
-    if report.lacking:
+    if report.lacking or report.generation is None:
         sys.exit(EXIT_INCOMPLETE)
 
 
@@ -138,6 +143,11 @@ def _next(location: Location, report: RepairReport) -> str:
     """What to do after a repair."""
     if report.left:
         return "restore the files that cannot be mended from a copy of the cache, then repair again"
+    if not report.lacking and report.generation is None:
+        return (
+            "what is committed is whole, and not sealed: run the precompute command again to "
+            "finish it, or cachekd seal"
+        )
     if not report.lacking:
         return "nothing: the cache is whole"
     teacher = read_identity(location).provenance.get("teacher")

@@ -6,6 +6,7 @@ anything is written.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from cachekd.capture.attention import beside, refuse_other_kinds, with_attention
@@ -24,13 +25,14 @@ from cachekd.data.sources import read_rows
 from cachekd.errors import StoreError
 from cachekd.plugins import find
 from cachekd.store.identity import Identity
-from cachekd.store.identity_files import has_cache, read_identity
+from cachekd.store.identity_files import has_cache, lost_identity, read_identity, write_identity
 from cachekd.store.io import Location
 from cachekd.store.state import read_state
 from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.teachers import TeacherFacts
 
 _DISK_RESERVE = 64 << 20
+_log = logging.getLogger(__name__)
 
 
 def prepare_job(config: PrecomputeConfig) -> Job:
@@ -47,6 +49,10 @@ def prepare_job(config: PrecomputeConfig) -> Job:
     identity = bare_identity(config, facts, tokenizer_identity)
     _refuse_other(config, identity, location)
     tokenizer = load_tokenizer(config, facts)
+    if lost_identity(location) and not config.dry_run:
+        _log.warning("%s: cache.json is lost; it is written anew", location.url)
+        written = provenance_of(config, tokenizer, clock_of(None))
+        write_identity(location, replace(identity, provenance=written))
     state = read_state(location, skip_broken_units=True) if has_cache(location) else None
     clock = clock_of(state)
     identity = replace(identity, provenance=provenance_of(config, tokenizer, clock))

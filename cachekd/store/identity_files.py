@@ -29,6 +29,15 @@ def has_cache(location: Location) -> bool:
     return location.exists(CACHE) and bool(begun or location.exists(CAPTURE))
 
 
+def lost_identity(location: Location) -> bool:
+    """Whether there was a cache whose ``cache.json`` is gone, which its teacher can write anew.
+
+    Not where attention was captured: what was chosen of it stands there too.
+    """
+    lost = not location.exists(CACHE) and location.exists(CAPTURE)
+    return lost and not location.exists(ATTENTION_CAPTURE)
+
+
 def read_identity(location: Location) -> Identity:
     """Identity of the cache at a location.
 
@@ -36,6 +45,8 @@ def read_identity(location: Location) -> Identity:
         CacheNotFound: there is none.
     """
     if not has_cache(location):
+        if location.names("plans"):
+            raise location.missing(CACHE)
         raise CacheNotFound(
             f"no cache at {location.url}: it has no {CACHE}. Check the path, or make one with "
             "cachekd precompute"

@@ -155,7 +155,10 @@ class Location:
         """The error for a file that should be there and is not."""
         mend = "Restore it, or run the precompute command again to make it anew"
         if name.rpartition("/")[2] in ("cache.json", "capture.json"):
-            mend = "Restore it from a copy: it says whose the cache is, and cannot be made anew"
+            mend = (
+                "It says whose the cache is: restore it from a copy (a lost cache.json of a cache "
+                "without attention is also written anew by the precompute command of its teacher)"
+            )
         return CorruptCache(
             f"{self.path(name)} is missing; it was deleted, or the cache was copied only in part. "
             f"{mend}"

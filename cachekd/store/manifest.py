@@ -94,7 +94,10 @@ def load_seal(location: Location, generation: int) -> Manifest:
 
 def load_manifest(name: str, data: bytes, generation: int) -> Manifest:
     """Parse a seal of this generation (errors of `read_manifest`)."""
-    document = load_document("manifest", name, data)
+    try:
+        document = load_document("manifest", name, data)
+    except CorruptCache as error:
+        raise CorruptCache(f"{error}. cachekd verify --repair writes a seal again") from error
     try:
         return _manifest(document, generation)
     except (CorruptCache, KeyError, TypeError, ValueError, AttributeError) as error:

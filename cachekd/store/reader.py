@@ -6,6 +6,7 @@ request, as far as it is committed. Every shard is checked in whole when it is f
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -32,6 +33,9 @@ from cachekd.store.state import read_state
 from cachekd.types import AttentionRows, Float32, Int32, Int64, Record, Role, TopKLogits, UInt8
 
 _REMOTE_BYTES_HELD = 1 << 30
+
+_REPAIRED = "%s was repaired: %d files that it had are left out; precompute makes them anew"
+_log = logging.getLogger(__name__)
 
 
 class Cache:
@@ -272,6 +276,8 @@ def _open_sealed(location: Location, name: str) -> Cache:
             f"{url} is not sealed: its capture is not finished. Run the precompute command again "
             "to finish it, or pass --partial to use what is there"
         )
+    if manifest.repaired:
+        _log.warning(_REPAIRED, url, len(manifest.repaired))
     ids = (identity.source_id, identity.capture_id, identity.attention_id)
     if (manifest.source_id, manifest.capture_id, manifest.attention_id) != ids:
         raise CorruptCache(f"{url}: the seal is of another identity than cache.json")
@@ -285,8 +291,7 @@ def _open_sealed(location: Location, name: str) -> Cache:
             f"{url}: the seal counts {manifest.totals.get('samples')} samples with targets; "
             f"{len(samples.ids)} are found"
         )
-    shards, attention = manifest.shards, manifest.attention
-    skipped = manifest.skipped
+    shards, attention, skipped = manifest.shards, manifest.attention, manifest.skipped
     return Cache(location, name, identity, samples, index, shards, manifest, attention, skipped)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -225,15 +226,18 @@ def read_units(
     """Commit records of these plans, sorted (see `read_state`)."""
     matches = {name: _UNIT.fullmatch(name) for name in location.names("units")}
     own = [name for name, match in matches.items() if match and match[1] in plans]
-    units, listed = {}, dict[str, frozenset[str]]()
+    units, listed, lost = {}, dict[str, frozenset[str]](), Counter[str]()
     for name, record in _records(location, own, skip_broken):
         if (record.attention is None) != (identity.attention is None):
             raise CorruptCache(f"units/{name} commits other kinds of target than {CACHE} says")
-        if skip_broken and not _all_there(location, record, listed):
-            _log.warning("%s: a file of it is missing; the unit is made anew", name)
+        missing = _missing(location, record, listed) if skip_broken else []
+        if missing:
+            lost[missing[0]] += 1
             continue
         if record.number < len(plans[record.plan].units):
             units[record.plan, record.number] = record
+    for name, count in lost.items():
+        _log.warning("%s is missing; %d units need it", location.path(name), count)
     return dict(sorted(units.items()))
 
 
@@ -253,12 +257,15 @@ def _records(
                 _log.warning("%s; the unit is made anew", error)
 
 
-def _all_there(location: Location, record: UnitRecord, listed: dict[str, frozenset[str]]) -> bool:
-    """Whether the files of a unit are there; a folder is listed once, after all records were."""
+def _missing(
+    location: Location, record: UnitRecord, listed: dict[str, frozenset[str]]
+) -> list[str]:
+    """Files of a unit that are not there; a folder is listed once, after all records were."""
+    missing = []
     for name in record.files():
         folder, _, base = name.partition("/")
         if folder not in listed:
             listed[folder] = frozenset(location.names(folder))
         if base not in listed[folder]:
-            return False
-    return True
+            missing.append(name)
+    return missing

@@ -10,23 +10,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from runs import capture
-from tiny import Family, chat_rows, write_rows
+from tiny import Family, Ran, chat_rows, write_rows
 
 from cachekd.data.digests import bytes_digest
-from cachekd.errors import MismatchError, StoreError
+from cachekd.errors import CorruptCache, MismatchError, StoreError
 from cachekd.store import disk
 from cachekd.store.claims import REPAIR, Claims, alone, refuse_repair
 from cachekd.store.io import Location
 from cachekd.store.layout import FOLDERS
+from cachekd.store.reader import open_cache
 from cachekd.store.seal import seal
 from cachekd.store.temporary import LEASE_SECONDS, TEMPORARY
 from cachekd.store.verify import verify
+from cachekd.teachers.dummy import DummyTeacher
 
 OTHER = """
 import os, sys
@@ -239,3 +241,36 @@ def test_another_teacher_does_not_write_a_lost_identity(
         capture(family, data, cache, backend="dummy", logits_top_k=3)
     assert not (cache / "cache.json").exists()
     (cache / "cache.json").write_bytes(lost)
+
+
+def test_the_same_teacher_writes_a_lost_identity_and_scores_nothing(
+    tmp_path: Path, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, cache = write_rows(tmp_path / "data.jsonl", chat_rows(3)), tmp_path / "cache"
+    capture(family, data, cache, backend="dummy")
+    (cache / "cache.json").unlink()
+    with pytest.raises(CorruptCache, match=r"cache\.json is missing.*restore it from a copy"):
+        open_cache(str(cache))
+    monkeypatch.setattr(DummyTeacher, "score", lambda *_, **__: pytest.fail("it scored again"))
+    capture(family, data, cache, backend="dummy")
+    assert not verify(str(cache)).problems and len(open_cache(str(cache))) == 3
+
+
+def test_a_repaired_cache_that_lacks_data_says_so(
+    cache: Path, cachekd: Callable[..., Ran], caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = sorted((cache / "logits").glob("*.parquet"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    ran = cachekd("verify", cache, "--repair")
+    assert ran.code == 3 and "precompute" in ran.out
+    open_cache(str(cache))
+    assert "was repaired: 1 files that it had are left out" in caplog.text
+
+
+def test_a_repair_does_not_call_an_unsealed_cache_whole(
+    cache: Path, cachekd: Callable[..., Ran]
+) -> None:
+    (cache / "manifest-1.json").unlink()
+    (cache / "manifest.json").unlink()
+    ran = cachekd("verify", cache, "--repair")
+    assert ran.code == 3 and "not sealed" in ran.out and "precompute" in ran.out

@@ -20,8 +20,8 @@ from cachekd.store import disk
 from cachekd.store.io import Location
 from cachekd.store.layout import dump_document
 from cachekd.store.locks import LOCKS
+from cachekd.store.manifest import read_manifest
 from cachekd.store.repair import repair
-from cachekd.store.seal import read_manifest
 from cachekd.store.verify import verify
 
 CHANGES = ("open_new", "write", "sync", "link", "rename", "unlink")

@@ -64,7 +64,7 @@ def test_a_deleted_file_is_found(cache: Path) -> None:
         whole = (cache / name).read_bytes()
         (cache / name).unlink()
         if name in ("cache.json", "manifest-1.json"):
-            with pytest.raises((CacheNotFound, UnsealedCache)):
+            with pytest.raises((CorruptCache, UnsealedCache)):
                 cachekd.open_cache(str(cache))
             assert [problem.file for problem in verify(str(cache)).findings] == [name]
         else:
