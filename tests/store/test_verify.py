@@ -16,7 +16,7 @@ from damage import NOT_TRUSTED, contents, names_of, put
 
 import cachekd
 from cachekd.data.digests import bytes_digest, json_id
-from cachekd.errors import CacheNotFound, CorruptCache, StoreError, UnsealedCache
+from cachekd.errors import CorruptCache, StoreError, UnsealedCache
 from cachekd.store.io import Location
 from cachekd.store.layout import dump_document
 from cachekd.store.seal import seal
