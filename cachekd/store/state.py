@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -226,18 +225,19 @@ def read_units(
     """Commit records of these plans, sorted (see `read_state`)."""
     matches = {name: _UNIT.fullmatch(name) for name in location.names("units")}
     own = [name for name, match in matches.items() if match and match[1] in plans]
-    units, listed, lost = {}, dict[str, frozenset[str]](), Counter[str]()
+    units, listed, lost = {}, dict[str, frozenset[str]](), dict[str, list[str]]()
     for name, record in _records(location, own, skip_broken):
         if (record.attention is None) != (identity.attention is None):
             raise CorruptCache(f"units/{name} commits other kinds of target than {CACHE} says")
         missing = _missing(location, record, listed) if skip_broken else []
         if missing:
-            lost[missing[0]] += 1
+            lost.setdefault(missing[0], []).append(name)
             continue
         if record.number < len(plans[record.plan].units):
             units[record.plan, record.number] = record
-    for name, count in lost.items():
-        _log.warning("%s is missing; %d units need it", location.path(name), count)
+    for file, own in lost.items():
+        more = f" and {len(own) - 1} more" if len(own) > 1 else ""
+        _log.warning("%s is missing; units/%s%s need it", location.path(file), own[0], more)
     return dict(sorted(units.items()))
 
 
