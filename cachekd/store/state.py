@@ -237,7 +237,8 @@ def read_units(
             units[record.plan, record.number] = record
     for file, own in lost.items():
         more = f" and {len(own) - 1} more" if len(own) > 1 else ""
-        _log.warning("%s is missing; what needs it is made anew: units/%s%s", location.path(file), own[0], more)
+        text = "%s is missing; what needs it is made anew: units/%s%s"
+        _log.warning(text, location.path(file), own[0], more)
     return dict(sorted(units.items()))
 
 
