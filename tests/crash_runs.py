@@ -87,7 +87,7 @@ def many(rounds: int, draw: random.Random) -> dict[str, Any]:
         assert units >= 50
         for number in range(rounds):
             cache = root / f"cache-{number}"
-            victims = {n: draw.uniform(0.05, 2.0) for n in draw.sample(range(8), 2)}
+            victims = {n: draw.uniform(0.05, 1.0) for n in draw.sample(range(8), 2)}
             done = together([run_into(workload, cache)] * 8, victims)
             for n, one in enumerate(done):
                 assert one.code == 0 or (n in victims and one.code == -signal.SIGKILL), (n, one)
@@ -158,7 +158,7 @@ def worlds(draw: random.Random, sizes: tuple[int, ...] = (1, 2, 3, 4, 8)) -> dic
         for before in sizes:
             for after in sizes:
                 cache = root / f"cache-{before}-{after}"
-                victims = dict.fromkeys(range(before), draw.uniform(0.1, 0.8))
+                victims = dict.fromkeys(range(before), draw.uniform(0.02, 0.4))
                 dead = together([run_into(workload, cache)] * before, victims)
                 killed += sum(one.code != 0 for one in dead)
                 finished(workload, cache, truth, processes=after)
