@@ -32,6 +32,7 @@ class Claims:
     """
 
     def __init__(self, location: Location, work: str) -> None:
+        self._location = location
         self._folder, self._name = location.folder, f"{LOCKS}{work}"
         with _told(location):
             self._file = open_lock(self._folder, self._name) if self._folder else None
@@ -57,8 +58,9 @@ class Claims:
     def close(self) -> None:
         """Let go of everything; the last process takes the file away."""
         if self._folder is not None and self._file is not None:
-            close_lock(self._folder, self._name, self._file)
-            self._file = None
+            file, self._file = self._file, None
+            with _told(self._location):
+                close_lock(self._folder, self._name, file)
 
     def __enter__(self) -> Self:
         return self

@@ -72,7 +72,7 @@ def test_a_run_stopped_at_random_ends_with_the_weights_of_a_calm_one(
     while code == 3:
         process = Forked(run, tmp_path / "log")
         process.until(lambda process=process: handles_signals(process.pid))
-        time.sleep(chance.uniform(0, 1.0 + 0.5 * stopped))
+        time.sleep(chance.uniform(0, 0.2 + 0.5 * stopped))
         if not process.ended():
             process.send(chance.choice(SIGNALS))
         ended = process.end(QUICK)
