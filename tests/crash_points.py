@@ -99,6 +99,10 @@ def fails(root: Path, workload: Workload, truth: dict[str, str], step: int) -> d
             cache = root / f"fail-{number}-{code}"
             ill = forked(tripped(workload, cache, failing_at(number, code)))
             what = f"{errno.errorcode[code]} at {name} {number}"
+            if name == "remove_folder":  # an empty root may stay
+                assert ill.code == 0, (what, ill)
+                resumed(workload, cache, truth, what)
+                continue
             assert ill.code == 1, (what, ill)
             kind, _, message = ill.error.partition(": ")
             assert kind == "StoreError" and str(root) in message, (what, ill)
