@@ -127,6 +127,12 @@ def dump_document(kind: str, content: Mapping[str, Any]) -> bytes:
     return data
 
 
+def as_written(kind: str, document: Mapping[str, Any]) -> bytes:
+    """Bytes of a document that was read, as it is written."""
+    own = ("format", "version", "checksum")
+    return dump_document(kind, {key: value for key, value in document.items() if key not in own})
+
+
 def load_document(kind: str, name: str, data: bytes) -> dict[str, Any]:
     """Parse a JSON document of the cache.
 

@@ -13,7 +13,7 @@ from typing import Any
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache, StoreError
 from cachekd.store.io import Location
-from cachekd.store.layout import dump_document, load_document, most_bytes
+from cachekd.store.layout import as_written, load_document, most_bytes
 
 _ADVICE = ("The file was altered: ", "; the file was altered")
 
@@ -116,8 +116,7 @@ def spelling_problem(
     kind: str, file: str, document: Mapping[str, Any], data: bytes
 ) -> Problem | None:
     """Whether a document that says what it should is spelt otherwise than it was written."""
-    own = ("format", "version", "checksum")
-    again = dump_document(kind, {k: v for k, v in document.items() if k not in own})
+    again = as_written(kind, document)
     if again == data:
         return None
     return Problem(

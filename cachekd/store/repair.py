@@ -23,7 +23,7 @@ from cachekd.store.layout import (
     ATTENTION_CAPTURE,
     CACHE,
     CAPTURE,
-    dump_document,
+    as_written,
     load_document,
     manifest_name,
     most_bytes,
@@ -155,8 +155,7 @@ def _respell(location: Location) -> tuple[str, ...]:
             content: dict[str, Any] = load_document(kind, file, data)
         except StoreError:  # found again, and told, by the examination
             continue
-        own = ("format", "version", "checksum")
-        again = dump_document(kind, {k: v for k, v in content.items() if k not in own})
+        again = as_written(kind, content)
         if again != data:
             location.replace(file, again)
             respelt.append(file)
