@@ -23,7 +23,7 @@ from cachekd.engines.writers import OwnProcess, WriterPool, Writers
 from cachekd.errors import Incomplete
 from cachekd.plugins import find
 from cachekd.signals import StopFlag, stop_on_signals
-from cachekd.store.claims import Claims, refuse_repair
+from cachekd.store.claims import Claims, unrepaired
 from cachekd.store.identity_files import has_cache, read_identity, write_identity
 from cachekd.store.layout import FOLDERS, plan_name, samples_name
 from cachekd.store.priors import write_prior
@@ -56,20 +56,26 @@ def precompute(config: PrecomputeConfig, *, progress: Show | None = None) -> dic
     report = describe(job)
     if config.dry_run:
         return {**report, "dry_run": True}
-    refuse_repair(job.location)
-    job.location.sweep(FOLDERS)
+    with unrepaired(job.location):
+        job.location.sweep(FOLDERS)
+        return {**report, **_capture(job, started, progress)}
+
+
+def _capture(job: Job, started: float, progress: Show | None) -> dict[str, Any]:
+    """Write and score what is to do, and seal; what a report says of it."""
+    told: dict[str, Any] = {}
     teacher = None
     if job.writing is not None and len(job.writing.missing()):
-        job, teacher, told = _write_all(job, started, progress)
-        report = {**report, **describe(job), **told}
+        job, teacher, written = _write_all(job, started, progress)
+        told = {**describe(job), **written}
     if job.todo:
-        report |= _score_all(job, teacher, started, progress)
+        told |= _score_all(job, teacher, started, progress)
     elif job.files or job.restored:
         _write_plan(job)
-    if config.seal:
+    if job.config.seal:
         sealed = seal(job.location, leave_out=True)
-        report |= {"root": sealed.root, "generation": sealed.generation, **sealed.totals}
-    return {**report, "sealed": config.seal, "seconds": time.monotonic() - started}
+        told |= {"root": sealed.root, "generation": sealed.generation, **sealed.totals}
+    return {**told, "sealed": job.config.seal, "seconds": time.monotonic() - started}
 
 
 def _write_plan(job: Job) -> None:

@@ -8,6 +8,7 @@ the dead. Where a filesystem knows no locks, or is none of this machine's, every
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,10 @@ class Claims:
     def take(self, number: int) -> bool:
         """Claim a piece; False while another process has it."""
         return self._file is None or disk.try_lock_bytes(self._file, number) is not False
+
+    def share(self, number: int) -> bool:
+        """Have a piece together with others that share it; False while one has it alone."""
+        return self._file is None or disk.share_byte(self._file, number)
 
     def wait(self, number: int) -> bool:
         """Claim a piece, when others let go of it; False where there are no locks to tell."""
@@ -84,15 +89,20 @@ def alone(location: Location) -> Iterator[None]:
         yield
 
 
-def refuse_repair(location: Location) -> None:
-    """Refuse to begin while the cache is being repaired.
+@contextmanager
+def unrepaired(location: Location) -> Iterator[None]:
+    """Within, which any number of processes may be, no process repairs the cache.
 
     Raises:
-        StoreError: it is.
+        StoreError: one does now.
     """
+    if location.folder is None or not os.path.isdir(location.folder.root):
+        yield  # there is nothing to repair
+        return
     with Claims(location, REPAIR) as claims:
-        if not claims.take(0):
+        if not claims.share(0):
             raise StoreError(f"{location.url} is being repaired; wait until that has ended")
+        yield
 
 
 @contextmanager

@@ -24,7 +24,7 @@ class Damage:
         dropped: units that go.
         waiting: files of units that are whole and cannot be read for want of a prior.
         files: bad files of any kind.
-        plans: plans that are lost.
+        plans: plans that are lost, and units of which stay.
         kept: commit records that stay.
     """
 
@@ -54,7 +54,7 @@ class Damage:
             dropped=dropped,
             waiting=frozenset(unit_name(*key) for key in state.units.keys() & kept.keys() - units),
             files=files,
-            plans=frozenset(name for name in files if plan_of(name)),
+            plans=frozenset(name for name in files if plan_of(name) in {key[0] for key in kept}),
             kept=kept,
         )
 

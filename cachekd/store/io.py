@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -21,6 +22,8 @@ from cachekd.errors import ConfigError, CorruptCache, StoreError
 from cachekd.store.local import LocalFolder, too_large
 from cachekd.store.locks import sweep_locks
 from cachekd.store.names import check_name, shown
+
+T = TypeVar("T")
 
 
 class Location:
@@ -265,18 +268,24 @@ class Location:
                     "build the cache in a local folder, then upload it"
                 )
             return
-        above = self._existing_folder()
         try:
-            LocalFolder(str(above)).probe()
+            self._in_existing(lambda above: LocalFolder(str(above)).probe())
         except OSError as error:
             raise StoreError(
-                f"cannot write to {above} ({error.strerror}); "
+                f"cannot write to {self._existing_folder()} ({error.strerror}); "
                 "choose a cache location with write access"
             ) from error
 
     def free_bytes(self) -> int | None:
         """Free bytes on the disk of a local cache, else None."""
-        return shutil.disk_usage(self._existing_folder()).free if self.local else None
+        return self._in_existing(shutil.disk_usage).free if self.local else None
+
+    def _in_existing(self, look: Callable[[Path], T]) -> T:
+        """What a look tells of the root, or of the folder above it that there is."""
+        with suppress(FileNotFoundError):
+            return look(self._existing_folder())
+        # Another process had made the root for a lock alone, and took it away again.
+        return look(self._existing_folder())
 
     def _existing_folder(self) -> Path:
         folder = Path(self._root)

@@ -17,6 +17,7 @@ from cachekd.store.local import LocalFolder
 
 LOCKS = ".claims-"
 _PAUSE_SECONDS = 0.02
+_ATTEMPTS = 50
 _IN_USE = 1 << 40  # a byte that everybody shares who has the file open
 _log = logging.getLogger(__name__)
 # Files that this process has open: were one opened and closed once more, all its locks went.
@@ -28,6 +29,14 @@ def open_lock(folder: LocalFolder, name: str) -> int:
     """A file for locks, open; made if it is not there."""
     if not os.path.isdir(folder.root):
         _made.add(folder.root)
+    for _ in range(_ATTEMPTS):
+        with suppress(FileNotFoundError):  # who made the root for a lock takes it away with that
+            return _open_lock(folder, name)
+        time.sleep(_PAUSE_SECONDS)
+    return _open_lock(folder, name)
+
+
+def _open_lock(folder: LocalFolder, name: str) -> int:
     with folder.opened("", make=True) as root:
         while True:
             file = disk.open_lock(name, root)

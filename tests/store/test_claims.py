@@ -21,7 +21,7 @@ from tiny import Family, Ran, chat_rows, write_rows
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache, MismatchError, StoreError
 from cachekd.store import disk
-from cachekd.store.claims import REPAIR, Claims, alone, refuse_repair
+from cachekd.store.claims import REPAIR, Claims, alone, unrepaired
 from cachekd.store.io import Location
 from cachekd.store.layout import FOLDERS
 from cachekd.store.reader import open_cache
@@ -32,12 +32,16 @@ from cachekd.teachers.dummy import DummyTeacher
 
 OTHER = """
 import os, sys
-from cachekd.store.claims import Claims
+from cachekd.store.claims import Claims, unrepaired
 from cachekd.store.io import Location
 from cachekd.store.temporary import temporary
 
 location = Location(sys.argv[1])
-if sys.argv[2] == "claim":
+if sys.argv[2] == "begin":
+    with unrepaired(location):
+        print("begun", flush=True)
+        sys.stdin.read()
+elif sys.argv[2] == "claim":
     claims = Claims(location, "work")
     print([claims.take(number) for number in (3, 4)], flush=True)
     sys.stdin.read()
@@ -197,18 +201,39 @@ def test_a_repair_and_a_capture_keep_out_of_each_others_way(cache: Path) -> None
         pass
     with alone(location):
         assert len(locks(cache)) == 1
-    code = (
-        "import sys; from cachekd.store.claims import refuse_repair; "
-        "from cachekd.store.io import Location; refuse_repair(Location(sys.argv[1]))"
-    )
-    with Claims(location, REPAIR) as claims:
-        assert claims.take(0)
+    with Claims(location, REPAIR) as claims, other(cache, "begin") as (process, said):
+        assert said == "begun"
+        with unrepaired(location):  # any number may begin at once
+            assert not claims.take(0)
+        process.kill()
+        assert claims.wait(0)
         done = subprocess.run(
-            [sys.executable, "-c", code, str(cache)], capture_output=True, text=True
+            [sys.executable, "-c", OTHER, str(cache), "begin"], capture_output=True, text=True
         )
     assert done.returncode == 1 and "is being repaired" in done.stderr
-    refuse_repair(location)
+    with other(cache, "begin"), pytest.raises(StoreError, match="writes this cache"):
+        alone(location).__enter__()
+    with unrepaired(location):
+        assert len(locks(cache)) == 1
     assert locks(cache) == []
+
+
+def test_a_root_that_another_process_takes_away_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who made a root for a lock alone takes it away, while another is about to use it."""
+    opened, root = disk.open_lock, tmp_path / "new"
+    taken_away = []
+
+    def late(name: str, folder: int) -> int:
+        if not taken_away:
+            taken_away.append(root.rmdir())
+        return opened(name, folder)
+
+    monkeypatch.setattr(disk, "open_lock", late)
+    with Claims(Location(str(root)), "work") as claims:
+        assert taken_away and len(locks(root)) == 1 and claims.take(0)
+    assert not root.exists()
 
 
 @pytest.mark.parametrize("call", ["lockf", "flock"])

@@ -208,6 +208,28 @@ def test_several_kinds_at_once(cache: Path, victims: tuple[str, str]) -> None:
         assert not verify(str(cache)).problems
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_plan_and_a_shard(cache: Path, same: bool) -> None:
+    """The shard of the plan's only unit, or one of another plan's."""
+    records = {name: json.loads((cache / name).read_text()) for name in of_kind(cache, "units")}
+    lone = next(name for name in records if name.endswith("-0.json") and not _has_next(name, cache))
+    other = next(name for name in records if _has_next(name, cache))
+    plan = lone.removeprefix("units/").removesuffix("-0.json")
+    digest = records[lone if same else other]["shards"]["logits"]["digest"]
+    shard = f"logits/{digest}.parquet"
+    for victim in (f"plans/{plan}.json", shard):
+        flip(cache / victim)
+    first = repair(str(cache))
+    assert first.lacking and not first.left
+    after = snapshot(cache)
+    assert repair(str(cache)).lacking == first.lacking and snapshot(cache) == after
+    assert (verify(str(cache)).problems == ()) == same
+
+
+def _has_next(name: str, cache: Path) -> bool:
+    return (cache / name.replace("-0.json", "-1.json")).exists()
+
+
 def test_a_forged_seal_is_written_anew(cache: Path) -> None:
     before = snapshot(cache)
     document = json.loads(before["manifest-2.json"])
