@@ -132,7 +132,8 @@ def _write(
     ids_BT, mask_BT = rows.context()
     positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
     while True:
-        logits = [side.step(ids_BT, mask_BT, positions_BT, spec) for side in sides]
+        banned = rows.banned()
+        logits = [side.step(ids_BT, mask_BT, positions_BT, spec, banned) for side in sides]
         tokens_B = rows.draw(_mixed(logits, shares))
         if rows.done():
             return rows.written()
@@ -179,8 +180,15 @@ class _Side:
                     "and values, and tells prompts from their padding by a mask"
                 )
 
-    def step(self, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, spec: DrawSpec) -> Tensor:
-        """Logits of the last position, shaped, float32 [B, V]."""
+    def step(
+        self,
+        ids_BT: Tensor,
+        mask_BT: Tensor,
+        positions_BT: Tensor,
+        spec: DrawSpec,
+        banned: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """Logits of the last position without the banned tokens, shaped, float32 [B, V]."""
         inputs: dict[str, Any] = {
             "input_ids": ids_BT,
             "attention_mask": mask_BT,
@@ -197,6 +205,14 @@ class _Side:
                 f"{type(self._model).__name__} gave logits that are NaN or infinite while it "
                 "wrote. Check its weights and dtype, or lower --learning-rate if it is the student"
             )
+        if banned is not None:  # before temperature, top-k and top-p, as in transformers
+            rows_n, tokens_n = (part.to(logits_BV.device) for part in banned)
+            logits_BV = logits_BV.index_put((rows_n, tokens_n), logits_BV.new_tensor(-math.inf))
+            if bool((logits_BV.amax(-1) == -math.inf).any()):
+                raise ConfigError(
+                    f"no_repeat_ngram_size: with {spec.no_repeat_ngram_size} no token of "
+                    f"{spec.vocab_size} is left to go on with; raise it, or write fewer tokens"
+                )
         return shaped_logits(logits_BV, spec.temperature, spec.top_k, spec.top_p)
 
     @property
