@@ -1,7 +1,7 @@
 """No n-gram twice: the tokens that a text may not go on with.
 
 In: the tokens of some texts, and what is added to them. Out: for each text the tokens that would
-repeat one of its n-grams. The rule is that of ``no_repeat_ngram_size`` of transformers: the prompt's
+repeat one of its n-grams. The rule is transformers' ``no_repeat_ngram_size``: the prompt's own
 n-grams count too. Padding on the left does not: transformers takes it for text (with the end token
 as padding and n = 1 no response could end), so that there a response depends on its batch.
 """

@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from cachekd.errors import ConfigError, TeacherError
 from cachekd.rollouts import Ask, Written
+from cachekd.rollouts.batches import by_length
 from cachekd.rollouts.modes import inference
 from cachekd.rollouts.responses import DrawSpec, Responses
 from cachekd.teachers._memory import one_memory_error
@@ -70,7 +71,8 @@ def write(
         for one in models:
             modes.enter_context(inference(one))
         shares = [1.0] if len(models) == 1 else [1 - mix.alpha, mix.alpha] if mix else []
-        for places in _batches(asks, spec):
+        lengths = [len(ask.input_ids) + spec.max_new_tokens for ask in asks]
+        for places in by_length(lengths, spec.batch_tokens):
             written = _tried(models, shares, [asks[place] for place in places], spec)
             found.update(zip(places, written, strict=True))
             if told is not None:
@@ -90,20 +92,6 @@ def _check_room(ask: Ask, spec: DrawSpec, models: Sequence[Any]) -> None:
                 f"{context}; found a prompt of {length}. Lower --max-new-tokens, or leave out "
                 "such prompts with --on-long skip"
             )
-
-
-def _batches(asks: Sequence[Ask], spec: DrawSpec) -> Iterator[list[int]]:
-    """Places of prompts of like length, within the budget; what is whole already goes alone."""
-    lengths = [len(ask.input_ids) + spec.max_new_tokens for ask in asks]
-    batch: list[int] = []
-    for place in sorted(range(len(asks)), key=lambda i: (-lengths[i], i)):
-        longest = lengths[batch[0]] if batch else lengths[place]
-        if batch and (len(batch) + 1) * longest > spec.batch_tokens:
-            yield batch
-            batch = []
-        batch.append(place)
-    if batch:
-        yield batch
 
 
 def _tried(
