@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cachekd.capture import precompute
-    from cachekd.config import PrecomputeConfig, TrainConfig
+    from cachekd.config import EvaluateConfig, PrecomputeConfig, TrainConfig
     from cachekd.evaluation.heldout import heldout_kl
+    from cachekd.evaluation.run import evaluate
     from cachekd.losses.sparse import sparse_divergence
     from cachekd.store.reader import Cache, open_cache
     from cachekd.training.collate import Collator
@@ -29,8 +30,10 @@ _HOMES = {
     "Collator": "cachekd.training.collate",
     "DistillTrainer": "cachekd.training.trainer",
     "EpochSampler": "cachekd.training.order",
+    "EvaluateConfig": "cachekd.config",
     "PrecomputeConfig": "cachekd.config",
     "TrainConfig": "cachekd.config",
+    "evaluate": "cachekd.evaluation.run",
     "heldout_kl": "cachekd.evaluation.heldout",
     "named_workers": "cachekd.training.workers",
     "open_cache": "cachekd.store.reader",
@@ -45,8 +48,10 @@ __all__ = [
     "Collator",
     "DistillTrainer",
     "EpochSampler",
+    "EvaluateConfig",
     "PrecomputeConfig",
     "TrainConfig",
+    "evaluate",
     "heldout_kl",
     "named_workers",
     "open_cache",
