@@ -52,9 +52,7 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def save(
-    name: str, result: dict[str, Any], folder: Path = RESULTS, *, keep: bool = True
-) -> None:
+def save(name: str, result: dict[str, Any], folder: Path = RESULTS, *, keep: bool = True) -> None:
     """Print a result, and write ``<folder>/<name>.json`` with the command that made it."""
     content = {
         "command": "python " + " ".join([_script(), *_arguments()]),

@@ -126,7 +126,7 @@ def reproduce(settings: Settings) -> Mapping[str, Any]:
         dev=dev_of(settings),
         looks=(test_of(settings),),
         orderings=orderings(),
-        columns={"kl": "KL", "tvd": "TVD", "rouge_l": "ROUGE-L", "ce": "CE", "length": "length"},
+        columns={"kl": "KL", "rouge_l": "ROUGE-L", "loss": "loss", "length": "length"},
         facts=lambda rows: {"curve": curve(rows, sizes)},
     )
     result = carry_out(what, journal)

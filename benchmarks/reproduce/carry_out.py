@@ -22,7 +22,7 @@ from ways import Way, trained
 
 sys.path.append(str(Path(__file__).parents[1]))  # what all benchmarks share
 
-from common import machine, save
+from common import save
 
 _CHOSEN_BY = "rouge_l"
 _DRAWS_OF_SEARCH = 2
@@ -73,7 +73,7 @@ def carry_out(what: Reproduction, journal: Journal) -> dict[str, Any]:
         for way in what.ways:
             _run(what, journal, way, seed, rates[way.family])
     result = result_of(what, journal.all("search"), journal.all("run"), rates)
-    save(f"reproduce_{what.name}", {"machine": machine(), **result}, Path(what.settings.results))
+    save(f"reproduce_{what.name}", result, Path(what.settings.results))
     print(f"\n### {what.title}\n")
     print(markdown(result["table"], what.columns))
     print(f"\n{markdown_orderings(result['orderings'])}")

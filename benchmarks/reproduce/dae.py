@@ -122,13 +122,13 @@ def ways_of(settings: DAESettings, student: str) -> tuple[Way, ...]:
 
 def orderings(tolerance: float) -> tuple[Ordering, ...]:
     """Up in the domain, not down elsewhere; and what plain fine-tuning forgets."""
-    up = [("DAE", "start", f"domain {metric}", "better") for metric in ("rouge_l", "kl", "ce")]
-    held = [("DAE", "start", f"general {metric}", "not worse") for metric in ("rouge_l", "ce")]
-    lost = [("start", "domain SFT", f"general {m}", "better") for m in ("rouge_l", "ce", "kl")]
+    up = [("DAE", "start", f"domain {metric}", "better") for metric in ("rouge_l", "kl", "loss")]
+    held = [("DAE", "start", f"general {metric}", "not worse") for metric in ("rouge_l", "loss")]
+    lost = [("start", "domain SFT", f"general {m}", "better") for m in ("rouge_l", "loss", "kl")]
     kept = [
         ("DAE", other, f"general {metric}", "better")
         for other in ("domain SFT", "domain KD")
-        for metric in ("rouge_l", "ce", "kl")
+        for metric in ("rouge_l", "loss", "kl")
     ]
     return tuple(
         Ordering(
@@ -153,7 +153,7 @@ def reproduce(settings: DAESettings) -> Mapping[str, Any]:
         columns=settings.general_columns,
         teacher=settings.general_teacher,
     )
-    shown = {"rouge_l": "ROUGE-L", "ce": "CE", "kl": "KL"}
+    shown = {"rouge_l": "ROUGE-L", "loss": "loss", "kl": "KL"}
     what = Reproduction(
         name="dae",
         title="DAE: a domain without forgetting",
@@ -162,7 +162,7 @@ def reproduce(settings: DAESettings) -> Mapping[str, Any]:
         dev=dev_of(settings),
         looks=(replace(test_of(settings), name="domain"), general),
         orderings=orderings(settings.tolerance),
-        columns={f"{look} {k}": f"{look} {v}" for look in (DOMAIN, "general") for k, v in shown.items()},
+        columns={f"{at} {k}": f"{at} {v}" for at in (DOMAIN, "general") for k, v in shown.items()},
         facts=lambda rows: {"general_student": journal.find("general student")},
     )
     return carry_out(what, journal)

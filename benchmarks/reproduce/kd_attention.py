@@ -1,4 +1,6 @@
-"""SFT, attention alone, prediction alone, and both: "A Teacher Is Worth A Million Instructions", T. 2.
+"""SFT, attention alone, prediction alone, and both.
+
+Table 2 of "A Teacher Is Worth A Million Instructions".
 
 One capture holds the teacher's predictions and its attention maps; the four students see the same
 samples in the same order. The paper judges answers with MT-Bench; here they are compared with the
@@ -73,8 +75,7 @@ def reproduce(settings: Settings) -> Mapping[str, Any]:
         columns={
             "rouge_l": "ROUGE-L",
             "kl": "KL",
-            "reverse_kl": "reverse KL",
-            "ce": "CE",
+            "loss": "loss",
             "length": "length",
         },
         facts=lambda rows: {"capture": report},

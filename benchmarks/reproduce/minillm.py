@@ -68,11 +68,11 @@ def orderings() -> tuple[Ordering, ...]:
     found = [("MiniLLM", other, "rouge_l", "Table 1") for other in BASELINES]
     found += [("MiniLLM", other, "sequence_reverse_kl", "Eq. 1") for other in BASELINES]
     found += [("MiniLLM", other, "excess", "Figure 6") for other in BASELINES]
-    found += [("SFT", "MiniLLM", metric, "Table 3") for metric in ("distinct_4", "ce")]
+    found += [("SFT", "MiniLLM", metric, "Table 3") for metric in ("distinct_4", "loss")]
     ablated = [name for name in ABLATIONS if name != "without language loss"]
     found += [("MiniLLM", other, "rouge_l", "Table 4") for other in ablated]
     found += [("MiniLLM", other, "sequence_reverse_kl", "Table 4") for other in ablated]
-    found += [("MiniLLM", "without language loss", "ce", "Table 16")]
+    found += [("MiniLLM", "without language loss", "loss", "Table 16")]
     return tuple(
         Ordering(better=better, worse=worse, metric=metric, source=source)
         for better, worse, metric, source in found
@@ -96,13 +96,13 @@ def reproduce(settings: MiniLLMSettings) -> Mapping[str, Any]:
         settings=settings,
         ways=ways_of(settings, gold, written),
         dev=dev_of(settings),
-        looks=(test_of(settings, own_text=True),),
+        looks=(test_of(settings, own_text=True, exposure=True),),
         orderings=orderings(),
         columns={
             "rouge_l": "ROUGE-L",
             "sequence_reverse_kl": "sequence reverse KL",
-            "reverse_kl": "reverse KL",
-            "ce": "CE",
+            "kl": "KL",
+            "loss": "loss",
             "distinct_4": "distinct-4",
             "length": "length",
             "excess": "ExAccErr",

@@ -84,7 +84,7 @@ def reproduce(settings: Settings) -> Mapping[str, Any]:
             "rouge_l": "ROUGE-L",
             "kl": "KL",
             "sequence_reverse_kl": "sequence reverse KL",
-            "ce": "CE",
+            "loss": "loss",
             "distinct_4": "distinct-4",
             "length": "length",
         },

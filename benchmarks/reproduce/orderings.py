@@ -6,9 +6,11 @@ verdict on each ordering by a stated rule, and both as Markdown. Nothing is run 
 Ways are compared in pairs of one seed (the same order of samples and the same draws); d is how much
 better the one is, m the mean of d over seeds, s its standard error:
 
-    better      holds: m > 2 s          does not hold: m < -2 s
-    not worse   holds: m - 2 s > -t     does not hold: m + 2 s < -t    t: a share of the other's mean
-    same        holds: |m| <= n          does not hold: |m| - 2 s > n   n: the other's deviation
+    better      holds: m > 2 s         does not hold: m < -2 s
+    not worse   holds: m - 2 s > -t    does not hold: m + 2 s < -t
+    same        holds: |m| <= n        does not hold: |m| - 2 s > n
+
+with t a share of the other's mean, and n the other's deviation over seeds.
 
 All else is "within noise". With three seeds 2 s is about one chance in six to be wrong: the
 rule says what stands out of the noise, no more.
@@ -24,8 +26,8 @@ from typing import Any
 
 HOLDS, FAILS, NOISE = "holds", "does not hold", "within noise"
 MORE_IS_BETTER = {
-    **dict.fromkeys(("rouge_l", "distinct_4", "alive"), True),
-    **dict.fromkeys(("ce", "kl", "reverse_kl", "tvd", "sequence_reverse_kl", "excess"), False),
+    **dict.fromkeys(("rouge_l", "distinct_4"), True),
+    **dict.fromkeys(("loss", "kl", "sequence_reverse_kl", "excess"), False),
 }
 """Of each figure that orderings speak of whether more is better."""
 
@@ -98,7 +100,8 @@ def judged(ordering: Ordering, runs: Sequence[Run]) -> dict[str, Any]:
         KeyError: nothing says whether more or less of the metric is better.
     """
     sign = 1.0 if MORE_IS_BETTER[ordering.metric.split()[-1]] else -1.0
-    values = {run.seed: run.figures.get(ordering.metric) for run in runs if run.way == ordering.worse}
+    others = [run for run in runs if run.way == ordering.worse]
+    values = {run.seed: run.figures.get(ordering.metric) for run in others}
     pairs = []
     for run in runs:
         one, other = run.figures.get(ordering.metric), values.get(run.seed)
@@ -109,13 +112,12 @@ def judged(ordering: Ordering, runs: Sequence[Run]) -> dict[str, Any]:
         return {**told, "pairs": len(pairs), "verdict": "not judged: fewer than two seeds"}
     ahead = [sign * (one - other) for one, other in pairs]
     middle, error = mean(ahead), stdev(ahead) / math.sqrt(len(ahead))
-    others = [other for _, other in pairs]
     return {
         **told,
         "pairs": len(pairs),
         "mean": middle,
         "standard_error": error,
-        "verdict": _verdict(ordering, middle, error, others),
+        "verdict": _verdict(ordering, middle, error, [other for _, other in pairs]),
     }
 
 

@@ -36,7 +36,12 @@ class Settings:
     prompts: int = option(64, "Held-out rows that are answered and read.", group="Sizes")
     steps: int = option(120, "Updates of every way.", group="Sizes")
     batch_size: int = option(16, "Samples of an update.", group="Sizes")
-    max_length: int = option(320, "Longest sample in tokens; longer ones are skipped.")
+    heldout_top_k: int = option(
+        0, "Entries of the held-out targets that KL is taken to; 0: all.", group="Sizes"
+    )
+    max_length: int = option(
+        320, "Longest sample in tokens; longer ones are skipped.", group="Sizes"
+    )
     max_new_tokens: int = option(64, "Most tokens of a response.", group="Sizes")
     seeds: tuple[int, ...] = option((0, 1, 2), "Seeds of training.", group="Sizes")
     draws: tuple[int, ...] = option(
@@ -94,7 +99,6 @@ def run_command(
 ) -> None:
     """Read the settings of a class from the command line, and call a function with them."""
     import click
-
     from cachekd_cli.options import (
         CONFIG_OPTION,
         Dashed,
