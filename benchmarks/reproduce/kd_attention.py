@@ -15,6 +15,7 @@ Where a GPU is: --config benchmarks/reproduce/kd_attention.yaml --work WORK.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from carry_out import Reproduction, carry_out, journal_of
@@ -23,6 +24,8 @@ from orderings import Ordering
 from settings import Settings, run_command
 from ways import Way, capture
 
+from cachekd.config import option
+
 LADDER = ("SFT", "attention alone", "prediction alone", "both")
 LOSSES = {
     "SFT": {"ce": 1.0},
@@ -30,6 +33,15 @@ LOSSES = {
     "prediction alone": {"kd": 1.0},
     "both": {"kd": 1.0, "attention": 1.0},
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class KDSettings(Settings):
+    """Settings, and which attention is kept."""
+
+    attention_layers: tuple[int, ...] = option(
+        (), "Layers of the teacher, from 0. Default: that of precompute.", group="Sizes"
+    )
 
 
 def ways_of(cache: str) -> tuple[Way, ...]:
@@ -59,11 +71,17 @@ def orderings() -> tuple[Ordering, ...]:
     )
 
 
-def reproduce(settings: Settings) -> Mapping[str, Any]:
+def reproduce(settings: KDSettings) -> Mapping[str, Any]:
     """Capture, train, look, judge."""
     journal = journal_of(settings)
-    attention = {"attention": "maps", "attention_rows": "response", "rows": "response"}
-    cache, report = capture(settings, "attention", **attention)
+    cache, report = capture(
+        settings,
+        "attention",
+        rows="response",
+        attention="maps",
+        attention_rows="response",
+        attention_layers=tuple(map(int, settings.attention_layers)) or None,
+    )
     what = Reproduction(
         name="kd_attention",
         title="KD: predictions and attention",
@@ -84,4 +102,4 @@ def reproduce(settings: Settings) -> Mapping[str, Any]:
 
 
 if __name__ == "__main__":
-    run_command(Settings, reproduce, __doc__)
+    run_command(KDSettings, reproduce, __doc__)

@@ -54,6 +54,9 @@ class Settings:
     )
     precompute: Mapping[str, Any] = option({}, "Further settings of precompute.", group="More")
     train: Mapping[str, Any] = option({}, "Further settings of train.", group="More")
+    live: Mapping[str, Any] = option(
+        {}, "Further settings of train where the teacher is live.", group="More"
+    )
     training: Mapping[str, Any] = option({}, "Fields of TrainingArguments.", group="More")
     evaluate: Mapping[str, Any] = option({}, "Further settings of evaluate.", group="More")
     work: str = required("Folder of caches, students and the journal of runs.", group="Run")

@@ -120,6 +120,7 @@ def _settings(
         "max_samples": settings.samples,
         "on_long": "skip",
         "on_bad": "skip",
+        **settings.live,
     }
     return {
         **({} if way.caches else live),
