@@ -100,8 +100,8 @@ def result_of(
     table = summary(runs)
     for row in table:
         own = [record for record in wanted if record["way"] == row["way"]]
-        row["learning_rate"] = own[0]["learning_rate"]
         row["steps"] = own[0]["trained"]["steps"]
+        row["learning_rate"] = own[0]["learning_rate"] if row["steps"] else None
         row["seconds_of_runs"] = [record["seconds"] for record in own]
     return {
         "title": what.title,
