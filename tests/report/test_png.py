@@ -58,17 +58,15 @@ def test_a_picture_shows_every_series(figure: Figure, colours: int, tmp_path: Pa
 
 
 def test_a_figure_without_data_is_drawn_and_holds_none(tmp_path: Path) -> None:
-    for figure in (Plot(title="", x_label="", y_label="", series=(("a", [1], [NAN]),)),):
-        write_png(figure, tmp_path / "a.png")
-        assert not _has(imread(tmp_path / "a.png"), COLOURS[0])
+    empty = Plot(title="", x_label="", y_label="", series=(("a", [1], [NAN]),))
+    write_png(empty, tmp_path / "a.png")
+    assert not _has(imread(tmp_path / "a.png"), COLOURS[0])
 
 
 def test_files_are_named_by_number_and_title(tmp_path: Path) -> None:
     paths = write_pngs([BINS, BINS], tmp_path / "new")
     assert [path.name for path in paths] == ["01-rows.png", "02-rows.png"]
-    assert (
-        file_name("Größe: a/b ../..") == "grosse-a-b" or file_name("Größe: a/b ../..") == "groe-a-b"
-    )
+    assert file_name("Größe: a/b ../..") == "groe-a-b"
     assert file_name("שלום") == "figure" and len(file_name("x" * 500)) == 60
 
 
