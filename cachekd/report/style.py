@@ -44,7 +44,7 @@ figcaption, caption {{ font-weight: 600; text-align: left; padding-bottom: .3rem
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .4rem .6rem .4rem 0; border-bottom: 1px solid var(--rule); text-align: right; }}
 th {{ color: var(--faint); font-weight: 500; font-size: .875rem; vertical-align: bottom; }}
-th:first-child, td:first-child {{ text-align: left; }}
+th:first-child, td:first-child {{ text-align: left; min-width: 7rem; }}
 svg {{ display: block; width: 100%; height: auto; }}
 svg text {{ fill: var(--faint); font-size: 12.5px; }} svg text.name {{ font-size: 10px; }}
 svg text.group {{ fill: var(--ink); }}
