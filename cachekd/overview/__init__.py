@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from cachekd.config import ReportConfig
@@ -44,46 +45,34 @@ def make_report(config: ReportConfig, *, progress: Progress | None = None) -> di
     check_writable(out, "out")
     if config.plots_dir is not None:
         check_writable(Path(config.plots_dir), "plots_dir", folder=True)
-    figures, title, intro, sections = _made(kind, config, progress)
-    plots = _write(config, out, title, intro, sections)
-    return {**figures, "page": str(out), "plots": plots}
+    report, page = _made(kind, config, progress)
+    plots = _write(config, out, page, report)
+    return {**report, "page": str(out), "plots": plots}
 
 
 def _made(
     kind: str, config: ReportConfig, progress: Progress | None
-) -> tuple[dict[str, Any], str, list[str], list[Section]]:
+) -> tuple[dict[str, Any], ModuleType]:
+    """The figures, and the module that makes a page of them."""
     if kind == "cache":
         from cachekd.overview import cache_page
         from cachekd.overview.cache import cache_report
 
-        report = cache_report(config, progress)
-        return (
-            report,
-            cache_page.title_of(report),
-            cache_page.intro_of(report),
-            cache_page.sections_of(report),
-        )
+        return cache_report(config, progress), cache_page
     from cachekd.overview import runs_page
     from cachekd.overview.record import load_runs
     from cachekd.overview.runs import runs_report
 
-    runs = load_runs(config.paths)
-    report = runs_report(runs)
-    return (
-        report,
-        runs_page.title_of(runs),
-        runs_page.intro_of(report),
-        runs_page.sections_of(runs, report),
-    )
+    return runs_report(load_runs(config.paths)), runs_page
 
 
-def _write(
-    config: ReportConfig, out: Path, title: str, intro: list[str], sections: list[Section]
-) -> list[str]:
+def _write(config: ReportConfig, out: Path, page: ModuleType, report: dict[str, Any]) -> list[str]:
     """Write page and pictures; the paths of these."""
     from cachekd.errors import StoreError
     from cachekd.report.curves import write_page
 
+    sections: list[Section] = page.sections_of(report)
+    title, intro = page.title_of(report), page.intro_of(report)
     figures = [plot for section in sections for plot in section.plots]
     try:
         write_page(out, title=title, intro=intro, sections=sections)

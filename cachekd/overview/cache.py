@@ -168,8 +168,8 @@ def _kl(
         return {"kl": None, "kl_gap": "not measured: no record of the sample has targets"}, {}
     names = [name for name in ("kl_flat", "kl_unigram", "kl_flat_2") if name in found]
     spreads = {name: spread_of(found[name], _kl_edges(found[name])) for name in names}
-    kl: dict[str, Any] = {"records": count, **spreads}
-    kl |= {f"mass_{t}": float(found[f"mass_{t}"].mean()) for t in (1, 2, 4)}
+    kl: dict[str, Any] = {"records": count}
+    kl |= spreads | {f"mass_{t}": float(found[f"mass_{t}"].mean()) for t in (1, 2, 4)}
     labels = np.array([cache.domains[int(number)] for number in chosen])[record_N]
     means = {str(name): float(found["kl_flat"][labels == name].mean()) for name in set(labels)}
     return {"kl": kl, "kl_gap": None}, means

@@ -14,10 +14,9 @@ from cachekd.overview.spread import QUANTILES, histogram_of
 from cachekd.report.bars import Bars
 from cachekd.report.curves import Section, Table
 from cachekd.report.heat import Passage, shades_of
-from cachekd.report.text import amount
+from cachekd.report.text import amount, text_of
 
 _MOST_DOMAINS = 20
-_MOST_LETTERS = 160
 _SPREADS = {
     "mass": "retained mass",
     "tail": "tail mass",
@@ -275,7 +274,7 @@ def _note(entropy: float | None, logprob: float | None, tail: float | None, entr
 def _provenance(report: Mapping[str, Any]) -> Section:
     about, made = report["about"], report["made"]
     values = {
-        name.replace("_", " "): _text(value) for name, value in about.items() if name != "runs"
+        name.replace("_", " "): text_of(value) for name, value in about.items() if name != "runs"
     }
     values |= {
         "units": f"{made['units']:,} (records read: {made['units_read']:,})",
@@ -286,7 +285,7 @@ def _provenance(report: Mapping[str, Any]) -> Section:
     }
     values |= {name.replace("_", " "): f"{n:,}" for name, n in report["totals"].items()}
     runs = tuple(
-        (run["plan"][:12], f"{run['new_keys']:,}", _text(run["skipped"]), _text(run["changed"]))
+        (run["plan"][:12], f"{run['new_keys']:,}", text_of(run["skipped"]), text_of(run["changed"]))
         for run in about["runs"]
     )
     return Section(
@@ -299,19 +298,4 @@ def _provenance(report: Mapping[str, Any]) -> Section:
                 rows=runs,
             ),
         ],
-    )
-
-
-def _text(value: Any) -> str:
-    if value is None or value in ({}, []):
-        return "none"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    text = str(value)
-    return (
-        text
-        if len(text) <= _MOST_LETTERS
-        else f"{text[:_MOST_LETTERS]} ... ({len(text):,} letters)"
     )

@@ -1,6 +1,11 @@
-"""Amounts as text."""
+"""Amounts and settings as text."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_MOST_LETTERS = 160
 
 
 def amount(size: float) -> str:
@@ -10,3 +15,17 @@ def amount(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:,.3g} TB"
+
+
+def text_of(value: Any) -> str:
+    """A setting: lists and mappings in words, a long text by its beginning and its length."""
+    if value is None or value in ({}, [], ()):
+        return "none"
+    if isinstance(value, Mapping):
+        text = ", ".join(f"{key} {text_of(item)}" for key, item in value.items())
+    elif isinstance(value, list | tuple):
+        text = ", ".join(map(text_of, value))
+    else:
+        text = str(value)
+    rest = len(text) - _MOST_LETTERS
+    return text if rest <= 0 else f"{text[:_MOST_LETTERS]} ... ({rest:,} more letters)"

@@ -71,7 +71,11 @@ def rollouts_of(found: Mapping[str, Any] | None) -> dict[str, str]:
     """What the student wrote and what the teacher was asked; nothing for a run from caches."""
     if found is None:
         return {}
-    groups = {"": found, "teacher: ": found["scores"], "seconds: ": found["seconds"]}
+    groups = {
+        "": found,
+        "teacher: ": found.get("scores", {}),
+        "seconds: ": found.get("seconds", {}),
+    }
     return {
         f"{group}{name.replace('_', ' ')}": f"{value:,.4g}"
         if isinstance(value, float)
