@@ -14,7 +14,7 @@ from cachekd.overview.spread import QUANTILES, histogram_of
 from cachekd.report.bars import Bars
 from cachekd.report.curves import Section, Table
 from cachekd.report.heat import Passage, shades_of
-from cachekd.report.text import amount, text_of
+from cachekd.report.text import amount, short, text_of
 
 _MOST_DOMAINS = 20
 _SPREADS = {
@@ -274,7 +274,9 @@ def _note(entropy: float | None, logprob: float | None, tail: float | None, entr
 def _provenance(report: Mapping[str, Any]) -> Section:
     about, made = report["about"], report["made"]
     values = {
-        name.replace("_", " "): text_of(value) for name, value in about.items() if name != "runs"
+        name.replace("_", " "): short(text_of(value))
+        for name, value in about.items()
+        if name != "runs"
     }
     values |= {
         "units": f"{made['units']:,} (records read: {made['units_read']:,})",

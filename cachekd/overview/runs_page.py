@@ -13,7 +13,7 @@ from cachekd.report.bars import Bars
 from cachekd.report.curves import Section, Table
 from cachekd.report.figures import Figure
 from cachekd.report.svg import STYLES
-from cachekd.report.text import amount
+from cachekd.report.text import amount, short
 from cachekd.training.figures import MOST_POINTS, plot_of, rollouts_of
 
 _BEST = "\u00a0*"  # on the line of its figure
@@ -160,14 +160,14 @@ def _settings(report: Mapping[str, Any]) -> Section:
     tables = []
     if len(names) > 1:
         rows = tuple(
-            (key, *(values[name] or _GAP for name in names))
+            (key, *(short(values[name] or _GAP) for name in names))
             for key, values in report["differences"].items()
         )
         tables.append(Table(title="Settings that differ", header=("", *names), rows=rows))
     same = Table(
         title="Settings of all runs" if len(names) > 1 else "Settings",
         header=("", "value"),
-        rows=tuple(report["same_for_all"].items()),
+        rows=tuple((name, short(value)) for name, value in report["same_for_all"].items()),
     )
     text = [
         f"A setting of the Trainer that is its default is not shown; {_GAP} is unset or default."

@@ -18,14 +18,15 @@ def amount(size: float) -> str:
 
 
 def text_of(value: Any) -> str:
-    """A setting: lists and mappings in words, a long text by its beginning and its length."""
+    """A setting in words: lists and mappings without their signs."""
     if value is None or value in ({}, [], ()):
         return "none"
     if isinstance(value, Mapping):
-        text = ", ".join(f"{key} {text_of(item)}" for key, item in value.items())
-    elif isinstance(value, list | tuple):
-        text = ", ".join(map(text_of, value))
-    else:
-        text = str(value)
+        return ", ".join(f"{key} {text_of(item)}" for key, item in value.items())
+    return ", ".join(map(text_of, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def short(text: str) -> str:
+    """A long text by its beginning and how much more there is."""
     rest = len(text) - _MOST_LETTERS
     return text if rest <= 0 else f"{text[:_MOST_LETTERS]} ... ({rest:,} more letters)"
