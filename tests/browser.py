@@ -22,7 +22,8 @@ PHONE, DESKTOP = 360, 1200
 NO_CHROMIUM = "chromium is not installed"
 _FLAGS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-sync --disable-default-apps "
-    "--disable-background-networking --disable-component-update --disable-extensions"
+    "--disable-background-networking --disable-component-update --disable-extensions "
+    "--hide-scrollbars"
 ).split()
 _NO_NETWORK = "--host-resolver-rules=MAP * ~NOTFOUND"
 _CONSOLE = re.compile(r'CONSOLE[:(]\d+\)?\] "(.*?)", source: (\S*)', re.DOTALL)
@@ -39,7 +40,7 @@ const figure = svg => ({
 const look = frame => {
   const own = frame.contentDocument, root = own.documentElement;
   return {
-    beyond: Math.max(root.scrollWidth, own.body.scrollWidth) - frame.clientWidth,
+    beyond: Math.max(root.scrollWidth, own.body.scrollWidth) - root.clientWidth,
     dom: root.outerHTML,
     figures: [...own.querySelectorAll('svg')].map(figure),
     resources: frame.contentWindow.performance.getEntriesByType('resource').map(e => e.name),
@@ -143,7 +144,8 @@ def _seen(uri: str, shown: list[Any], console: str, outside: frozenset[str]) -> 
 def _outside(log: Any) -> frozenset[str]:
     """URLs that any page asked for, its own files apart; the log does not say which page it was."""
     start = log["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]
-    asked = [event["params"] for event in log["events"] if event["type"] == start]
+    told = [event.get("params", {}) for event in log["events"] if event["type"] == start]
+    asked = [params for params in told if "url" in params]  # the event has a beginning and an end
     return frozenset(
         one["url"]
         for one in asked

@@ -13,7 +13,7 @@ from cachekd.overview.cache import LEAST_KL, LEAST_TAIL
 from cachekd.overview.spread import QUANTILES, histogram_of
 from cachekd.report.bars import Bars
 from cachekd.report.curves import Section, Table
-from cachekd.report.heat import Passage, shades_of
+from cachekd.report.heat import Passage, shades_of, visible
 from cachekd.report.text import amount, short, text_of
 
 _MOST_DOMAINS = 20
@@ -175,7 +175,7 @@ def _domains(domains: Sequence[Mapping[str, Any]]) -> list[Section]:
     left = len(domains) - len(shown)
     rows = tuple(
         (
-            one["domain"] or "(none)",
+            _domain(one),
             f"{one['rows']:,}",
             f"{one['mass']:.4f}",
             f"{one['entries']:.1f}",
@@ -185,7 +185,7 @@ def _domains(domains: Sequence[Mapping[str, Any]]) -> list[Section]:
         for one in shown
     )
     header = ("domain", "rows", "mass", "entries", "entropy", "loss on the text", "KL")
-    names = tuple(one["domain"] or "(none)" for one in shown)
+    names = tuple(_domain(one) for one in shown)
     entropy = [one["entropy"] for one in shown]
     return [
         Section(
@@ -202,6 +202,10 @@ def _domains(domains: Sequence[Mapping[str, Any]]) -> list[Section]:
             ],
         )
     ]
+
+
+def _domain(one: Mapping[str, Any]) -> str:
+    return visible(one["domain"]) or "(none)"
 
 
 def _sizes(report: Mapping[str, Any]) -> Section:
@@ -252,7 +256,7 @@ def _passages(report: Mapping[str, Any]) -> list[Section]:
 
 
 def _passage(one: Mapping[str, Any], most: float) -> Passage:
-    domain = f", {one['domain']}" if one["domain"] else ""
+    domain = f", {_domain(one)}" if one["domain"] else ""
     columns = ("entropy", "next_logprob", "tail", "entries")
     return Passage(
         title=f"Sample {one['sample']:,}{domain}: {one['mean_entropy']:.2f} nats in the mean",

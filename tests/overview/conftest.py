@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from overview_cases import CAPTURE, HOSTILE, TEXTS
 from runs import TRAINING, capture
 from tiny import Family, chat_rows, write_rows
 
 import cachekd
 from cachekd.config import RecheckConfig, ReportConfig
 from cachekd.overview.cache import cache_report
-
-HOSTILE = "</script><script>alert(1)</script>"
-TEXTS = (HOSTILE, "a\u2028b \u202eabc", "שלום עולם", "👩\u200d🚀 ß\x00")
-CAPTURE = {"backend": "dummy", "batch_tokens": 400, "unit_tokens": 300, "logits_top_k": 12}
 
 
 @pytest.fixture(scope="session")
