@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from browser import DESKTOP, NO_CHROMIUM, PHONE, Seen, can_browse, look, print_page
 from overview_cases import CAPTURE, HOSTILE, TEXTS
 from runs import capture
-from tiny import Family, Ran, write_rows
+from tiny import Family, write_rows
 
 from cachekd.config import PlanConfig, RecheckConfig, ReportConfig
 from cachekd.overview import make_report
@@ -138,18 +137,3 @@ def test_hostile_tokens_and_names_are_text(seen: dict[str, Seen]) -> None:
 def test_a_page_can_be_printed(pages: dict[str, Path], tmp_path: Path) -> None:
     pdf = print_page(pages["cache"], tmp_path / "cache.pdf", tmp_path)
     assert pdf.startswith(b"%PDF") and len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 2
-
-
-def test_the_command_writes_the_page_and_says_it(
-    cachekd: Callable[..., Ran], captured: Path, family: Family, tmp_path: Path
-) -> None:
-    out, figures = tmp_path / "cache.html", tmp_path / "figures"
-    flags = ("--tokenizer", family.teacher, "--sample", 9, "--plots-dir", figures)
-    ran = cachekd("report", captured, "--out", out, *flags)
-    assert ran.code == 0, ran.err
-    assert "9 of 28 records" in ran.out and "name the teacher with --teacher" in ran.out
-    assert f"Page: {out}" in ran.out and f"{len(list(figures.iterdir()))} PNG files" in ran.out
-    ran = cachekd("report", captured, "--out", out, "--sample", 9, "--json")
-    assert ran.json["kind"] == "cache" and ran.json["text"] is False and ran.json["plots"] == []
-    page = out.read_text(encoding="utf-8")
-    assert "Tokens are shown by their ids" in page and "not measured" in page
