@@ -47,26 +47,36 @@ class Window:
 
 @dataclass(slots=True)
 class Extremes:
-    """The windows of lowest (or highest) mean entropy so far, at most one a document."""
+    """The windows of lowest (or highest) mean entropy so far: one a document, one of a text.
+
+    Turns of one conversation are documents that begin alike, so their windows may be the same text.
+    """
 
     lowest: bool
-    _held: list[tuple[float, bytes, Window]] = field(default_factory=list)
+    _held: list[tuple[float, bytes, bytes, Window]] = field(default_factory=list)
 
     def add(self, number: int, record: Record, captured: NDArray[np.bool_]) -> None:
         """Look at a record, of which these rows are captured, bool [L-1]."""
-        if captured.sum() < _FEWEST or any(record.key == key for _, key, _ in self._held):
+        if captured.sum() < _FEWEST:
             return
         start, stop, mean = _extreme(record, captured, self.lowest)
-        rank = mean if self.lowest else -mean
-        if len(self._held) == KEPT and rank >= self._held[-1][0]:
+        rank, text = (
+            mean if self.lowest else -mean,
+            record.input_ids[start + 1 : stop + 1].tobytes(),
+        )
+        same = [held for held in self._held if record.key == held[1] or text == held[2]]
+        if any(rank >= held[0] for held in same):
             return
-        one = (rank, record.key, _window(number, record, captured, start, stop, mean))
-        bisect.insort(self._held, one, key=lambda held: held[:2])
+        if not same and len(self._held) == KEPT and rank >= self._held[-1][0]:
+            return
+        self._held = [held for held in self._held if held not in same]
+        one = (rank, record.key, text, _window(number, record, captured, start, stop, mean))
+        bisect.insort(self._held, one, key=lambda held: held[:3])
         del self._held[KEPT:]
 
     def windows(self) -> tuple[Window, ...]:
         """The extreme one first."""
-        return tuple(window for _, _, window in self._held)
+        return tuple(held[-1] for held in self._held)
 
 
 def _extreme(record: Record, captured: NDArray[np.bool_], lowest: bool) -> tuple[int, int, float]:

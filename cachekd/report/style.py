@@ -55,6 +55,7 @@ th {{ color: var(--faint); font-weight: 500; font-size: .875rem; vertical-align:
 th:first-child, td:first-child {{ text-align: left; min-width: 7rem; }}
 svg {{ display: block; width: 100%; height: auto; }}
 svg text {{ fill: var(--faint); font-size: 12.5px; }} svg text.name {{ font-size: 10px; }}
+@media (max-width: 30rem) {{ svg text {{ font-size: 14px; }} svg text.name {{ font-size: 12px; }} }}
 svg text.group {{ fill: var(--ink); }}
 svg path {{ fill: none; stroke: var(--rule); }} svg path.axis {{ stroke: var(--faint); }}
 svg path.whisker {{ stroke: var(--ink); }}

@@ -1,4 +1,4 @@
-"""``cachekd report`` on the command line: what it prints, what it writes, where settings come from."""
+"""``cachekd report`` on the command line: what it prints and writes, where settings come from."""
 
 from __future__ import annotations
 
