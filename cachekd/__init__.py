@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cachekd.capture import precompute
-    from cachekd.config import PrecomputeConfig, TrainConfig
+    from cachekd.config import PrecomputeConfig, ReportConfig, TrainConfig
     from cachekd.evaluation.heldout import heldout_kl
     from cachekd.losses.sparse import sparse_divergence
+    from cachekd.overview import make_report
     from cachekd.store.reader import Cache, open_cache
     from cachekd.training.collate import Collator
     from cachekd.training.loader import CacheDataset
@@ -30,8 +31,10 @@ _HOMES = {
     "DistillTrainer": "cachekd.training.trainer",
     "EpochSampler": "cachekd.training.order",
     "PrecomputeConfig": "cachekd.config",
+    "ReportConfig": "cachekd.config",
     "TrainConfig": "cachekd.config",
     "heldout_kl": "cachekd.evaluation.heldout",
+    "make_report": "cachekd.overview",
     "named_workers": "cachekd.training.workers",
     "open_cache": "cachekd.store.reader",
     "precompute": "cachekd.capture",
@@ -46,8 +49,10 @@ __all__ = [
     "DistillTrainer",
     "EpochSampler",
     "PrecomputeConfig",
+    "ReportConfig",
     "TrainConfig",
     "heldout_kl",
+    "make_report",
     "named_workers",
     "open_cache",
     "precompute",

@@ -21,6 +21,7 @@ COMMANDS = (
     "seal",
     "merge",
     "serve-teacher",
+    "report",
     "limits",
     "demo",
 )

@@ -11,6 +11,7 @@ from cachekd.config._inputs import DataConfig, ModelConfig, RowsConfig
 from cachekd.config._live import LiveConfig, ScoringConfig
 from cachekd.config._looks import PlanConfig, RecheckConfig, precompute_config
 from cachekd.config._precompute import PrecomputeConfig, RunConfig
+from cachekd.config._report import ReportConfig
 from cachekd.config._serve import ServeConfig
 from cachekd.config._targets import ATTENTION_STEPS, LEVEL_STEPS, AttentionConfig, SelectionConfig
 from cachekd.config._train import TrainConfig
@@ -25,6 +26,7 @@ __all__ = [
     "PlanConfig",
     "PrecomputeConfig",
     "RecheckConfig",
+    "ReportConfig",
     "RowsConfig",
     "RunConfig",
     "ScoringConfig",

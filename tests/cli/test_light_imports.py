@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny import Family, Ran
 
-HEAVY = {"torch", "transformers", "datasets", "peft", "pandas", "accelerate"}
+HEAVY = {"torch", "transformers", "datasets", "peft", "pandas", "accelerate", "matplotlib"}
 PROBE = """
 import json, sys
 from importlib.metadata import entry_points
@@ -42,6 +42,7 @@ def loaded(*args: object) -> set[str]:
         ["train", "--help"],
         ["inspect", "--help"],
         ["verify", "--help"],
+        ["report", "--help"],
         ["serve-teacher", "--help"],
         ["demo", "--help"],
     ],
@@ -64,6 +65,7 @@ def test_looking_at_a_cache_is_light(
         ["verify", cache],
         ["seal", cache],
         ["merge", cache, "--out", tmp_path / "copy"],
+        ["report", cache, "--out", tmp_path / "page.html", "--tokenizer", family.teacher],
     ):
         modules = loaded(*args)
         assert "pyarrow" in modules and not modules & HEAVY, args
