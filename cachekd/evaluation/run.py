@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cachekd.config import EvaluateConfig, resolved
-from cachekd.errors import ConfigError
+from cachekd.errors import ConfigError, TeacherError
 from cachekd.evaluation.calibration import calibration
 from cachekd.evaluation.examples import Examples
 from cachekd.evaluation.exposure import exposure
@@ -110,7 +110,14 @@ def _evaluated(
         "prompts_cut": sum(item.prompt_cut for item in one.tokens),
         "responses_cut": sum(item.response_cut for item in one.tokens),
     }
-    measured = _measured(one, model, made, teacher, config, told)
+    try:
+        measured = _measured(one, model, made, teacher, config, told)
+    except MemoryError as error:
+        raise TeacherError(
+            f"model {one.found.name} ({one.found.path}): out of memory for a single example: "
+            f"{error}. Shorten it with --max-prompt-length or --max-new-tokens, use a smaller "
+            "--dtype, or put the teacher elsewhere with --teacher-device"
+        ) from error
     del model
     release()
     return {**facts, **measured, "seconds": round(time.monotonic() - begun, 3)}

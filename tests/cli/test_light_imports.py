@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny import Family, Ran
 
-HEAVY = {"torch", "transformers", "datasets", "peft", "pandas", "accelerate"}
+HEAVY = {"torch", "transformers", "datasets", "peft", "pandas", "accelerate", "rouge_score"}
 PROBE = """
 import json, sys
 from importlib.metadata import entry_points
@@ -40,6 +40,7 @@ def loaded(*args: object) -> set[str]:
         ["plan", "--help"],
         ["precompute", "--help"],
         ["train", "--help"],
+        ["evaluate", "--help"],
         ["inspect", "--help"],
         ["verify", "--help"],
         ["serve-teacher", "--help"],
