@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,7 @@ from cachekd.evaluation.scores import Side
 from cachekd.evaluation.tables import markdown
 from cachekd.evaluation.texts import Progress, Run, end_tokens, text_figures, write_runs
 from cachekd.teachers._memory import release
+from cachekd.training.bars import quiet_bars
 from cachekd.training.record import cache_facts, versions
 
 if TYPE_CHECKING:
@@ -57,9 +60,11 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dic
     for path in filter(None, (config.out, config.markdown)):
         _check_place(Path(path))
     made = ready(config)
-    teacher = _Teacher(made, config, told) if made.teacher else None
+    with redirect_stdout(sys.stderr), quiet_bars(own=progress is not None):
+        teacher = _Teacher(made, config, told) if made.teacher else None
+        models = [_evaluated(one, made, teacher, config, told) for one in made.candidates]
     report = {
-        "models": [_evaluated(one, made, teacher, config, told) for one in made.candidates],
+        "models": models,
         "settings": {**resolved(config), **asdict(config.protocol)},
         "data": _data_facts(made.examples),
         "teacher": made.teacher.plain() if made.teacher else None,

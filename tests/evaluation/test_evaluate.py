@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,41 @@ def test_the_command_prints_a_table(cachekd: Run, family: Family, data: Path) ->
     )
 
 
+def test_a_yaml_file_says_the_same(
+    cachekd: Run, family: Family, data: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "evaluate.yaml"
+    path.write_text(
+        f"model: [a={family.student}, b={family.teacher}]\ndata: {data}\nmax_samples: 2\n"
+        "seeds: [3, 4]\nmax-new-tokens: 9\nmax_prompt_length: 90\npreset: paper\n"
+    )
+    report = cachekd("evaluate", "--config", path, "--max-new-tokens", 3, "--json").json
+    settings = report["settings"]
+    assert [model["name"] for model in report["models"]] == ["a", "b"]
+    assert settings["seeds"] == [3, 4] and settings["max_new_tokens"] == 3
+    assert settings["no_repeat_ngram_size"] == 6 and settings["prompt_template"] == "alpaca"
+
+
+def test_a_model_is_let_go_before_the_next(
+    made: tuple[EvaluateConfig, Report], family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cachekd.evaluation import run as module
+
+    load, held = module.load, []
+
+    def watched(found: Any) -> Any:
+        assert all(reference() is None for reference in held), "two models at once"
+        model = load(found)
+        held.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(module, "load", watched)
+    models = (str(family.student), f"again={family.student}", str(family.teacher))
+    config = EvaluateConfig(model=models, data=made[0].data, seeds=(1,), max_new_tokens=2)
+    found = package.evaluate(config)["models"]
+    assert len(held) == 3 and found[0]["metrics"] == found[1]["metrics"]
+
+
 def test_flags_go_before_the_preset() -> None:
     config = EvaluateConfig(model=("m",), data=("d",), preset="paper")
     assert config.protocol.no_repeat_ngram_size == 6
@@ -219,27 +255,6 @@ def test_flags_go_before_the_preset() -> None:
     assert config.protocol.no_repeat_ngram_size == 0 and config.protocol.truncation_side == "left"
     assert config.protocol.prompt_template == "alpaca"
     assert EvaluateConfig(model=("m",), data=("d",)).protocol.no_repeat_ngram_size == 0
-
-
-def test_cache_gives_forward_kl_alone(cachekd: Run, family: Family, tmp_path: Path) -> None:
-    data, cache = write_rows(tmp_path / "d.jsonl", chat_rows(4)), tmp_path / "cache"
-    flags = ("--teacher", family.teacher, "--data", data, "--cache", cache)
-    assert cachekd("precompute", *flags, "--logits-top-k", 16).code == 0
-    config = EvaluateConfig(
-        model=(str(family.student),),
-        data=(str(data),),
-        cache=str(cache),
-        seeds=(1,),
-        max_new_tokens=4,
-    )
-    report = package.evaluate(config)
-    metrics = report["models"][0]["metrics"]
-    model = AutoModelForCausalLM.from_pretrained(family.student)
-    expected = package.heldout_kl(model, str(cache))
-    assert metrics["cache_forward_kl"]["mean"] == pytest.approx(expected.kl)
-    assert metrics["cache_tail_mass"]["mean"] == pytest.approx(expected.tail_mass)
-    assert metrics["reverse_kl"]["mean"] is None and "--teacher" in metrics["reverse_kl"]["why"]
-    assert "forward_kl" not in metrics and report["cache"]["samples"] == 4
 
 
 def test_calibration_on_label_words(family: Family, tmp_path: Path) -> None:
@@ -259,32 +274,3 @@ def test_calibration_on_label_words(family: Family, tmp_path: Path) -> None:
     assert model["metrics"]["ece"]["mean"] == pytest.approx(expected)
     assert 0 < model["metrics"]["label_mass"]["mean"] < 1
     assert "Reliability: accuracy against confidence" in (tmp_path / "page.html").read_text()
-
-
-def test_an_adapter_folder_is_a_model(family: Family, tmp_path: Path) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    base = AutoModelForCausalLM.from_pretrained(family.student)
-    adapted = get_peft_model(
-        base, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
-    )
-    adapted.save_pretrained(tmp_path / "adapter")
-    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
-    AutoTokenizer.from_pretrained(family.student).save_pretrained(tmp_path / "merged")
-    data = write_rows(tmp_path / "d.jsonl", chat_rows(3))
-    config = EvaluateConfig(
-        model=(str(tmp_path / "adapter"), str(tmp_path / "merged"), str(family.student)),
-        data=(str(data),),
-        teacher=str(family.teacher),
-        seeds=(1,),
-        max_new_tokens=4,
-        exaccerr_lengths=(2,),
-    )
-    adapter, merged, plain = package.evaluate(config)["models"]
-    assert [one["name"] for one in (adapter, merged)] == ["adapter", "merged"]
-    for name in ("loss", "forward_kl", "reverse_kl"):
-        assert adapter["metrics"][name]["mean"] == pytest.approx(
-            merged["metrics"][name]["mean"], rel=1e-4
-        )
-        assert adapter["metrics"][name]["mean"] != plain["metrics"][name]["mean"]
-    assert adapter["adapter"] and merged["adapter"] is None

@@ -154,6 +154,12 @@ def test_a_prompt_that_leaves_no_room(refused: Refused, tmp_path: Path) -> None:
     assert "context of 128" in err and "rows.jsonl row 1" in err and "--max-prompt-length" in err
 
 
+def test_label_words_of_which_one_begins_the_other(refused: Refused, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", [{"instruction": "i", "output": "q"}])
+    err = refused("--label-words", "q", "--label-words", "qz", code=2, data=data)
+    assert "the tokens of 'q' are how those of 'qz' begin" in err
+
+
 def test_prompts_that_are_cut_are_counted(cachekd: Run, family: Family, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "rows.jsonl", [GOOD, {"instruction": "cat " * 90, "output": "x"}])
     flags = flags_of({"model": family.student, "data": data, "seeds": 1, "max_new_tokens": 3})
