@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cachekd.config import EvaluateConfig, resolved
-from cachekd.errors import ConfigError, TeacherError
+from cachekd.errors import ConfigError, StoreError, TeacherError
 from cachekd.evaluation.calibration import calibration
 from cachekd.evaluation.examples import Examples
 from cachekd.evaluation.exposure import exposure
@@ -72,11 +73,19 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dic
         "versions": {**versions(), "rouge-score": importlib.metadata.version("rouge-score")},
     }
     plain: dict[str, Any] = json.loads(json.dumps(report, allow_nan=False))
-    if config.markdown:
-        Path(config.markdown).write_text(markdown(plain), encoding="utf-8")
-    if config.out:
-        write_report(Path(config.out), plain)
+    _write(config, plain)
     return plain
+
+
+def _write(config: EvaluateConfig, report: Mapping[str, Any]) -> None:
+    """The pages that are asked for."""
+    try:
+        if config.markdown:
+            Path(config.markdown).write_text(markdown(report), encoding="utf-8")
+        if config.out:
+            write_report(Path(config.out), report)
+    except OSError as error:
+        raise StoreError(f"the page cannot be written: {error}") from error
 
 
 class _Teacher:
@@ -198,3 +207,5 @@ def _check_place(path: Path) -> None:
         raise ConfigError(f"{path}: its folder cannot be made: {error}") from error
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; expected the name of a file to write")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{path} cannot be written: no permission; choose another place")
