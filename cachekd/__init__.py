@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cachekd.capture import precompute
-    from cachekd.config import PrecomputeConfig, ReportConfig, TrainConfig
+    from cachekd.config import (
+        EvaluateConfig,
+        PrecomputeConfig,
+        ReportConfig,
+        TrainConfig,
+    )
     from cachekd.evaluation.heldout import heldout_kl
+    from cachekd.evaluation.run import evaluate
     from cachekd.losses.sparse import sparse_divergence
     from cachekd.overview import make_report
     from cachekd.store.reader import Cache, open_cache
@@ -30,9 +36,11 @@ _HOMES = {
     "Collator": "cachekd.training.collate",
     "DistillTrainer": "cachekd.training.trainer",
     "EpochSampler": "cachekd.training.order",
+    "EvaluateConfig": "cachekd.config",
     "PrecomputeConfig": "cachekd.config",
     "ReportConfig": "cachekd.config",
     "TrainConfig": "cachekd.config",
+    "evaluate": "cachekd.evaluation.run",
     "heldout_kl": "cachekd.evaluation.heldout",
     "make_report": "cachekd.overview",
     "named_workers": "cachekd.training.workers",
@@ -48,9 +56,11 @@ __all__ = [
     "Collator",
     "DistillTrainer",
     "EpochSampler",
+    "EvaluateConfig",
     "PrecomputeConfig",
     "ReportConfig",
     "TrainConfig",
+    "evaluate",
     "heldout_kl",
     "make_report",
     "named_workers",

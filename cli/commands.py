@@ -16,6 +16,7 @@ COMMANDS = (
     "plan",
     "precompute",
     "train",
+    "evaluate",
     "inspect",
     "verify",
     "seal",

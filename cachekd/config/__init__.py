@@ -6,6 +6,7 @@ Flags, environment variables and YAML keys are generated from these fields (see 
 
 from __future__ import annotations
 
+from cachekd.config._evaluate import EvaluateConfig, Protocol
 from cachekd.config._fields import canonical_json, check_choices, option, required, resolved
 from cachekd.config._inputs import DataConfig, ModelConfig, RowsConfig
 from cachekd.config._live import LiveConfig, ScoringConfig
@@ -20,11 +21,13 @@ __all__ = [
     "ATTENTION_STEPS",
     "AttentionConfig",
     "DataConfig",
+    "EvaluateConfig",
     "LEVEL_STEPS",
     "LiveConfig",
     "ModelConfig",
     "PlanConfig",
     "PrecomputeConfig",
+    "Protocol",
     "RecheckConfig",
     "ReportConfig",
     "RowsConfig",
