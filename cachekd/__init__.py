@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cachekd.capture import precompute
-    from cachekd.config import PrecomputeConfig, TrainConfig
+    from cachekd.config import BenchmarkConfig, PrecomputeConfig, TrainConfig
+    from cachekd.costs.comparison import benchmark
     from cachekd.evaluation.heldout import heldout_kl
     from cachekd.losses.sparse import sparse_divergence
     from cachekd.store.reader import Cache, open_cache
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BenchmarkConfig": "cachekd.config",
     "Cache": "cachekd.store.reader",
     "CacheDataset": "cachekd.training.loader",
     "Collator": "cachekd.training.collate",
@@ -31,6 +33,7 @@ _HOMES = {
     "EpochSampler": "cachekd.training.order",
     "PrecomputeConfig": "cachekd.config",
     "TrainConfig": "cachekd.config",
+    "benchmark": "cachekd.costs.comparison",
     "heldout_kl": "cachekd.evaluation.heldout",
     "named_workers": "cachekd.training.workers",
     "open_cache": "cachekd.store.reader",
@@ -40,6 +43,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BenchmarkConfig",
     "Cache",
     "CacheDataset",
     "Collator",
@@ -47,6 +51,7 @@ __all__ = [
     "EpochSampler",
     "PrecomputeConfig",
     "TrainConfig",
+    "benchmark",
     "heldout_kl",
     "named_workers",
     "open_cache",

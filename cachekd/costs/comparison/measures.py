@@ -1,0 +1,208 @@
+"""What was measured of one comparison, and the figures that follow from it for the whole data.
+
+In: `Measures`. Out: a `Figure` for each thing that is told of capture and sides. Times of an epoch
+are of tokens: the median over steps of seconds a token, times the tokens of an epoch, so that
+neither a disturbed step nor the lengths of the documents drawn shift them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cachekd.config import BenchmarkConfig
+from cachekd.costs.comparison.documents import Documents
+from cachekd.costs.comparison.figures import Figure, extrapolated, gap, measured
+from cachekd.costs.comparison.jobs import SIDES, Failure, Step
+from cachekd.costs.comparison.parameters import Parameters
+from cachekd.costs.comparison.rounds import Captured, Taken
+
+Figures = dict[str, Figure]
+EPOCH = "median seconds a token x tokens of an epoch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """Everything that was measured.
+
+    Attributes:
+        config: settings.
+        documents: what it was measured on.
+        teacher, student: their parameters.
+        captured: the capture, or why there is none.
+        sides: what each of `SIDES` took, or why it took nothing.
+    """
+
+    config: BenchmarkConfig
+    documents: Documents
+    teacher: Parameters
+    student: Parameters
+    captured: Captured | Failure
+    sides: Mapping[str, Taken | Failure]
+
+    def side(self, name: str) -> Taken | Failure:
+        """What a side took; where nothing was captured no side has documents to train on."""
+        failed = Failure(kind="capture", text="the capture failed, so that no side was run")
+        return self.sides.get(name, failed)
+
+
+def why(measures: Measures, name: str, failure: Failure) -> str:
+    """A failure in words, for the one who reads the gap."""
+    if failure.kind == "memory" and name == "live":
+        return f"the teacher does not fit beside the student: {_first_line(failure.text)}"
+    if failure.kind == "memory":
+        return f"out of memory: {_first_line(failure.text)}"
+    return _first_line(f"{failure.error}: {failure.text}" if failure.error else failure.text)
+
+
+def capture_figures(measures: Measures) -> Figures:
+    """Figures of the capture."""
+    names = (
+        "prepare_seconds load_seconds tokens_per_second bytes_per_token peak_memory_bytes "
+        "joules_per_token seconds bytes"
+    ).split()
+    if isinstance(measures.captured, Failure):
+        missing = gap(why(measures, "capture", measures.captured))
+        return dict.fromkeys(names, missing)
+    capture, tokens = measures.captured.capture, measured(measures.documents.tokens)
+    found = {
+        "prepare_seconds": measured(
+            measures.documents.seconds, "reading and tokenising the whole data"
+        ),
+        "load_seconds": measured(
+            measures.captured.load_seconds, "all of a capture's process but scoring and writing"
+        ),
+        "tokens_per_second": measured(
+            capture.tokens / max(capture.score_seconds, 1e-9), "scored, packed and written"
+        ),
+        "bytes_per_token": measured(capture.bytes / capture.tokens, "of the sample's whole cache"),
+        "peak_memory_bytes": measured(capture.peak_bytes, _memory(capture.device)),
+        "joules_per_token": gap(capture.no_joules or "NVML does not answer")
+        if capture.joules is None
+        else measured(capture.joules / capture.tokens, "NVML, loading included"),
+    }
+    found["seconds"] = extrapolated(
+        "prepare_seconds + load_seconds + tokens / tokens_per_second",
+        lambda prepare, load, rate, all: prepare + load + all / rate,
+        found["prepare_seconds"],
+        found["load_seconds"],
+        found["tokens_per_second"],
+        tokens,
+    )
+    found["bytes"] = extrapolated(
+        "bytes_per_token x tokens", lambda each, all: each * all, found["bytes_per_token"], tokens
+    )
+    return found
+
+
+def side_figures(measures: Measures, name: str) -> Figures:
+    """Figures of a side; of the live one with the two parts of its step."""
+    taken = measures.side(name)
+    names = (
+        "step_seconds step_seconds_low step_seconds_high seconds_per_token tokens_per_second "
+        "data_wait_share peak_memory_bytes joules_per_step load_seconds epoch_seconds "
+        "epoch_joules"
+    ).split()
+    if name == "live":
+        names += ["teacher_step_seconds", "student_step_seconds", "teacher_epoch_seconds"]
+    if isinstance(taken, Failure):
+        return dict.fromkeys(names, gap(why(measures, name, taken)))
+    tokens, steps = epoch_tokens(measures, taken), taken.steps
+    each = measured(_median(steps, lambda step: step.seconds / step.tokens))
+    median = _median(steps, lambda step: step.seconds)
+    low, high = _quartiles([step.seconds for step in steps])
+    joules = _joules(taken)
+    found = {
+        "step_seconds": measured(median, f"median of {len(steps)} steps"),
+        "step_seconds_low": measured(low, "first quartile"),
+        "step_seconds_high": measured(high, "third quartile"),
+        "seconds_per_token": each,
+        "tokens_per_second": measured(1 / each.known),
+        "data_wait_share": measured(
+            sum(step.wait for step in steps) / sum(step.seconds for step in steps)
+        ),
+        "peak_memory_bytes": measured(taken.ended.peak_bytes, _memory(taken.ready.device)),
+        "joules_per_step": joules,
+        "load_seconds": measured(
+            taken.load_seconds + max(taken.first.seconds - median, 0.0),
+            "until the first step, and what that takes over a usual one",
+        ),
+        "epoch_seconds": extrapolated(EPOCH, lambda s, n: s * n, each, tokens),
+        "epoch_joules": extrapolated(
+            "joules a step / tokens a step x tokens of an epoch",
+            lambda j, n: j * len(steps) / sum(step.tokens for step in steps) * n,
+            joules,
+            tokens,
+        ),
+    }
+    return found | (_parts(steps, median, tokens) if name == "live" else {})
+
+
+def epoch_tokens(measures: Measures, taken: Taken) -> Figure:
+    """Tokens that an epoch of one student trains on."""
+    documents = measures.documents
+    return extrapolated(
+        "tokens of all samples x share of the drawn tokens that are within the student's context",
+        lambda all, kept, drawn: all * kept / drawn,
+        measured(documents.sample_tokens),
+        measured(taken.ready.tokens),
+        measured(documents.drawn_tokens),
+    )
+
+
+def steps_per_epoch(measures: Measures) -> int | None:
+    """Steps of an epoch of the whole data, or None where no side ran."""
+    taken = next((one for one in map(measures.side, SIDES) if isinstance(one, Taken)), None)
+    return None if taken is None else math.ceil(measures.documents.samples / taken.ready.batch)
+
+
+def active_ratio(measures: Measures) -> Figure:
+    """Active parameters of the teacher over those of the student."""
+    for who, of in (("teacher", measures.teacher), ("student", measures.student)):
+        if of.active is None:
+            return gap(f"active parameters of the {who} are not known: {of.why}")
+    assert measures.teacher.active is not None and measures.student.active is not None
+    return measured(measures.teacher.active / measures.student.active, "counted")
+
+
+def _parts(steps: Sequence[Step], median: float, tokens: Figure) -> Figures:
+    """The teacher's forward within a live step, and the rest of it."""
+    teacher = measured(_median(steps, lambda step: step.teacher), "body and head, within the step")
+    each = measured(_median(steps, lambda step: step.teacher / step.tokens))
+    return {
+        "teacher_step_seconds": teacher,
+        "student_step_seconds": measured(median - teacher.known, "step less the teacher's forward"),
+        "teacher_epoch_seconds": extrapolated(EPOCH, lambda s, n: s * n, each, tokens),
+    }
+
+
+def _joules(taken: Taken) -> Figure:
+    counts = [step.joules for step in taken.steps if step.joules is not None]
+    if not counts:
+        return gap(taken.ended.no_joules or "NVML does not answer")
+    if not taken.alternated:
+        return measured(statistics.mean(counts), "NVML, mean over steps")
+    return measured(
+        statistics.mean(counts), "NVML, mean over steps; other sides held the GPU idle meanwhile"
+    )
+
+
+def _median(steps: Sequence[Step], of: Callable[[Step], float]) -> float:
+    return statistics.median(map(of, steps))
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float]:
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def _memory(device: str) -> str:
+    return "most allocated on the GPU" if device == "cuda" else "most resident, loading included"
+
+
+def _first_line(text: str) -> str:
+    return text.strip().split("\n", 1)[0]
