@@ -19,7 +19,6 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
         OSError: the file cannot be written.
     """
     advice = report["recommendation"]
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_page(
         path,
         title="What a capture would cost, and what it would lose",
