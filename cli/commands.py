@@ -20,6 +20,7 @@ COMMANDS = (
     "verify",
     "seal",
     "merge",
+    "benchmark",
     "serve-teacher",
     "limits",
     "demo",

@@ -17,7 +17,7 @@ _AFTER = {
     "train": "the same command with --resume-from-checkpoint true continues from the last "
     "checkpoint",
     "serve-teacher": "run the same command again to serve",
-    **dict.fromkeys(("inspect", "verify", "plan"), _ANEW),
+    **dict.fromkeys(("inspect", "verify", "plan", "benchmark"), _ANEW),
 }
 
 

@@ -14,12 +14,12 @@ from typing import Any
 from cachekd import errors
 from cachekd.config import BenchmarkConfig
 from cachekd.costs.comparison import rounds
-from cachekd.costs.comparison.checks import checked, check_outputs
+from cachekd.costs.comparison.checks import check_outputs, checked
 from cachekd.costs.comparison.documents import draw
 from cachekd.costs.comparison.jobs import SIDES, Failure, Job
 from cachekd.costs.comparison.ledger import report_of
 from cachekd.costs.comparison.measures import Measures
-from cachekd.costs.comparison.output import write_outputs
+from cachekd.costs.comparison.page import write_outputs
 from cachekd.costs.comparison.parameters import count
 from cachekd.costs.comparison.rounds import Tell
 
@@ -83,8 +83,9 @@ def _measured(
 def _raise_if_wrong(failure: Failure) -> None:
     """An error that cachekd knows is the user's to mend; anything else leaves a gap."""
     kind = getattr(errors, failure.error, None)
-    known = isinstance(kind, type) and issubclass(kind, errors.CachekdError)
-    if failure.kind == "error" and known:
+    if failure.kind != "error" or not isinstance(kind, type):
+        return
+    if issubclass(kind, errors.CachekdError):
         raise kind(failure.text)
 
 

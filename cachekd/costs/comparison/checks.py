@@ -5,15 +5,15 @@ In: settings. Out: the teacher's facts and the student's folder. No weight is lo
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from cachekd.config import BenchmarkConfig, precompute_config
-from cachekd.errors import ConfigError, MismatchError, StoreError
+from cachekd.data.models import model_config, resolve_model, weight_files
+from cachekd.errors import ConfigError, MismatchError
 from cachekd.objectives import build
 from cachekd.plugins import find
-from cachekd.data.models import model_config, resolve_model, weight_files
+from cachekd.report.files import check_writable
 from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.teachers import TeacherFacts
 from cachekd.training.student import refuse_adapter
@@ -31,22 +31,12 @@ def check_outputs(config: BenchmarkConfig) -> None:
     """Refuse places that cannot be written to, before hours are measured.
 
     Raises:
-        StoreError: names the place.
+        ConfigError: names the place.
     """
-    for name, folder in (
-        ("out", None if config.out is None else Path(config.out).parent),
-        ("plots_dir", None if config.plots_dir is None else Path(config.plots_dir)),
-    ):
-        if folder is None:
-            continue
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{name}: {folder} cannot be made: {error}") from error
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise StoreError(f"{name}: {folder} cannot be written to; choose another folder")
-    if config.out is not None and Path(config.out).is_dir():
-        raise StoreError(f"out: expected a file; {config.out} is a folder")
+    if config.out is not None:
+        check_writable(Path(config.out), "out")
+    if config.plots_dir is not None:
+        check_writable(Path(config.plots_dir), "plots_dir", folder=True)
 
 
 def checked(config: BenchmarkConfig) -> Pair:

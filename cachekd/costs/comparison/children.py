@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
-from cachekd.costs.comparison.jobs import Failure, Job, Message
+from cachekd.costs.comparison.jobs import Failure, Job, Message, Started
 
 _MODULE = "cachekd.costs.comparison.process"
 M = TypeVar("M", bound=Message)
@@ -63,7 +63,7 @@ class Child:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.started = time.monotonic()
+        self.seconds = 0.0
         self._process, self._connection = launch()
 
     def __enter__(self) -> Self:
@@ -78,8 +78,16 @@ class Child:
         self.close()
 
     def begin(self, expected: type[M]) -> M:
-        """Send the job; the first answer."""
-        return self.ask(self.job, expected)
+        """Send the job; the answer to it. The time that this takes is kept in ``seconds``.
+
+        Raises:
+            ChildFailed: it failed, or died.
+        """
+        self.hear(Started)
+        begun = time.monotonic()
+        answer = self.ask(self.job, expected)
+        self.seconds = time.monotonic() - begun
+        return answer
 
     def ask(self, what: Job | str, expected: type[M]) -> M:
         """Send a job or a word; the answer to it.

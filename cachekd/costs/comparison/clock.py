@@ -47,12 +47,12 @@ class Stopwatch:
         """Seconds since the last call; on a GPU after `now`."""
         marks, self._marks = self._marks, []
         if self._on_gpu:
-            return sum(begun.elapsed_time(ended) for begun, ended in marks) / 1e3
+            return float(sum(begun.elapsed_time(ended) for begun, ended in marks)) / 1e3
         return float(sum(ended - begun for begun, ended in marks))
 
     def _mark(self) -> Any:
         if not self._on_gpu:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event

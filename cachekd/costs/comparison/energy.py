@@ -36,7 +36,7 @@ class Counter:
             ]
         except self.nvml.NVMLError:
             return None
-        return sum(counts) / 1e3
+        return float(sum(counts)) / 1e3
 
     def _handle(self, device: int) -> Any:
         """NVML numbers all GPUs, torch those that it may see: they meet at the UUID."""

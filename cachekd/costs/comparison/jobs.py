@@ -1,6 +1,7 @@
 """What goes between the benchmark and the processes that it measures.
 
-In: settings. Out: a `Job` to a process; `Capture`, `Ready`, `Step`, `Ended` or `Failure` from it.
+In: settings. Out: a `Job` to a process; `Started`, `Capture`, `Ready`, `Step`, `Ended` or
+`Failure` from it.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ class Job:
     def cache(self) -> Path:
         """Where they are captured to."""
         return self.folder / "cache"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A process that has its libraries, and waits for a job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,4 +130,4 @@ class Failure:
     error: str = ""
 
 
-Message = Capture | Ready | Step | Ended | Failure
+Message = Started | Capture | Ready | Step | Ended | Failure

@@ -11,18 +11,18 @@ from typing import Any
 
 from cachekd.config import BenchmarkConfig
 from cachekd.costs.comparison import model, sensitivity
-from cachekd.costs.comparison.figures import Figure, extrapolated, measured, never
 from cachekd.costs.comparison.jobs import SIDES, Failure
 from cachekd.costs.comparison.measures import (
-    Figures,
     Measures,
+    Quantities,
     active_ratio,
-    capture_figures,
-    side_figures,
+    capture_quantities,
+    side_quantities,
     steps_per_epoch,
     why,
 )
 from cachekd.costs.comparison.model import Way
+from cachekd.costs.comparison.quantities import Quantity, extrapolated, measured, never
 from cachekd.costs.comparison.rounds import Captured, Taken
 from cachekd.costs.comparison.verdict import Facts, Totals, judge
 
@@ -31,8 +31,8 @@ _HOUR = 3600.0
 
 def report_of(measures: Measures) -> dict[str, Any]:
     """The whole report."""
-    capture = capture_figures(measures)
-    steps = {name: side_figures(measures, name) for name in SIDES}
+    capture = capture_quantities(measures)
+    steps = {name: side_quantities(measures, name) for name in SIDES}
     ways = {
         "time": _time(capture, steps),
         "money": _money(measures.config, capture, steps),
@@ -67,7 +67,7 @@ Pair = tuple[Way, Way] | str
 """Amounts of both ways, cached and live, or why there are none."""
 
 
-def _time(capture: Figures, steps: Mapping[str, Figures]) -> Pair:
+def _time(capture: Quantities, steps: Mapping[str, Quantities]) -> Pair:
     """Seconds."""
     cached, live = steps["cached"], steps["live"]
     return _pair(
@@ -85,7 +85,7 @@ def _time(capture: Figures, steps: Mapping[str, Figures]) -> Pair:
     )
 
 
-def _money(config: BenchmarkConfig, capture: Figures, steps: Mapping[str, Figures]) -> Pair:
+def _money(config: BenchmarkConfig, capture: Quantities, steps: Mapping[str, Quantities]) -> Pair:
     """Prices times seconds, and storage."""
     prices = ("price_per_hour", "price_per_gb_month")
     missing = [f"--{n.replace('_', '-')}" for n in prices if getattr(config, n) is None]
@@ -110,7 +110,7 @@ def _money(config: BenchmarkConfig, capture: Figures, steps: Mapping[str, Figure
     )
 
 
-def _energy(measures: Measures, capture: Figures, steps: Mapping[str, Figures]) -> Pair:
+def _energy(measures: Measures, capture: Quantities, steps: Mapping[str, Quantities]) -> Pair:
     """Joules of GPUs, loading left out but in the capture."""
     tokens = measured(measures.documents.tokens)
     once = extrapolated("", lambda j, n: j * n, capture["joules_per_token"], tokens)
@@ -120,7 +120,7 @@ def _energy(measures: Measures, capture: Figures, steps: Mapping[str, Figures]) 
     )
 
 
-def _pair(figures: list[Figure], make: Callable[..., tuple[Way, Way]]) -> Pair:
+def _pair(figures: list[Quantity], make: Callable[..., tuple[Way, Way]]) -> Pair:
     for figure in figures:
         if figure.value is None:
             return figure.how
@@ -131,7 +131,7 @@ def _account(config: BenchmarkConfig, pair: Pair) -> dict[str, Any]:
     """Totals of the plan and the break-even, in one of the amounts."""
     names = "cached_total live_total storage break_even break_even_students".split()
     if isinstance(pair, str):
-        return dict.fromkeys(names, Figure(value=None, kind="gap", how=pair).to_json())
+        return dict.fromkeys(names, Quantity(value=None, kind="gap", how=pair).to_json())
     cached, live = pair
     epochs, students, every = config.epochs, config.students, config.teacher_changes
     dear = never("an epoch from the cache costs no less than a live one")
@@ -156,12 +156,12 @@ def _account(config: BenchmarkConfig, pair: Pair) -> dict[str, Any]:
     return _plain(found) | {"amounts": amounts}
 
 
-def _made(formula: str, value: float) -> Figure:
-    return Figure(value=value, kind="extrapolated", how=formula)
+def _made(formula: str, value: float) -> Quantity:
+    return Quantity(value=value, kind="extrapolated", how=formula)
 
 
 def _sensitivity(
-    measures: Measures, capture: Figures, steps: Mapping[str, Figures], ratio: Figure
+    measures: Measures, capture: Quantities, steps: Mapping[str, Quantities], ratio: Quantity
 ) -> dict[str, Any]:
     """Break-even in time against the size of the teacher."""
     live, cached = steps["live"], steps["cached"]
@@ -199,7 +199,7 @@ def _sensitivity(
     }
 
 
-def _verdict(measures: Measures, ways: Mapping[str, Pair], ratio: Figure) -> dict[str, Any]:
+def _verdict(measures: Measures, ways: Mapping[str, Pair], ratio: Quantity) -> dict[str, Any]:
     config, live = measures.config, measures.side("live")
     time, money = ways["time"], ways["money"]
     short = isinstance(live, Failure) and live.kind == "memory"
@@ -241,5 +241,5 @@ def _plan(config: BenchmarkConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def _plain(figures: Mapping[str, Figure]) -> dict[str, Any]:
+def _plain(figures: Mapping[str, Quantity]) -> dict[str, Any]:
     return {name: figure.to_json() for name, figure in figures.items()}

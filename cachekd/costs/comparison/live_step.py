@@ -11,7 +11,8 @@ of teacher logits t and student logits z over the whole vocabulary, at temperatu
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,11 @@ from cachekd.training.trainer import DistillTrainer
 from cachekd.types import Batch, ObjectiveOutput, TargetTensors
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoOptions:
+    """What is compared is fixed."""
+
+
 class LiveKL:
     """Forward KL over the vocabulary, of teacher logits that exist for a chunk of rows at a time.
 
@@ -32,6 +38,8 @@ class LiveKL:
     Args:
         teacher: makes logits of it.
     """
+
+    Options: ClassVar[type] = NoOptions
 
     def __init__(self, teacher: LiveTeacher) -> None:
         self._teacher = teacher

@@ -1,7 +1,7 @@
 """What was measured of one comparison, and the figures that follow from it for the whole data.
 
-In: `Measures`. Out: a `Figure` for each thing that is told of capture and sides. Times of an epoch
-are of tokens: the median over steps of seconds a token, times the tokens of an epoch, so that
+In: `Measures`. Out: a `Quantity` for each thing that is told of capture and sides. Times of an
+epoch are of tokens: the median over steps of seconds a token, times the tokens of an epoch, so that
 neither a disturbed step nor the lengths of the documents drawn shift them.
 """
 
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from cachekd.config import BenchmarkConfig
 from cachekd.costs.comparison.documents import Documents
-from cachekd.costs.comparison.figures import Figure, extrapolated, gap, measured
 from cachekd.costs.comparison.jobs import SIDES, Failure, Step
 from cachekd.costs.comparison.parameters import Parameters
+from cachekd.costs.comparison.quantities import Quantity, extrapolated, gap, measured
 from cachekd.costs.comparison.rounds import Captured, Taken
 
-Figures = dict[str, Figure]
+Quantities = dict[str, Quantity]
 EPOCH = "median seconds a token x tokens of an epoch"
 
 
@@ -57,8 +57,8 @@ def why(measures: Measures, name: str, failure: Failure) -> str:
     return _first_line(f"{failure.error}: {failure.text}" if failure.error else failure.text)
 
 
-def capture_figures(measures: Measures) -> Figures:
-    """Figures of the capture."""
+def capture_quantities(measures: Measures) -> Quantities:
+    """Quantities of the capture."""
     names = (
         "prepare_seconds load_seconds tokens_per_second bytes_per_token peak_memory_bytes "
         "joules_per_token seconds bytes"
@@ -72,7 +72,8 @@ def capture_figures(measures: Measures) -> Figures:
             measures.documents.seconds, "reading and tokenising the whole data"
         ),
         "load_seconds": measured(
-            measures.captured.load_seconds, "all of a capture's process but scoring and writing"
+            measures.captured.load_seconds,
+            "all of a capture but scoring and writing; libraries are imported already",
         ),
         "tokens_per_second": measured(
             capture.tokens / max(capture.score_seconds, 1e-9), "scored, packed and written"
@@ -97,8 +98,8 @@ def capture_figures(measures: Measures) -> Figures:
     return found
 
 
-def side_figures(measures: Measures, name: str) -> Figures:
-    """Figures of a side; of the live one with the two parts of its step."""
+def side_quantities(measures: Measures, name: str) -> Quantities:
+    """Quantities of a side; of the live one with the two parts of its step."""
     taken = measures.side(name)
     names = (
         "step_seconds step_seconds_low step_seconds_high seconds_per_token tokens_per_second "
@@ -127,7 +128,7 @@ def side_figures(measures: Measures, name: str) -> Figures:
         "joules_per_step": joules,
         "load_seconds": measured(
             taken.load_seconds + max(taken.first.seconds - median, 0.0),
-            "until the first step, and what that takes over a usual one",
+            "models and samples, and what the first step takes over a usual one",
         ),
         "epoch_seconds": extrapolated(EPOCH, lambda s, n: s * n, each, tokens),
         "epoch_joules": extrapolated(
@@ -140,7 +141,7 @@ def side_figures(measures: Measures, name: str) -> Figures:
     return found | (_parts(steps, median, tokens) if name == "live" else {})
 
 
-def epoch_tokens(measures: Measures, taken: Taken) -> Figure:
+def epoch_tokens(measures: Measures, taken: Taken) -> Quantity:
     """Tokens that an epoch of one student trains on."""
     documents = measures.documents
     return extrapolated(
@@ -158,7 +159,7 @@ def steps_per_epoch(measures: Measures) -> int | None:
     return None if taken is None else math.ceil(measures.documents.samples / taken.ready.batch)
 
 
-def active_ratio(measures: Measures) -> Figure:
+def active_ratio(measures: Measures) -> Quantity:
     """Active parameters of the teacher over those of the student."""
     for who, of in (("teacher", measures.teacher), ("student", measures.student)):
         if of.active is None:
@@ -167,7 +168,7 @@ def active_ratio(measures: Measures) -> Figure:
     return measured(measures.teacher.active / measures.student.active, "counted")
 
 
-def _parts(steps: Sequence[Step], median: float, tokens: Figure) -> Figures:
+def _parts(steps: Sequence[Step], median: float, tokens: Quantity) -> Quantities:
     """The teacher's forward within a live step, and the rest of it."""
     teacher = measured(_median(steps, lambda step: step.teacher), "body and head, within the step")
     each = measured(_median(steps, lambda step: step.teacher / step.tokens))
@@ -178,7 +179,7 @@ def _parts(steps: Sequence[Step], median: float, tokens: Figure) -> Figures:
     }
 
 
-def _joules(taken: Taken) -> Figure:
+def _joules(taken: Taken) -> Quantity:
     counts = [step.joules for step in taken.steps if step.joules is not None]
     if not counts:
         return gap(taken.ended.no_joules or "NVML does not answer")

@@ -1,6 +1,7 @@
 """A process that is measured: ``python -m cachekd.costs.comparison.process FD``.
 
-In: a `Job` over a socket, then a word for each step. Out: messages of `jobs`. A side's Trainer runs
+In: a `Job` over a socket, then a word for each step. Out: messages of `jobs`, of which the first
+says that everything is imported. A side's Trainer runs
 its own loop, which waits at the end of each step until it is told to go on, so that several
 processes take steps in turn and each has its own peak of memory.
 """
@@ -14,10 +15,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from cachekd.costs.comparison.clock import now, peak_bytes
 from cachekd.costs.comparison.energy import Counter, counter, spent
-from cachekd.costs.comparison.jobs import GO, Capture, Ended, Failure, Job, Ready, Step
+from cachekd.costs.comparison.jobs import GO, Capture, Ended, Failure, Job, Ready, Started, Step
 from cachekd.costs.comparison.live_step import LiveTrainer
 from cachekd.costs.comparison.sides import side_of
 
@@ -32,7 +34,9 @@ def serve(connection: Connection) -> None:
     """Do the job that comes first; tell what came of it."""
     from cachekd.teachers._memory import one_memory_error
 
+    logging.disable_progress_bar()
     try:
+        connection.send(Started())
         job: Job = connection.recv()
         try:
             with one_memory_error():

@@ -7,7 +7,6 @@ together do not fit into memory, they run one after another.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ class Taken:
     """What a side took.
 
     Attributes:
-        load_seconds: from the start of its process until its first step could begin.
+        load_seconds: until its first step could begin, without importing libraries.
         ready: what it is.
         first: the first step, in which things are set up.
         steps: those that count.
@@ -55,8 +54,7 @@ def capture(job: Job) -> Captured | Failure:
             done = child.begin(Capture)
         except ChildFailed as error:
             return error.failure
-        whole = time.monotonic() - child.started
-        return Captured(capture=done, load_seconds=max(whole - done.score_seconds, 0.0))
+        return Captured(capture=done, load_seconds=max(child.seconds - done.score_seconds, 0.0))
 
 
 def take_turns(jobs: Sequence[Job], tell: Tell) -> dict[str, Taken | Failure]:
@@ -126,7 +124,7 @@ class _Side:
     def begin(self) -> None:
         """Load everything. Sides load one after another, undisturbed."""
         self._ready = self._child.begin(Ready)
-        self._load_seconds = time.monotonic() - self._child.started
+        self._load_seconds = self._child.seconds
 
     def step(self) -> None:
         """Take a step."""

@@ -105,7 +105,7 @@ def _said(totals: Totals, facts: Facts, what: str) -> str:
     ratio = totals.cached / totals.live if totals.live else float("inf")
     return (
         f"in {what} the cached way takes {ratio:.2f} of the live one for {planned}; both cost the "
-        f"same at {totals.break_even:.2g} epochs x students"
+        f"same at {totals.break_even:.3g} epochs x students"
     )
 
 
@@ -116,10 +116,10 @@ def _of_money(facts: Facts, advice: str) -> list[str]:
     if by_time != advice:
         reasons.append(f"by time alone the advice would be: {by_time}")
     saved = facts.money.live - (facts.money.cached - facts.money.storage)
-    if facts.money.storage and facts.money.storage >= saved:
+    if 0 < saved <= facts.money.storage:
         reasons.append(
             f"storage is dearer than compute: it costs {facts.money.storage:.4g}, and all that the "
-            f"cache saves is {max(saved, 0):.4g}"
+            f"cache saves is {saved:.4g}"
         )
     return reasons
 

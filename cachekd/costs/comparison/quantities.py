@@ -1,7 +1,7 @@
-"""A figure and where it is from: measured, extrapolated by a formula, given, or a marked gap.
+"""A quantity and where it is from: measured, extrapolated by a formula, given, or a marked gap.
 
-In: a number, or why there is none. Out: `Figure`, which goes to JSON as it is. Whatever is computed
-of a gap is a gap for the same reason: no figure is made up.
+In: a number, or why there is none. Out: `Quantity`, which goes to JSON as it is. Whatever is
+computed of a gap is a gap for the same reason: no figure is made up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+class Quantity:
     """A number with its origin.
 
     Attributes:
@@ -39,27 +39,27 @@ class Figure:
         return plain | ({"how": self.how} if self.how else {})
 
 
-def measured(value: float, how: str = "") -> Figure:
+def measured(value: float, how: str = "") -> Quantity:
     """A figure that was measured in this run."""
-    return Figure(value=value, kind="measured", how=how)
+    return Quantity(value=value, kind="measured", how=how)
 
 
-def given(value: float) -> Figure:
+def given(value: float) -> Quantity:
     """A setting of the user's."""
-    return Figure(value=value, kind="given")
+    return Quantity(value=value, kind="given")
 
 
-def gap(why: str) -> Figure:
+def gap(why: str) -> Quantity:
     """A figure that cannot be had."""
-    return Figure(value=None, kind="gap", how=f"not measured: {why}")
+    return Quantity(value=None, kind="gap", how=f"not measured: {why}")
 
 
-def never(why: str) -> Figure:
+def never(why: str) -> Quantity:
     """There is no such number."""
-    return Figure(value=None, kind="never", how=why)
+    return Quantity(value=None, kind="never", how=why)
 
 
-def extrapolated(formula: str, make: Callable[..., float], *of: Figure) -> Figure:
+def extrapolated(formula: str, make: Callable[..., float], *of: Quantity) -> Quantity:
     """What a formula makes of other figures; a gap where one of them is a gap.
 
     Args:
@@ -69,5 +69,5 @@ def extrapolated(formula: str, make: Callable[..., float], *of: Figure) -> Figur
     """
     for figure in of:
         if figure.value is None:
-            return Figure(value=None, kind="gap", how=figure.how)
-    return Figure(value=make(*(f.known for f in of)), kind="extrapolated", how=formula)
+            return Quantity(value=None, kind="gap", how=figure.how)
+    return Quantity(value=make(*(f.known for f in of)), kind="extrapolated", how=formula)
