@@ -65,7 +65,7 @@ def _cumulative(report: Report, what: str) -> Plot:
         series.append(("break-even", [meet], [live.total(meet / students, students) / scale]))
     return Plot(
         title=f"{what.capitalize()} over epochs x students (extrapolated)",
-        x_label=f"epochs x students, {students} at a time",
+        x_label=f"epochs x students (students: {students})",
         y_label=label,
         series=tuple(series),
         marks={"break-even": "line"} if crossing else {},
