@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tiny import Family, Ran
 
-HEAVY = {"torch", "transformers", "datasets", "peft", "pandas", "accelerate"}
+HEAVY = {"torch", "transformers", "datasets", "peft", "pandas", "accelerate", "matplotlib"}
 PROBE = """
 import json, sys
 from importlib.metadata import entry_points
@@ -42,6 +42,7 @@ def loaded(*args: object) -> set[str]:
         ["train", "--help"],
         ["inspect", "--help"],
         ["verify", "--help"],
+        ["benchmark", "--help"],
         ["serve-teacher", "--help"],
         ["demo", "--help"],
     ],
