@@ -57,7 +57,8 @@ def config(**changes: Any) -> BenchmarkConfig:
 
 def taken(seconds: float, *, teacher: float = 0.0, load: float = 0.0, joules: Any = None) -> Taken:
     """A side whose steps of 100 tokens all took the same."""
-    step = Step(seconds=seconds, tokens=100, wait=seconds / 4, teacher=teacher, joules=joules)
+    wait, cpu = seconds / 4, 2 * seconds
+    step = Step(seconds=seconds, tokens=100, wait=wait, teacher=teacher, cpu=cpu, joules=joules)
     return Taken(
         load_seconds=load,
         ready=Ready(documents=10, tokens=1000, batch=4, device="cpu"),
@@ -89,6 +90,7 @@ def measures(**changes: Any) -> Measures:
     capture = Capture(
         tokens=1000,
         score_seconds=1.0,
+        cpu_seconds=4.0,
         bytes=50_000,
         peak_bytes=2 * 10**9,
         device="cpu",

@@ -56,6 +56,7 @@ class Capture:
     Attributes:
         tokens: scored.
         score_seconds: from the first batch until all was written.
+        cpu_seconds: processor time of the whole capture, its writers included.
         bytes: of the whole cache on disk.
         peak_bytes: most memory, of the GPU where there is one.
         device: kind of device that the teacher ran on.
@@ -65,6 +66,7 @@ class Capture:
 
     tokens: int
     score_seconds: float
+    cpu_seconds: float
     bytes: int
     peak_bytes: int
     device: str
@@ -97,6 +99,7 @@ class Step:
         tokens: that went through the student.
         wait: seconds of these in which the next batch was awaited.
         teacher: seconds of these of the teacher's forward.
+        cpu: processor time of the step, which a busy machine does not change.
         joules: or None.
     """
 
@@ -104,6 +107,7 @@ class Step:
     tokens: int
     wait: float
     teacher: float
+    cpu: float
     joules: float | None
 
 

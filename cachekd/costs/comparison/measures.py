@@ -60,8 +60,8 @@ def why(measures: Measures, name: str, failure: Failure) -> str:
 def capture_quantities(measures: Measures) -> Quantities:
     """Quantities of the capture."""
     names = (
-        "prepare_seconds load_seconds tokens_per_second bytes_per_token peak_memory_bytes "
-        "joules_per_token seconds bytes"
+        "prepare_seconds load_seconds tokens_per_second cpu_seconds_per_token bytes_per_token "
+        "peak_memory_bytes joules_per_token seconds bytes"
     ).split()
     if isinstance(measures.captured, Failure):
         missing = gap(why(measures, "capture", measures.captured))
@@ -77,6 +77,9 @@ def capture_quantities(measures: Measures) -> Quantities:
         ),
         "tokens_per_second": measured(
             capture.tokens / max(capture.score_seconds, 1e-9), "scored, packed and written"
+        ),
+        "cpu_seconds_per_token": measured(
+            capture.cpu_seconds / capture.tokens, "processor time, loading included"
         ),
         "bytes_per_token": measured(capture.bytes / capture.tokens, "of the sample's whole cache"),
         "peak_memory_bytes": measured(capture.peak_bytes, _memory(capture.device)),
@@ -102,7 +105,8 @@ def side_quantities(measures: Measures, name: str) -> Quantities:
     """Quantities of a side; of the live one with the two parts of its step."""
     taken = measures.side(name)
     names = (
-        "step_seconds step_seconds_low step_seconds_high seconds_per_token tokens_per_second "
+        "step_seconds step_seconds_low step_seconds_high seconds_per_token cpu_seconds_per_token "
+        "tokens_per_second "
         "data_wait_share peak_memory_bytes joules_per_step load_seconds epoch_seconds "
         "epoch_joules"
     ).split()
@@ -120,6 +124,9 @@ def side_quantities(measures: Measures, name: str) -> Quantities:
         "step_seconds_low": measured(low, "first quartile"),
         "step_seconds_high": measured(high, "third quartile"),
         "seconds_per_token": each,
+        "cpu_seconds_per_token": measured(
+            _median(steps, lambda step: step.cpu / step.tokens), "processor time"
+        ),
         "tokens_per_second": measured(1 / each.known),
         "data_wait_share": measured(
             sum(step.wait for step in steps) / sum(step.seconds for step in steps)

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from cachekd.costs.comparison.clock import now, peak_bytes
+from cachekd.costs.comparison.clock import cpu_seconds, now, peak_bytes
 from cachekd.costs.comparison.energy import Counter, counter, spent
 from cachekd.costs.comparison.jobs import GO, Capture, Ended, Failure, Job, Ready, Started, Step
 from cachekd.costs.comparison.live_step import LiveTrainer
@@ -80,12 +80,13 @@ def _capture(job: Job) -> Capture:
     plain: dict[str, Any] = {"columns": {}, "split": "train", "on_long": "fail", "on_bad": "fail"}
     plain |= dict.fromkeys(("dataset_config", "domain_column", "max_samples"))
     settings = precompute_config(job.config, cache=str(job.cache), data=(str(job.sample),), **plain)
-    before = energy.joules()
+    before, cpu = energy.joules(), cpu_seconds()
     report = precompute(settings)
     gpu = torch.cuda.is_available() and job.config.device != "cpu"
     return Capture(
         tokens=int(report["tokens_to_score"]),
         score_seconds=float(report["score_seconds"]),
+        cpu_seconds=cpu_seconds() - cpu,
         bytes=sum(path.stat().st_size for path in job.cache.rglob("*") if path.is_file()),
         peak_bytes=peak_bytes(torch.device("cuda" if gpu else "cpu")),
         device="cuda" if gpu else "cpu",
@@ -105,18 +106,18 @@ class Turns(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, connection: Connection, trainer: Any, energy: Counter) -> None:
         self._connection, self._trainer, self._energy = connection, trainer, energy
-        self._begun = time.perf_counter()
+        self._begun, self._cpu = time.perf_counter(), cpu_seconds()
         self._joules: float | None = None
         self._tokens, self._waited = 0, 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The first step begins."""
-        self._joules, self._begun = self._energy.joules(), now(args.device)
+        self._begin(args.device)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell, wait, begin anew."""
         meter = self._trainer.meter
-        seconds = now(args.device) - self._begun
+        seconds, cpu = now(args.device) - self._begun, cpu_seconds() - self._cpu
         live = self._trainer.live.watch if isinstance(self._trainer, LiveTrainer) else None
         tokens, waited, joules = int(meter.tokens), meter.waiting, self._energy.joules()
         self._connection.send(
@@ -125,12 +126,17 @@ class Turns(TrainerCallback):  # type: ignore[misc]
                 tokens=tokens - self._tokens,
                 wait=waited - self._waited,
                 teacher=live.taken() if live is not None else 0.0,
+                cpu=cpu,
                 joules=spent(self._joules, joules),
             )
         )
         self._tokens, self._waited = tokens, waited
         control.should_training_stop = self._connection.recv() != GO
-        self._joules, self._begun = self._energy.joules(), now(args.device)
+        self._begin(args.device)
+
+    def _begin(self, device: Any) -> None:
+        self._joules, self._cpu = self._energy.joules(), cpu_seconds()
+        self._begun = now(device)
 
 
 if __name__ == "__main__":

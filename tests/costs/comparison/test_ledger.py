@@ -43,6 +43,8 @@ def test_time_by_hand() -> None:
     assert value(report, "steps", "live", "epoch_seconds") == pytest.approx(30)
     assert value(report, "steps", "live", "teacher_epoch_seconds") == pytest.approx(15)
     assert value(report, "steps", "cached", "data_wait_share") == pytest.approx(0.25)
+    assert value(report, "steps", "cached", "cpu_seconds_per_token") == pytest.approx(0.2 / 100)
+    assert value(report, "capture", "cpu_seconds_per_token") == pytest.approx(4 / 1000)
     assert report["data"]["steps_per_epoch"] == 100
     assert value(report, "time", "cached_total") == pytest.approx(15 + 3 * 1 + 6 * 10)
     assert value(report, "time", "live_total") == pytest.approx(3 * 4 + 6 * 30)

@@ -32,7 +32,9 @@ def scripted(act: Answer, log: Path) -> Callable[[Connection], None]:
                 act(job, number)
                 with log.open("a") as stream:
                     stream.write(f"{job.side}{number} ")
-                step = Step(seconds=float(number), tokens=10, wait=0.0, teacher=0.0, joules=None)
+                step = Step(
+                    seconds=float(number), tokens=10, wait=0.0, teacher=0.0, cpu=0.0, joules=None
+                )
                 connection.send(step)
                 number += 1
             assert word == END
