@@ -70,6 +70,21 @@ def settings(
     """
     own = {field.name for field in dataclasses.fields(kind)}
     of_objective = {field.name for field in dataclasses.fields(options)}
+    training = _training(kind, from_yaml, options, extra, where)
+    plain = {key: value for key, value in from_yaml.items() if key not in NOT_FLAGS}
+    values = values_of(kind, {k: v for k, v in given.items() if k in own}, plain)
+    nested = from_yaml.get("objective_options") or {}
+    refuse_unknown(list(nested), list(of_objective), f"{where}: objective_options")
+    chosen = values_of(options, given, {**nested, **plain})
+    return build(kind, {**values, "training": training, "objective_options": chosen})
+
+
+def _training(
+    kind: type, from_yaml: Mapping[str, Any], options: Any, extra: Sequence[str], where: str
+) -> dict[str, Any]:
+    """Fields of `TrainingArguments` that were given, under ``training`` or beside it."""
+    own = {field.name for field in dataclasses.fields(kind)}
+    of_objective = {field.name for field in dataclasses.fields(options)}
     training = dict(from_yaml.get("training") or {})
     training = {str(key).replace("-", "_"): value for key, value in training.items()}
     further = {key: v for key, v in from_yaml.items() if key not in own | of_objective}
@@ -82,12 +97,7 @@ def settings(
         refuse_unknown(list(training), _argument_names(), f"{where}: training")
         as_flags = [f"--{key}={value}" for key, value in scalars.items()]
         training |= _parse_arguments([*as_flags, *extra], kind, options)
-    plain = {key: value for key, value in from_yaml.items() if key not in NOT_FLAGS}
-    values = values_of(kind, {k: v for k, v in given.items() if k in own}, plain)
-    nested = from_yaml.get("objective_options") or {}
-    refuse_unknown(list(nested), list(of_objective), f"{where}: objective_options")
-    chosen = values_of(options, given, {**nested, **plain})
-    return build(kind, {**values, "training": training, "objective_options": chosen})
+    return training
 
 
 def _argument_names() -> list[str]:

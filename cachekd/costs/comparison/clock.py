@@ -15,7 +15,6 @@ import torch
 
 from cachekd.training.meter import peak_cuda_bytes, peak_resident_bytes
 
-
 _WHOSE = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 
 

@@ -59,93 +59,123 @@ def why(measures: Measures, name: str, failure: Failure) -> str:
 
 def capture_quantities(measures: Measures) -> Quantities:
     """Quantities of the capture."""
-    names = (
-        "prepare_seconds load_seconds tokens_per_second cpu_seconds_per_token bytes_per_token "
-        "peak_memory_bytes joules_per_token seconds bytes"
-    ).split()
     if isinstance(measures.captured, Failure):
         missing = gap(why(measures, "capture", measures.captured))
-        return dict.fromkeys(names, missing)
-    capture, tokens = measures.captured.capture, measured(measures.documents.tokens)
-    found = {
-        "prepare_seconds": measured(
-            measures.documents.seconds, "reading and tokenising the whole data"
+        return dict.fromkeys((*_OF_CAPTURE, *_OF_ALL_DATA), missing)
+    tokens, seconds = measured(measures.documents.tokens), measures.documents.seconds
+    prepare = measured(seconds, "reading and tokenising the whole data")
+    found = {"prepare_seconds": prepare, **_of_capture(measures.captured)}
+    return found | {
+        "seconds": extrapolated(
+            "prepare_seconds + load_seconds + tokens / tokens_per_second",
+            lambda prepare, load, rate, all: prepare + load + all / rate,
+            prepare,
+            found["load_seconds"],
+            found["tokens_per_second"],
+            tokens,
         ),
-        "load_seconds": measured(
-            measures.captured.load_seconds,
+        "bytes": extrapolated(
+            "bytes_per_token x tokens",
+            lambda each, all: each * all,
+            found["bytes_per_token"],
+            tokens,
+        ),
+    }
+
+
+_OF_CAPTURE = (
+    "load_seconds",
+    "tokens_per_second",
+    "cpu_seconds_per_token",
+    "bytes_per_token",
+    "peak_memory_bytes",
+    "joules_per_token",
+)
+_OF_ALL_DATA = ("prepare_seconds", "seconds", "bytes")
+
+
+def _of_capture(captured: Captured) -> Quantities:
+    """What was measured of the sample's capture: `_OF_CAPTURE`, in this order."""
+    capture = captured.capture
+    rate = capture.tokens / max(capture.score_seconds, 1e-9)
+    joules = (
+        gap(capture.no_joules or "NVML does not answer")
+        if capture.joules is None
+        else measured(capture.joules / capture.tokens, "NVML, loading included")
+    )
+    values = (
+        measured(
+            captured.load_seconds,
             "all of a capture but scoring and writing; libraries are imported already",
         ),
-        "tokens_per_second": measured(
-            capture.tokens / max(capture.score_seconds, 1e-9), "scored, packed and written"
-        ),
-        "cpu_seconds_per_token": measured(
-            capture.cpu_seconds / capture.tokens, "processor time, loading included"
-        ),
-        "bytes_per_token": measured(capture.bytes / capture.tokens, "of the sample's whole cache"),
-        "peak_memory_bytes": measured(capture.peak_bytes, _memory(capture.device)),
-        "joules_per_token": gap(capture.no_joules or "NVML does not answer")
-        if capture.joules is None
-        else measured(capture.joules / capture.tokens, "NVML, loading included"),
-    }
-    found["seconds"] = extrapolated(
-        "prepare_seconds + load_seconds + tokens / tokens_per_second",
-        lambda prepare, load, rate, all: prepare + load + all / rate,
-        found["prepare_seconds"],
-        found["load_seconds"],
-        found["tokens_per_second"],
-        tokens,
+        measured(rate, "scored, packed and written"),
+        measured(capture.cpu_seconds / capture.tokens, "processor time, loading included"),
+        measured(capture.bytes / capture.tokens, "of the sample's whole cache"),
+        measured(capture.peak_bytes, _memory(capture.device)),
+        joules,
     )
-    found["bytes"] = extrapolated(
-        "bytes_per_token x tokens", lambda each, all: each * all, found["bytes_per_token"], tokens
-    )
-    return found
+    return dict(zip(_OF_CAPTURE, values, strict=True))
 
 
 def side_quantities(measures: Measures, name: str) -> Quantities:
     """Quantities of a side; of the live one with the two parts of its step."""
     taken = measures.side(name)
-    names = (
-        "step_seconds step_seconds_low step_seconds_high seconds_per_token cpu_seconds_per_token "
-        "tokens_per_second "
-        "data_wait_share peak_memory_bytes joules_per_step load_seconds epoch_seconds "
-        "epoch_joules"
-    ).split()
-    if name == "live":
-        names += ["teacher_step_seconds", "student_step_seconds", "teacher_epoch_seconds"]
     if isinstance(taken, Failure):
+        names = (*_OF_STEPS, *_OF_EPOCH, *(_OF_TEACHER if name == "live" else ()))
         return dict.fromkeys(names, gap(why(measures, name, taken)))
-    tokens, steps = epoch_tokens(measures, taken), taken.steps
-    each = measured(_median(steps, lambda step: step.seconds / step.tokens))
-    median = _median(steps, lambda step: step.seconds)
-    low, high = _quartiles([step.seconds for step in steps])
-    joules = _joules(taken)
-    found = {
-        "step_seconds": measured(median, f"median of {len(steps)} steps"),
-        "step_seconds_low": measured(low, "first quartile"),
-        "step_seconds_high": measured(high, "third quartile"),
-        "seconds_per_token": each,
-        "cpu_seconds_per_token": measured(
-            _median(steps, lambda step: step.cpu / step.tokens), "processor time"
+    found, tokens = _of_steps(taken), epoch_tokens(measures, taken)
+    steps = taken.steps
+    found |= {
+        "epoch_seconds": extrapolated(
+            EPOCH, lambda s, n: s * n, found["seconds_per_token"], tokens
         ),
-        "tokens_per_second": measured(1 / each.known),
-        "data_wait_share": measured(
-            sum(step.wait for step in steps) / sum(step.seconds for step in steps)
-        ),
-        "peak_memory_bytes": measured(taken.ended.peak_bytes, _memory(taken.ready.device)),
-        "joules_per_step": joules,
-        "load_seconds": measured(
-            taken.load_seconds + max(taken.first.seconds - median, 0.0),
-            "models and samples, and what the first step takes over a usual one",
-        ),
-        "epoch_seconds": extrapolated(EPOCH, lambda s, n: s * n, each, tokens),
         "epoch_joules": extrapolated(
             "joules a step / tokens a step x tokens of an epoch",
             lambda j, n: j * len(steps) / sum(step.tokens for step in steps) * n,
-            joules,
+            found["joules_per_step"],
             tokens,
         ),
     }
-    return found | (_parts(steps, median, tokens) if name == "live" else {})
+    return found | (_parts(steps, found, tokens) if name == "live" else {})
+
+
+_OF_STEPS = (
+    "step_seconds",
+    "step_seconds_low",
+    "step_seconds_high",
+    "seconds_per_token",
+    "cpu_seconds_per_token",
+    "tokens_per_second",
+    "data_wait_share",
+    "peak_memory_bytes",
+    "joules_per_step",
+    "load_seconds",
+)
+_OF_EPOCH = ("epoch_seconds", "epoch_joules")
+_OF_TEACHER = ("teacher_step_seconds", "student_step_seconds", "teacher_epoch_seconds")
+
+
+def _of_steps(taken: Taken) -> Quantities:
+    """What was measured of a side's steps: `_OF_STEPS`, in this order."""
+    steps = taken.steps
+    median = _median(steps, lambda step: step.seconds)
+    each = _median(steps, lambda step: step.seconds / step.tokens)
+    low, high = _quartiles([step.seconds for step in steps])
+    waited = sum(step.wait for step in steps) / sum(step.seconds for step in steps)
+    load = taken.load_seconds + max(taken.first.seconds - median, 0.0)
+    values = (
+        measured(median, f"median of {len(steps)} steps"),
+        measured(low, "first quartile"),
+        measured(high, "third quartile"),
+        measured(each, "median"),
+        measured(_median(steps, lambda step: step.cpu / step.tokens), "processor time, median"),
+        measured(1 / each),
+        measured(waited),
+        measured(taken.ended.peak_bytes, _memory(taken.ready.device)),
+        _joules(taken),
+        measured(load, "models and samples, and what the first step takes over a usual one"),
+    )
+    return dict(zip(_OF_STEPS, values, strict=True))
 
 
 def epoch_tokens(measures: Measures, taken: Taken) -> Quantity:
@@ -175,15 +205,16 @@ def active_ratio(measures: Measures) -> Quantity:
     return measured(measures.teacher.active / measures.student.active, "counted")
 
 
-def _parts(steps: Sequence[Step], median: float, tokens: Quantity) -> Quantities:
-    """The teacher's forward within a live step, and the rest of it."""
-    teacher = measured(_median(steps, lambda step: step.teacher), "body and head, within the step")
+def _parts(steps: Sequence[Step], found: Quantities, tokens: Quantity) -> Quantities:
+    """The teacher's forward within a live step, and the rest of it: `_OF_TEACHER`."""
+    teacher = _median(steps, lambda step: step.teacher)
     each = measured(_median(steps, lambda step: step.teacher / step.tokens))
-    return {
-        "teacher_step_seconds": teacher,
-        "student_step_seconds": measured(median - teacher.known, "step less the teacher's forward"),
-        "teacher_epoch_seconds": extrapolated(EPOCH, lambda s, n: s * n, each, tokens),
-    }
+    values = (
+        measured(teacher, "body and head, within the step"),
+        measured(found["step_seconds"].known - teacher, "step less the teacher's forward"),
+        extrapolated(EPOCH, lambda s, n: s * n, each, tokens),
+    )
+    return dict(zip(_OF_TEACHER, values, strict=True))
 
 
 def _joules(taken: Taken) -> Quantity:
