@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cachekd.capture import precompute
     from cachekd.config import (
+        BenchmarkConfig,
         EvaluateConfig,
         PrecomputeConfig,
         ReportConfig,
         TrainConfig,
     )
+    from cachekd.costs.comparison import benchmark
     from cachekd.evaluation.heldout import heldout_kl
     from cachekd.evaluation.run import evaluate
     from cachekd.losses.sparse import sparse_divergence
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BenchmarkConfig": "cachekd.config",
     "Cache": "cachekd.store.reader",
     "CacheDataset": "cachekd.training.loader",
     "Collator": "cachekd.training.collate",
@@ -40,6 +43,7 @@ _HOMES = {
     "PrecomputeConfig": "cachekd.config",
     "ReportConfig": "cachekd.config",
     "TrainConfig": "cachekd.config",
+    "benchmark": "cachekd.costs.comparison",
     "evaluate": "cachekd.evaluation.run",
     "heldout_kl": "cachekd.evaluation.heldout",
     "make_report": "cachekd.overview",
@@ -51,6 +55,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BenchmarkConfig",
     "Cache",
     "CacheDataset",
     "Collator",
@@ -60,6 +65,7 @@ __all__ = [
     "PrecomputeConfig",
     "ReportConfig",
     "TrainConfig",
+    "benchmark",
     "evaluate",
     "heldout_kl",
     "make_report",

@@ -21,6 +21,7 @@ COMMANDS = (
     "verify",
     "seal",
     "merge",
+    "benchmark",
     "serve-teacher",
     "report",
     "limits",

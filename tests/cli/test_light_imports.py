@@ -53,6 +53,7 @@ def loaded(*args: object) -> set[str]:
         ["inspect", "--help"],
         ["verify", "--help"],
         ["report", "--help"],
+        ["benchmark", "--help"],
         ["serve-teacher", "--help"],
         ["demo", "--help"],
     ],
