@@ -75,7 +75,8 @@ def _print(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 1000).print(shown)
 
 
-OPTIONS = options_of(EvaluateConfig)
+# All examples are judged alike, whatever domain a row is of.
+OPTIONS = options_of(EvaluateConfig, skip=frozenset({"domain_column"}))
 command = Dashed(
     "evaluate", callback=run, params=[*OPTIONS, CONFIG_OPTION, JSON_OPTION], help=run.__doc__
 )

@@ -118,7 +118,7 @@ def _default_text(field: dataclasses.Field[Any]) -> str | None:
         value = field.default
     else:
         return None
-    if value is None or value == {} or value == "":
+    if value in (None, {}, "", ()):
         return None
     if isinstance(value, tuple):
         return ",".join(map(str, value))

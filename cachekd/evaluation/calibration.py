@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cachekd.evaluation.figures import Figure, figure
+from cachekd.evaluation.figures import Figure, figure, gap
 from cachekd.evaluation.scores import Side, Wanted, score
 from cachekd.evaluation.tokens import Tokens
 
@@ -62,13 +62,13 @@ def calibration(
         sure_P = np.exp(log_q_PW.max(1) - log_mass_P)
     why = "the model gives all label words of an example probability 0"
     if np.isnan(sure_P).any():
-        return {name: figure([float("nan")], why=why) for name in ("ece", "ece_raw")}, []
+        return {name: gap(why) for name in ("label_accuracy", "label_mass", "ece", "ece_raw")}, []
     found = reliability(sure_P, right_P)
     figures = {
-        "ece": figure([found.ece]),
-        "ece_raw": figure([reliability(raw_P, right_P).ece]),
         "label_accuracy": figure([100 * float(right_P.mean())]),
         "label_mass": figure([float(np.exp(log_mass_P).mean())]),
+        "ece": figure([found.ece]),
+        "ece_raw": figure([reliability(raw_P, right_P).ece]),
     }
     return figures, list(found.bins)
 

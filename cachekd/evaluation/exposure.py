@@ -48,6 +48,10 @@ class Curve:
         total: Float64 = np.cumsum(self.sums / self.alive)
         return total
 
+    def error(self, length: int) -> float | None:
+        """R or E at a length; None where no response has so many tokens."""
+        return float(self.accumulated()[length - 1]) if length <= len(self.alive) else None
+
     def share_alive(self, length: int) -> float:
         """Share of the responses that have so many tokens."""
         return float(self.alive[length - 1]) / self.responses if length <= len(self.alive) else 0.0
@@ -131,19 +135,18 @@ def _errors(
 
 def _at(pairs: Sequence[tuple[Curve, Curve]], length: int) -> Figure:
     """The figure at one length, with R, E and the alive shares of each seed."""
-    reached = [min(len(r.sums), len(e.sums)) >= length for r, e in pairs]
-    sides = [
-        [float(side.accumulated()[length - 1]) if there else None for side in pair]
-        for pair, there in zip(pairs, reached, strict=True)
-    ]
+    sides = [[side.error(length) for side in pair] for pair in pairs]
     alive = [[side.share_alive(length) for side in pair] for pair in pairs]
     values = [float("nan") if r is None or not e else 100 * (r - e) / e for r, e in sides]
-    why = f"no response of student or teacher has {length} tokens"
-    if all(reached):
-        why = "the error in the teacher's own contexts is 0 or infinite"
+    short = [
+        name
+        for name, of_seeds in zip(("model", "teacher"), zip(*sides, strict=True), strict=True)
+        if None in of_seeds
+    ]
+    why = f"no response of the {' or the '.join(short)} has {length} tokens"
     return figure(
         values,
-        why=why,
+        why=why if short else "the error in the teacher's own contexts is 0 or infinite",
         student=[r for r, _ in sides],
         teacher=[e for _, e in sides],
         alive_student=[r for r, _ in alive],

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cachekd.capture.identify import load_tokenizer
+from cachekd.capture.identify import load_tokenizer, public_name
 from cachekd.config import EvaluateConfig, ScoringConfig
 from cachekd.data.digests import json_id
 from cachekd.data.models import context_length, resolve_model
@@ -70,7 +70,7 @@ def find_models(config: EvaluateConfig) -> list[Found]:
         TeacherError: one is not there, or lacks configuration, weights or tokenizer.
     """
     pairs = [parse_named(text) for text in config.model]
-    names = [name or Path(path).name for name, path in pairs]
+    names = [name or str(public_name(path)) for name, path in pairs]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(

@@ -154,7 +154,7 @@ def _models(report: Mapping[str, Any]) -> Table:
             one["path"],
             f"{one['parameters']:,}" if "parameters" in one else "",
             one["dtype"],
-            one["source_id"],
+            one["source_id"][:12],
             f"{one['seconds']:,.1f}" if "seconds" in one else "",
         )
         for one in (*report["models"], *others)

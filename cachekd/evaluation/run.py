@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cachekd.config import EvaluateConfig, resolved
-from cachekd.errors import ConfigError
+from cachekd.errors import ConfigError, StoreError, TeacherError
 from cachekd.evaluation.calibration import calibration
 from cachekd.evaluation.examples import Examples
 from cachekd.evaluation.exposure import exposure
@@ -29,6 +32,7 @@ from cachekd.evaluation.scores import Side
 from cachekd.evaluation.tables import markdown
 from cachekd.evaluation.texts import Progress, Run, end_tokens, text_figures, write_runs
 from cachekd.teachers._memory import release
+from cachekd.training.bars import quiet_bars
 from cachekd.training.record import cache_facts, versions
 
 if TYPE_CHECKING:
@@ -57,9 +61,11 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dic
     for path in filter(None, (config.out, config.markdown)):
         _check_place(Path(path))
     made = ready(config)
-    teacher = _Teacher(made, config, told) if made.teacher else None
+    with redirect_stdout(sys.stderr), quiet_bars(own=progress is not None):
+        teacher = _Teacher(made, config, told) if made.teacher else None
+        models = [_evaluated(one, made, teacher, config, told) for one in made.candidates]
     report = {
-        "models": [_evaluated(one, made, teacher, config, told) for one in made.candidates],
+        "models": models,
         "settings": {**resolved(config), **asdict(config.protocol)},
         "data": _data_facts(made.examples),
         "teacher": made.teacher.plain() if made.teacher else None,
@@ -67,11 +73,19 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dic
         "versions": {**versions(), "rouge-score": importlib.metadata.version("rouge-score")},
     }
     plain: dict[str, Any] = json.loads(json.dumps(report, allow_nan=False))
-    if config.markdown:
-        Path(config.markdown).write_text(markdown(plain), encoding="utf-8")
-    if config.out:
-        write_report(Path(config.out), plain)
+    _write(config, plain)
     return plain
+
+
+def _write(config: EvaluateConfig, report: Mapping[str, Any]) -> None:
+    """The pages that are asked for."""
+    try:
+        if config.markdown:
+            Path(config.markdown).write_text(markdown(report), encoding="utf-8")
+        if config.out:
+            write_report(Path(config.out), report)
+    except OSError as error:
+        raise StoreError(f"the page cannot be written: {error}") from error
 
 
 class _Teacher:
@@ -110,7 +124,14 @@ def _evaluated(
         "prompts_cut": sum(item.prompt_cut for item in one.tokens),
         "responses_cut": sum(item.response_cut for item in one.tokens),
     }
-    measured = _measured(one, model, made, teacher, config, told)
+    try:
+        measured = _measured(one, model, made, teacher, config, told)
+    except MemoryError as error:
+        raise TeacherError(
+            f"model {one.found.name} ({one.found.path}): out of memory for a single example: "
+            f"{error}. Shorten it with --max-prompt-length or --max-new-tokens, use a smaller "
+            "--dtype, or put the teacher elsewhere with --teacher-device"
+        ) from error
     del model
     release()
     return {**facts, **measured, "seconds": round(time.monotonic() - begun, 3)}
@@ -186,3 +207,5 @@ def _check_place(path: Path) -> None:
         raise ConfigError(f"{path}: its folder cannot be made: {error}") from error
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; expected the name of a file to write")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{path} cannot be written: no permission; choose another place")

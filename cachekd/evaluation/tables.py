@@ -13,6 +13,8 @@ from typing import Any
 from cachekd.report.curves import Table
 
 GAP = "not measured"
+SIDES = ("student", "teacher")
+"""Whose contexts ExAccErr is measured in."""
 
 # Title and decimals of each metric, in the order of the table.
 _METRICS: dict[str, tuple[str, int]] = {
@@ -81,32 +83,32 @@ def metric_names(report: Mapping[str, Any]) -> list[str]:
 
 
 def gaps(report: Mapping[str, Any]) -> list[str]:
-    """Why some cells are empty, a sentence each."""
-    return [
-        f"{model['name']}: {_title(name)}: {GAP}: {figure['why']}"
-        for model in report["models"]
-        for name in metric_names(report)
-        if (figure := model["metrics"].get(name)) is not None and figure["why"] is not None
-    ]
+    """Why some cells are empty, a sentence for each metric and reason."""
+    found: dict[str, list[str]] = {}
+    for name in metric_names(report):
+        for model in report["models"]:
+            figure = model["metrics"].get(name)
+            if figure is not None and figure["why"] is not None:
+                said = f"{_title(name)}: {GAP}: {figure['why']}"
+                found.setdefault(said, []).append(model["name"])
+    return [f"{', '.join(names)}: {said}" for said, names in found.items()]
 
 
 def counts(report: Mapping[str, Any]) -> list[str]:
     """What was cut or left out, a sentence each; nothing where all is whole."""
     settings = report["settings"]
     side = "beginning" if settings["truncation_side"] == "left" else "end"
+    cut = {
+        "prompts_cut": f"prompts lost their {side} beyond {settings['max_prompt_length']} tokens",
+        "responses_cut": f"references were cut to {settings['max_new_tokens']} tokens for the loss",
+    }
+    found: dict[str, list[str]] = {}
+    for key, what in cut.items():
+        for model in report["models"]:
+            if model[key]:
+                found.setdefault(f"{model[key]:,} {what}", []).append(model["name"])
     said = [f"left out: {n:,} rows: {why}" for why, n in report["data"]["skipped"].items()]
-    for model in report["models"]:
-        if model["prompts_cut"]:
-            said.append(
-                f"{model['name']}: {model['prompts_cut']:,} prompts lost their {side}: only "
-                f"{settings['max_prompt_length']} tokens are kept"
-            )
-        if model["responses_cut"]:
-            said.append(
-                f"{model['name']}: {model['responses_cut']:,} references were cut to "
-                f"{settings['max_new_tokens']} tokens for the loss"
-            )
-    return said
+    return said + [f"{', '.join(names)}: {what}" for what, names in found.items()]
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -153,9 +155,6 @@ def _exposed(figure: Mapping[str, Any]) -> Sequence[str]:
     for name, decimals in (("student", 3), ("teacher", 3)):
         cells.append(_mean(parts[name], decimals))
     return [*cells, *(f"{100 * _average(parts[f'alive_{side}']):.1f} %" for side in SIDES)]
-
-
-SIDES = ("student", "teacher")
 
 
 def _mean(values: Sequence[float | None], decimals: int) -> str:

@@ -22,6 +22,7 @@ from cachekd.data.chat import Rendering, Stretch
 from cachekd.data.documents import Document, Text, document, wording
 from cachekd.data.encoding import Encoded, encode, make_encoder
 from cachekd.data.nouns import BadRow
+from cachekd.errors import ConfigError
 from cachekd.evaluation.examples import Example, data_config
 from cachekd.types import Int32, Role
 
@@ -63,7 +64,8 @@ def tokenise(
         clock: the time that chat templates are told.
 
     Raises:
-        ConfigError, DataError: there is no template where one is needed.
+        ConfigError: the tokens of a label word are how those of another begin.
+        DataError: there is no template where one is needed.
     """
     style = wording(data_config(config), tokenizer, clock)
     documents: list[Document | BadRow] = []
@@ -121,6 +123,8 @@ def _tokens(
         if isinstance(part, BadRow):
             return part
     assert isinstance(gold, Encoded) and gold.prompt_length is not None, "errors are gone"
+    labels = tuple(_label(word) for word in words if isinstance(word, Encoded))
+    _check_apart(labels, config.label_words)
     border, most = gold.prompt_length, config.max_prompt_length
     if not border:
         return BadRow("no prompt", "expected a prompt of at least one token, found none")
@@ -135,10 +139,22 @@ def _tokens(
         judged=judged[: len(response)][: config.max_new_tokens],
         length=text,
         end=None if text == len(response) else int(response[-1]),
-        labels=tuple(_label(word) for word in words if isinstance(word, Encoded)),
+        labels=labels,
         prompt_cut=border > most,
         response_cut=len(response) > config.max_new_tokens,
     )
+
+
+def _check_apart(labels: Sequence[Int32], words: Sequence[str]) -> None:
+    """Refuse label words of which one is how another begins: it would take that one's mass."""
+    tokens = [ids.tolist() for ids in labels]
+    for short, word in zip(tokens, words, strict=True):
+        for long, other in zip(tokens, words, strict=True):
+            if long is not short and long[: len(short)] == short:
+                raise ConfigError(
+                    f"label_words: the tokens of {word!r} are how those of {other!r} begin, so "
+                    "that their probabilities cannot be told apart; choose other words"
+                )
 
 
 def _label(word: Encoded) -> Int32:

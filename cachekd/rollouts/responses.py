@@ -93,7 +93,7 @@ class Responses:
         return (torch.from_numpy(array).to(self._device) for array in (ids_BT, mask_BT))  # type: ignore[return-value]
 
     def banned(self) -> tuple[Tensor, Tensor] | None:
-        """Live rows and tokens that they may not go on with, int64 [n] and [n]; None: any may."""
+        """Live rows and tokens that they may not go on with, int64 [n] and [n]; None: all may."""
         if self._ngrams is None:
             return None
         still = set(self._open)
@@ -103,7 +103,9 @@ class Responses:
             if row in still
             for token in self._ngrams.banned(row)
         ]
-        rows_n, tokens_n = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(1)
+        if not pairs:
+            return None
+        rows_n, tokens_n = torch.tensor(pairs, device=self._device).unbind(1)
         return rows_n, tokens_n
 
     def draw(self, log_p_BV: Tensor) -> Tensor:
