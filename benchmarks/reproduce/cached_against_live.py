@@ -3,8 +3,8 @@
 Forward KL alone, on the data's own text. The live teacher runs in every step and gives whole
 distributions; the caches keep heads by number and by mass, levels, and unbiased draws. Student and
 teacher are then compared over the whole vocabulary, so that what a cache left out is seen. The
-fidelity curve is the student's held-out KL over bytes per target; a page with it is written
-beside the result.
+fidelity curve is the student's held-out KL over bytes per target; a page and a picture of it are
+written beside the result.
 
     python benchmarks/reproduce/cached_against_live.py --teacher T --student S \
         --data TRAIN.jsonl --dev-data DEV.jsonl --test-data TEST.jsonl --work WORK
@@ -27,6 +27,7 @@ from ways import Way, capture
 
 from cachekd import open_cache
 from cachekd.report.curves import Table, write_page
+from cachekd.report.png import write_png
 from cachekd.report.svg import Plot
 
 LIVE = "live teacher"
@@ -136,7 +137,9 @@ def reproduce(settings: Settings) -> Mapping[str, Any]:
 
 
 def page(folder: Path, result: Mapping[str, Any], live: float | None) -> None:
-    """The curve as a page of its own."""
+    """The curve as a page of its own, and as a picture."""
+    figure = plot(result["curve"], live)
+    write_png(figure, folder / "reproduce_cached_against_live.png")
     rows = tuple(
         (
             point["selection"],
@@ -157,7 +160,7 @@ def page(folder: Path, result: Mapping[str, Any], live: float | None) -> None:
                 rows=rows,
             )
         ],
-        plots=[plot(result["curve"], live)],
+        plots=[figure],
     )
 
 

@@ -79,7 +79,7 @@ class Settings:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def told(self) -> dict[str, Any]:
-        """The same for a published result: models and data by their last name."""
+        """The same for a published result: of local paths the last part alone."""
         paths = ("teacher", "student", "expert", "general_teacher")
         told: dict[str, Any] = {}
         for name, value in self.of_runs().items():
@@ -93,8 +93,8 @@ class Settings:
 
 
 def _short(place: str) -> str:
-    """A local path without its root: two last parts."""
-    return "/".join(Path(place).parts[-2:]) if os.path.isabs(place) else place
+    """The last part of a local path; a hub id as it is."""
+    return Path(place).name if os.path.isabs(place) else place
 
 
 def run_command(
