@@ -24,6 +24,7 @@ from ways import capture
 import cachekd
 from cachekd.config import DataConfig, EvaluateConfig
 from cachekd.data.models import end_tokens, model_config, resolve_model
+from cachekd.errors import CacheNotFound, UnsealedCache
 from cachekd.evaluation.own_text import own_text
 from cachekd.rollouts.responses import DrawSpec
 from cachekd.training.texts import Wording, samples_of
@@ -106,14 +107,15 @@ def figures_of(
 
 
 def _targets(settings: Settings, look: HeldOut) -> str:
-    """A cache of the teacher's distributions over the references; made once."""
-    top_k = settings.heldout_top_k
-    selection = {"logits_selection": "top_k" if top_k else "full", "logits_top_k": top_k}
-    place, _ = capture(
-        settings,
-        "-".join(filter(None, ("heldout", look.name))),
-        **{**look.rows(settings), "teacher": look.teacher, "rows": "response", **selection},
-    )
+    """A cache of the teacher's distributions over the references; made once, for all students."""
+    name, top_k = "-".join(filter(None, ("heldout", look.name))), settings.heldout_top_k
+    place = str(Path(settings.work) / "caches" / name)
+    try:
+        cachekd.open_cache(place)
+    except (CacheNotFound, UnsealedCache):
+        selection = {"logits_selection": "top_k" if top_k else "full", "logits_top_k": top_k}
+        changes = {**look.rows(settings), "teacher": look.teacher, "rows": "response"}
+        capture(settings, name, **changes, **selection)
     return place
 
 
