@@ -74,7 +74,7 @@ def orderings() -> tuple[Ordering, ...]:
 def reproduce(settings: KDSettings) -> Mapping[str, Any]:
     """Capture, train, look, judge."""
     journal = journal_of(settings)
-    cache, report = capture(
+    cache, counts = capture(
         settings,
         "attention",
         rows="response",
@@ -96,7 +96,7 @@ def reproduce(settings: KDSettings) -> Mapping[str, Any]:
             "loss": "loss",
             "length": "length",
         },
-        facts=lambda rows: {"capture": report},
+        facts=lambda rows: {"capture": counts},
     )
     return carry_out(what, journal)
 

@@ -19,6 +19,8 @@ import cachekd
 from cachekd.config import PrecomputeConfig, TrainConfig
 from cachekd.plugins import find
 
+_COUNTS = ("samples", "generated", "tokens", "targets", "entries", "bytes", "attention_bytes")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
@@ -57,7 +59,7 @@ def capture(settings: Settings, name: str, **changes: Any) -> tuple[str, dict[st
         **changes: settings of precompute that are others for this cache.
 
     Returns:
-        The cache's location, and the report of the capture.
+        The cache's location, and counts of what it holds.
     """
     location = Path(settings.work) / "caches" / name
     values = {
@@ -74,7 +76,7 @@ def capture(settings: Settings, name: str, **changes: Any) -> tuple[str, dict[st
         **changes,
     }
     report = cachekd.precompute(PrecomputeConfig(**values))
-    return str(location), report
+    return str(location), {name: report[name] for name in _COUNTS if name in report}
 
 
 def trained(settings: Settings, way: Way, seed: int, rate: float) -> tuple[Path, dict[str, Any]]:
