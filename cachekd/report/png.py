@@ -19,6 +19,7 @@ from cachekd.report.figures import Figure
 from cachekd.report.files import write_whole
 from cachekd.report.style import COLOURS, DASHES, FAINT, RULE
 from cachekd.report.svg import STYLES, Plot, unbroken
+from cachekd.report.text import short
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -28,6 +29,7 @@ _Handle: TypeAlias = "Artist | tuple[Artist, ...]"
 
 _INCHES, _DPI = (6.4, 3.8), 200
 _NAME_LETTERS = 60
+_LETTERS = 24
 
 
 def write_png(plot: Figure, path: Path) -> None:
@@ -156,7 +158,8 @@ def _bars(bars: Bars, axes: Axes) -> bool:
                     error_kw={"capsize": 2},
                 )
             )
-    axes.set_yticks(range(len(bars.groups)), bars.groups, parse_math=False)
+    names = [short(group, _LETTERS) for group in bars.groups]
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_ylim(len(bars.groups) - 0.5, -0.5)
     if len(bars.series) > 1:
         _legend(axes, handles, [name for name, _, _ in bars.series])

@@ -15,6 +15,11 @@ from tiny import Family, write_rows
 
 from cachekd.config import PlanConfig, RecheckConfig, ReportConfig
 from cachekd.overview import make_report
+from cachekd.report.bars import Bars, Histogram
+from cachekd.report.curves import Section, Table, write_page
+from cachekd.report.figures import Figure
+from cachekd.report.heat import Passage
+from cachekd.report.svg import Plot
 
 pytestmark = pytest.mark.skipif(not can_browse(), reason=NO_CHROMIUM)
 BAD = {
@@ -24,7 +29,7 @@ BAD = {
     "wide": '<div style="width: 500px">wide</div>',
     "undrawn": '<figure><svg aria-label="t"><text>x</text></svg></figure>',
 }
-PAGES = ("cache", "hostile", "runs", "training", "plan", "demo")
+PAGES = ("cache", "hostile", "runs", "training", "plan", "demo", "long")
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +58,7 @@ def pages(
     settings = {"backend": "dummy", "samples": 8, "out": str(paths["plan"])}
     plan(PlanConfig(teacher=str(family.teacher), data=(str(data),), **settings))
     write_report(paths["demo"], _demo())
+    _long(paths["long"])
     return paths
 
 
@@ -63,6 +69,21 @@ def _hostile(family: Family, folder: Path, out: Path) -> None:
     capture(family, data, folder / HOSTILE.replace("/", ""), domain_column="domain", **CAPTURE)
     cache = str(folder / HOSTILE.replace("/", ""))
     make_report(ReportConfig(paths=(cache,), out=str(out), tokenizer=str(family.teacher)))
+
+
+def _long(out: Path) -> None:
+    """Names without a place to break them, and more series than there are looks."""
+    name = "x" * 300
+    series = tuple((name, [0, 1], [i, i + 1]) for i in range(10))
+    figures: list[Figure] = [
+        Plot(title=name, x_label=name, y_label=name, series=series),
+        Bars(title=name, x_label=name, groups=(name,) * 3, series=((name, [1.0, 2, 3], None),)),
+        Histogram(title=name, x_label=name, y_label=name, edges=[0, 1e9], counts=[1e12]),
+    ]
+    table = Table(title=name, header=(name, name), rows=((name, "1" * 300),))
+    passage = Passage(title=name, tokens=(name,), shades=(1.0,), notes=(name,))
+    section = Section(heading=name, text=[name], passages=[passage], shades=(name, name))
+    write_page(out, title=name, intro=[name], tables=[table], plots=figures, sections=[section])
 
 
 def _demo() -> dict[str, Any]:
