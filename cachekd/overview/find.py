@@ -9,7 +9,7 @@ from cachekd.errors import ConfigError
 from cachekd.store.names import shown
 from cachekd.training.record import RECORD
 
-_CACHE = "cache.json"
+_CACHE, _SEALS = "cache.json", "manifest-*.json"
 
 
 def kind_of(config: ReportConfig) -> str:
@@ -30,7 +30,7 @@ def kind_of(config: ReportConfig) -> str:
             + ", ".join(f"{shown(path)} ({_what(path)})" for path in config.paths)
             + ". Make a report of each cache, and one of all runs"
         )
-    if "://" not in others[0] and not (Path(others[0]) / _CACHE).is_file():
+    if "://" not in others[0] and not _is_cache(others[0]):
         raise ConfigError(
             f"{others[0]}: expected a cache (a folder with {_CACHE}) or the output folder of "
             f"cachekd train (with {RECORD}); found {_what(others[0])}"
@@ -45,6 +45,12 @@ def _is_run(path: str) -> bool:
     )
 
 
+def _is_cache(path: str) -> bool:
+    """Whether it is a cache, whole or not: what is wrong with it is told when it is opened."""
+    folder = Path(path)
+    return (folder / _CACHE).is_file() or any(folder.glob(_SEALS))
+
+
 def _what(path: str) -> str:
     if "://" in path:
         return "a location"
@@ -52,6 +58,6 @@ def _what(path: str) -> str:
         return "nothing there"
     if _is_run(path):
         return "a run"
-    if (Path(path) / _CACHE).is_file():
+    if _is_cache(path):
         return "a cache"
     return "a folder without either" if Path(path).is_dir() else "a file"

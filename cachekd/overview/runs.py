@@ -84,7 +84,7 @@ def _run(run: Run, final: Mapping[str, float | None]) -> dict[str, Any]:
         **{name: facts.get(name) for name in named},
         "final": dict(final),
         "caches": [*facts["caches"], *filter(None, [facts.get("eval_cache")])],
-        "rollouts": facts.get("rollouts"),
+        "rollouts": _plain(facts.get("rollouts")),
         "log_rows": len(run.history),
     }
 
@@ -178,6 +178,13 @@ def _curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
             if lines:
                 shown.append({"figure": name, "on": about, "lines": lines})
     return shown
+
+
+def _plain(value: Any) -> Any:
+    """A value in which each number that JSON does not have is None."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return _finite(value) if isinstance(value, float) else value
 
 
 def _finite(value: Any) -> float | None:

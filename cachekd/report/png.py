@@ -42,6 +42,16 @@ def write_png(plot: Figure, path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    from matplotlib import rc_context, rcdefaults
+
+    with rc_context():
+        rcdefaults()  # a matplotlibrc may ask for LaTeX, or for another size
+        picture = _picture(plot)
+    write_whole(path, picture)
+
+
+def _picture(plot: Figure) -> bytes:
+    """The bytes of a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
@@ -53,7 +63,7 @@ def write_png(plot: Figure, path: Path) -> None:
     with warnings.catch_warnings():  # letters that no font here has are drawn as boxes
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         canvas.savefig(buffer, format="png")
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def write_pngs(plots: Sequence[Figure], folder: Path) -> list[Path]:

@@ -94,6 +94,11 @@ def test_a_damaged_shard(report: Callable[..., str], cache: Path) -> None:
     assert shard.name in report(cache, code=4)
 
 
+def test_a_cache_without_its_identity(report: Callable[..., str], cache: Path) -> None:
+    (cache / "cache.json").unlink()
+    assert "restore it from a copy" in report(cache, code=4)
+
+
 def test_a_lost_file_that_only_its_size_is_asked_of(
     report: Callable[..., str], cache: Path
 ) -> None:

@@ -130,8 +130,13 @@ def test_equal_names_are_told_apart(runs: tuple[Path, ...], record_of: Write) ->
 
 
 def test_on_policy_costs_have_a_table_of_their_own(record_of: Write) -> None:
-    rollouts = {"rollouts": 12, "scores": {"rows": 30}, "seconds": {"writing": 1.25}}
+    rollouts = {
+        "rollouts": 12,
+        "scores": {"rows": 30},
+        "seconds": {"writing": 1.25, "lost": math.nan},
+    }
     report = runs_report(load_runs([str(record_of(rollouts=rollouts))]))
+    json.dumps(report, allow_nan=False)
     (section,) = [one for one in sections_of(report) if one.heading == "On-policy costs"]
     assert ("teacher: rows", "30") in section.tables[0].rows
     assert ("seconds: writing", "1.25") in section.tables[0].rows
