@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cachekd.capture import precompute
-    from cachekd.config import PrecomputeConfig, ReportConfig, TrainConfig
+    from cachekd.config import (
+        BenchmarkConfig,
+        EvaluateConfig,
+        PrecomputeConfig,
+        ReportConfig,
+        TrainConfig,
+    )
+    from cachekd.costs.comparison import benchmark
     from cachekd.evaluation.heldout import heldout_kl
+    from cachekd.evaluation.run import evaluate
     from cachekd.losses.sparse import sparse_divergence
     from cachekd.overview import make_report
     from cachekd.store.reader import Cache, open_cache
@@ -25,14 +33,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BenchmarkConfig": "cachekd.config",
     "Cache": "cachekd.store.reader",
     "CacheDataset": "cachekd.training.loader",
     "Collator": "cachekd.training.collate",
     "DistillTrainer": "cachekd.training.trainer",
     "EpochSampler": "cachekd.training.order",
+    "EvaluateConfig": "cachekd.config",
     "PrecomputeConfig": "cachekd.config",
     "ReportConfig": "cachekd.config",
     "TrainConfig": "cachekd.config",
+    "benchmark": "cachekd.costs.comparison",
+    "evaluate": "cachekd.evaluation.run",
     "heldout_kl": "cachekd.evaluation.heldout",
     "make_report": "cachekd.overview",
     "named_workers": "cachekd.training.workers",
@@ -43,14 +55,18 @@ _HOMES = {
 }
 
 __all__ = [
+    "BenchmarkConfig",
     "Cache",
     "CacheDataset",
     "Collator",
     "DistillTrainer",
     "EpochSampler",
+    "EvaluateConfig",
     "PrecomputeConfig",
     "ReportConfig",
     "TrainConfig",
+    "benchmark",
+    "evaluate",
     "heldout_kl",
     "make_report",
     "named_workers",

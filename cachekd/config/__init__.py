@@ -6,6 +6,8 @@ Flags, environment variables and YAML keys are generated from these fields (see 
 
 from __future__ import annotations
 
+from cachekd.config._benchmark import BenchmarkConfig
+from cachekd.config._evaluate import EvaluateConfig, Protocol
 from cachekd.config._fields import canonical_json, check_choices, option, required, resolved
 from cachekd.config._inputs import DataConfig, ModelConfig, RowsConfig
 from cachekd.config._live import LiveConfig, ScoringConfig
@@ -19,12 +21,15 @@ from cachekd.config._train import TrainConfig
 __all__ = [
     "ATTENTION_STEPS",
     "AttentionConfig",
+    "BenchmarkConfig",
     "DataConfig",
+    "EvaluateConfig",
     "LEVEL_STEPS",
     "LiveConfig",
     "ModelConfig",
     "PlanConfig",
     "PrecomputeConfig",
+    "Protocol",
     "RecheckConfig",
     "ReportConfig",
     "RowsConfig",

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 from tiny import Family, Ran
 
-HEAVY = {"torch", "transformers", "datasets", "peft", "pandas", "accelerate", "matplotlib"}
+HEAVY = {
+    "accelerate",
+    "datasets",
+    "matplotlib",
+    "pandas",
+    "peft",
+    "rouge_score",
+    "torch",
+    "transformers",
+}
 PROBE = """
 import json, sys
 from importlib.metadata import entry_points
@@ -40,9 +49,11 @@ def loaded(*args: object) -> set[str]:
         ["plan", "--help"],
         ["precompute", "--help"],
         ["train", "--help"],
+        ["evaluate", "--help"],
         ["inspect", "--help"],
         ["verify", "--help"],
         ["report", "--help"],
+        ["benchmark", "--help"],
         ["serve-teacher", "--help"],
         ["demo", "--help"],
     ],
