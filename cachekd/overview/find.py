@@ -35,6 +35,8 @@ def kind_of(config: ReportConfig) -> str:
             f"{others[0]}: expected a cache (a folder with {_CACHE}) or the output folder of "
             f"cachekd train (with {RECORD}); found {_what(others[0])}"
         )
+    if config.evaluation:
+        raise ConfigError("evaluation is for the report of runs; this is a cache")
     return "cache"
 
 
