@@ -225,3 +225,4 @@ def test_a_sample_without_any_target_is_shown_with_gaps(
     assert "no record of the sample has targets" in ran.json["kl_gap"]
     page = out.read_text(encoding="utf-8")
     assert "No row of the sample has targets" in page and "no data" in page
+    assert "Not shown: no record of the sample has enough rows" in page
