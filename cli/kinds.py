@@ -35,9 +35,12 @@ class Pairs(click.ParamType[dict[str, Any]]):
 
 
 class Numbers(click.ParamType[tuple[float, ...]]):
-    """Numbers with commas between them."""
+    """Numbers with commas between them: whole ones (``kind`` int) or any."""
 
     name = "numbers"
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self._kind = kind
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -45,9 +48,12 @@ class Numbers(click.ParamType[tuple[float, ...]]):
         """The tuple that a text stands for."""
         try:
             parts = value.split(",") if isinstance(value, str) else value
-            return tuple(float(part) for part in parts)
+            return tuple(self._kind(part) for part in parts)
         except (TypeError, ValueError):
-            self.fail(f"expected numbers with commas between them; found {value!r}", param, ctx)
+            whole = "whole " if self._kind is int else ""
+            self.fail(
+                f"expected {whole}numbers with commas between them; found {value!r}", param, ctx
+            )
 
 
 class Number(click.ParamType[float]):

@@ -94,7 +94,7 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Setting:
     if origin is tuple and typing.get_args(kind)[0] is str:
         return Setting([flag], multiple=True, **{**settings, "default": None})
     if origin is tuple:
-        return Setting([flag], type=Numbers(), **settings)
+        return Setting([flag], type=Numbers(typing.get_args(kind)[0]), **settings)
     if origin is not None and issubclass(origin, Mapping):
         number = typing.get_args(kind)[1] is float
         return Setting([flag], type=Pairs(number), multiple=True, **settings)
@@ -118,7 +118,7 @@ def _default_text(field: dataclasses.Field[Any]) -> str | None:
         value = field.default
     else:
         return None
-    if value is None or value == {} or value == "":
+    if value in (None, {}, "", ()):
         return None
     if isinstance(value, tuple):
         return ",".join(map(str, value))

@@ -65,6 +65,30 @@ class Counted:
         self._show(done, total, time.monotonic() - self._started)
 
 
+class Stages:
+    """Progress over stages of work, one bar after the other; leaves the terminal clean."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._stage = ""
+        self._bar: Counted | None = None
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is; one begins with nothing done, and ends the one before."""
+        if self._bar is None or stage != self._stage:
+            self.__exit__()
+            self._stage, self._bar = stage, Counted(stage, self._unit)
+        if done:
+            self._bar(done, total)
+
+
 class TrainProgress:
     """Progress over steps on stderr, with the figures last logged.
 

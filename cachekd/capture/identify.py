@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from cachekd import __version__
-from cachekd.config import PrecomputeConfig
+from cachekd.config import PrecomputeConfig, ScoringConfig
 from cachekd.data.digests import json_id
 from cachekd.errors import DataError, TeacherError
 from cachekd.store.identity import (
@@ -28,7 +28,7 @@ from cachekd.store.tokenizer import TokenizerFacts
 from cachekd.teachers import TeacherFacts
 
 
-def load_tokenizer(config: PrecomputeConfig, facts: TeacherFacts) -> Any:
+def load_tokenizer(config: PrecomputeConfig | ScoringConfig, facts: TeacherFacts) -> Any:
     """The tokenizer as the student will load it.
 
     Raises:

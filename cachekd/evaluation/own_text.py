@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cachekd.evaluation.ngrams import distinct
 from cachekd.losses.reference import dense_divergence
 from cachekd.rollouts import Ask, Written
 from cachekd.rollouts.responses import DrawSpec
@@ -87,16 +87,6 @@ def own_text(
         sequence_reverse_kl=sums["sequence_reverse_kl"] / len(written),
         divergences={name: sums[name] / tokens for name in names},
     )
-
-
-def distinct(responses: Sequence[Int32], n: int) -> float:
-    """Share of distinct n-grams among all n-grams of some responses; nan where there are none."""
-    grams = list(chain.from_iterable(_grams(ids.tolist(), n) for ids in responses))
-    return len(set(grams)) / len(grams) if grams else float("nan")
-
-
-def _grams(ids: list[int], n: int) -> list[tuple[int, ...]]:
-    return [tuple(ids[at : at + n]) for at in range(len(ids) - n + 1)]
 
 
 def _rows(

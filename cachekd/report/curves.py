@@ -17,6 +17,8 @@ from cachekd.report.files import write_whole
 from cachekd.report.heat import Passage, heat_map, scale
 from cachekd.report.style import STYLE
 
+_FIGURE = 16  # letters of a figure with its unit or deviation
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
@@ -93,10 +95,16 @@ def _section(section: Section) -> str:
     return "\n".join(parts)
 
 
+def _unbroken(cell: str) -> str:
+    """A figure stays on one line with its unit."""
+    return cell.replace(" ", "\u00a0") if cell[:1].isdigit() and len(cell) <= _FIGURE else cell
+
+
 def _table(table: Table) -> str:
     header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in map(_unbroken, row)) + "</tr>"
+        for row in table.rows
     )
     return (
         f'<div class="scroll"><table><caption>{escape(table.title)}</caption>'

@@ -22,13 +22,14 @@ from cachekd.report.axes import (
     x_axis_of,
     y_axis_of,
 )
+from cachekd.report.style import COLOURS
 
 Series = tuple[str, Sequence[float], Sequence[float]]
 """Name, x values and y values (equally many)."""
 Run = list[tuple[float, float]]
 """Points of a series without a gap between them."""
 
-STYLES = 4
+STYLES = len(COLOURS)
 """Looks of a line that the page knows; further series begin again with the first."""
 
 

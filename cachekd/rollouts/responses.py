@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cachekd.rollouts import Ask, Written
+from cachekd.rollouts.ngrams import NGrams
 from cachekd.teachers._writing import gumbel, stream_seeds
 from cachekd.types import Int32
 
@@ -29,6 +30,8 @@ class DrawSpec:
         temperature, top_k, top_p: what is drawn from, as transformers define it.
         greedy: take the most probable token; nothing is drawn.
         seed: of the draws.
+        no_repeat_ngram_size: above 0, no n-gram of so many tokens is written that the prompt or the
+            response has already (`cachekd.rollouts.ngrams`).
         batch_tokens: token budget of a batch (rows x longest prompt and response).
     """
 
@@ -40,6 +43,7 @@ class DrawSpec:
     top_p: float = 1.0
     greedy: bool = False
     seed: int = 0
+    no_repeat_ngram_size: int = 0
     batch_tokens: int = 16384
 
 
@@ -59,11 +63,18 @@ class Responses:
         self._open = [i for i in range(len(asks)) if not self._over(i)]
         self._live = list(self._open)
         self._seeds_B = stream_seeds([asks[i] for i in self._live], spec.seed).to(device)
+        texts = (self._whole(i).tolist() for i in range(len(asks)))
+        size = spec.no_repeat_ngram_size
+        self._ngrams = NGrams(size, texts) if size else None
 
     def _over(self, row: int) -> bool:
         tokens = self._tokens[row]
         ended = bool(tokens) and tokens[-1] in self._spec.end_tokens
         return ended or len(tokens) >= self._spec.max_new_tokens
+
+    def _whole(self, row: int) -> Int32:
+        """Prompt and response so far."""
+        return np.concatenate([self._asks[row].input_ids, _ids(self._tokens[row])])
 
     def done(self) -> bool:
         """Whether nothing is left to write."""
@@ -71,7 +82,7 @@ class Responses:
 
     def context(self) -> tuple[Tensor, Tensor]:
         """Prompts with what their responses begin with, padded on the left, and their mask."""
-        whole = [np.concatenate([self._asks[i].input_ids, self._tokens[i]]) for i in self._live]
+        whole = [self._whole(i) for i in self._live]
         width = max(map(len, whole))
         pad = self._spec.end_tokens[0] if self._spec.end_tokens else 0
         ids_BT = np.full((len(whole), width), pad, np.int64)
@@ -80,6 +91,22 @@ class Responses:
             ids_BT[row, width - len(ids) :] = ids
             mask_BT[row, width - len(ids) :] = 1
         return (torch.from_numpy(array).to(self._device) for array in (ids_BT, mask_BT))  # type: ignore[return-value]
+
+    def banned(self) -> tuple[Tensor, Tensor] | None:
+        """Live rows and tokens that they may not go on with, int64 [n] and [n]; None: all may."""
+        if self._ngrams is None:
+            return None
+        still = set(self._open)
+        pairs = [
+            (place, token)
+            for place, row in enumerate(self._live)
+            if row in still
+            for token in self._ngrams.banned(row)
+        ]
+        if not pairs:
+            return None
+        rows_n, tokens_n = torch.tensor(pairs, device=self._device).unbind(1)
+        return rows_n, tokens_n
 
     def draw(self, log_p_BV: Tensor) -> Tensor:
         """The next token of each live row, int64 [B]; of rows that are over it is not used."""
@@ -97,6 +124,8 @@ class Responses:
             if row in still:
                 self._tokens[row].append(token)
                 self._logprobs[row].append(logprob)
+                if self._ngrams is not None:
+                    self._ngrams.add(row, token)
         self._open = [row for row in self._open if not self._over(row)]
         return tokens_B
 

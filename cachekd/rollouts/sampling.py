@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from cachekd.errors import ConfigError, TeacherError
 from cachekd.rollouts import Ask, Written
+from cachekd.rollouts.batches import by_length
 from cachekd.rollouts.modes import inference
 from cachekd.rollouts.responses import DrawSpec, Responses
 from cachekd.teachers._memory import one_memory_error
@@ -70,7 +71,8 @@ def write(
         for one in models:
             modes.enter_context(inference(one))
         shares = [1.0] if len(models) == 1 else [1 - mix.alpha, mix.alpha] if mix else []
-        for places in _batches(asks, spec):
+        lengths = [len(ask.input_ids) + spec.max_new_tokens for ask in asks]
+        for places in by_length(lengths, spec.batch_tokens):
             written = _tried(models, shares, [asks[place] for place in places], spec)
             found.update(zip(places, written, strict=True))
             if told is not None:
@@ -90,20 +92,6 @@ def _check_room(ask: Ask, spec: DrawSpec, models: Sequence[Any]) -> None:
                 f"{context}; found a prompt of {length}. Lower --max-new-tokens, or leave out "
                 "such prompts with --on-long skip"
             )
-
-
-def _batches(asks: Sequence[Ask], spec: DrawSpec) -> Iterator[list[int]]:
-    """Places of prompts of like length, within the budget; what is whole already goes alone."""
-    lengths = [len(ask.input_ids) + spec.max_new_tokens for ask in asks]
-    batch: list[int] = []
-    for place in sorted(range(len(asks)), key=lambda i: (-lengths[i], i)):
-        longest = lengths[batch[0]] if batch else lengths[place]
-        if batch and (len(batch) + 1) * longest > spec.batch_tokens:
-            yield batch
-            batch = []
-        batch.append(place)
-    if batch:
-        yield batch
 
 
 def _tried(
@@ -132,7 +120,8 @@ def _write(
     ids_BT, mask_BT = rows.context()
     positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
     while True:
-        logits = [side.step(ids_BT, mask_BT, positions_BT, spec) for side in sides]
+        banned = rows.banned()
+        logits = [side.step(ids_BT, mask_BT, positions_BT, spec, banned) for side in sides]
         tokens_B = rows.draw(_mixed(logits, shares))
         if rows.done():
             return rows.written()
@@ -179,8 +168,15 @@ class _Side:
                     "and values, and tells prompts from their padding by a mask"
                 )
 
-    def step(self, ids_BT: Tensor, mask_BT: Tensor, positions_BT: Tensor, spec: DrawSpec) -> Tensor:
-        """Logits of the last position, shaped, float32 [B, V]."""
+    def step(
+        self,
+        ids_BT: Tensor,
+        mask_BT: Tensor,
+        positions_BT: Tensor,
+        spec: DrawSpec,
+        banned: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """Logits of the last position without the banned tokens, shaped, float32 [B, V]."""
         inputs: dict[str, Any] = {
             "input_ids": ids_BT,
             "attention_mask": mask_BT,
@@ -197,6 +193,14 @@ class _Side:
                 f"{type(self._model).__name__} gave logits that are NaN or infinite while it "
                 "wrote. Check its weights and dtype, or lower --learning-rate if it is the student"
             )
+        if banned is not None:  # before temperature, top-k and top-p, as in transformers
+            rows_n, tokens_n = (part.to(logits_BV.device) for part in banned)
+            logits_BV = logits_BV.index_put((rows_n, tokens_n), logits_BV.new_tensor(-math.inf))
+            if bool((logits_BV.amax(-1) == -math.inf).any()):
+                raise ConfigError(
+                    f"no_repeat_ngram_size: with {spec.no_repeat_ngram_size} no token of "
+                    f"{spec.vocab_size} is left to go on with; raise it, or write fewer tokens"
+                )
         return shaped_logits(logits_BV, spec.temperature, spec.top_k, spec.top_p)
 
     @property

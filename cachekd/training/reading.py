@@ -8,7 +8,7 @@ sums are those of the loss, so that a ratio of the student to itself is 1.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,6 +21,7 @@ from cachekd.losses.choice import Divergence
 from cachekd.losses.divergences import divergence
 from cachekd.losses.fused import Reading
 from cachekd.losses.student import StudentRows
+from cachekd.rollouts.batches import by_length
 from cachekd.rollouts.modes import inference
 from cachekd.teachers._memory import one_memory_error
 from cachekd.training.collate import Collator
@@ -123,7 +124,8 @@ class ModelReader:
         with inference(model), self._numerics():
             if self._head is None:
                 self._head = StudentHead(model, model)
-            for places in self._batches(records):
+            lengths = [len(record.input_ids) for record in records]
+            for places in by_length(lengths, self._batch_tokens):
                 chosen = [records[place] for place in places]
                 parts = self._tried(chosen, lambda batch: self._read(model, batch, read, reading))
                 found.update(zip(places, parts, strict=True))
@@ -143,18 +145,6 @@ class ModelReader:
         gc.collect()
         half = len(records) // 2
         return self._tried(records[:half], read) + self._tried(records[half:], read)
-
-    def _batches(self, records: Sequence[Record]) -> Iterator[list[int]]:
-        order = sorted(range(len(records)), key=lambda i: (-len(records[i].input_ids), i))
-        batch: list[int] = []
-        for place in order:
-            longest = len(records[batch[0]].input_ids) if batch else 0
-            if batch and (len(batch) + 1) * longest > self._batch_tokens:
-                yield batch
-                batch = []
-            batch.append(place)
-        if batch:
-            yield batch
 
     def _read(self, model: Any, batch: Batch, read: _Read, reading: Reading) -> Any:
         assert self._head is not None, "made before the first batch"

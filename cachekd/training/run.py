@@ -8,14 +8,14 @@ run beside it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from cachekd.config import TrainConfig, resolved
 from cachekd.errors import WorkerError
 from cachekd.signals import StopFlag, stop_on_signals
 from cachekd.training import outcome, record
+from cachekd.training.bars import quiet_bars
 from cachekd.training.build import Progress, samples_of_run, trainer_of
 from cachekd.training.inputs import Inputs, checked, checkpoint_of
 
@@ -47,7 +47,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
     if inputs.resume:
         _check_resumed(inputs, dataset.digest())
     stop = StopFlag()
-    with redirect_stdout(sys.stderr), _bars(own=progress is not None):
+    with redirect_stdout(sys.stderr), quiet_bars(own=progress is not None):
         trainer = trainer_of(inputs, dataset, stop, progress)
         facts = outcome.facts_of(inputs, dataset, trainer)
         if trainer.is_world_process_zero():
@@ -80,18 +80,3 @@ def _check_resumed(inputs: Inputs, digest: str) -> None:
         "scores_id": inputs.live.teacher.scores_id if inputs.live else None,
     }
     record.check_resumed(inputs.output, digest, inputs.caches, resolved(inputs.config), rows)
-
-
-@contextmanager
-def _bars(*, own: bool) -> Iterator[None]:
-    """Within, transformers shows no bars for loading and saving if the caller has its own."""
-    from transformers.utils import logging
-
-    if not own or not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()

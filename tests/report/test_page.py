@@ -101,6 +101,15 @@ def test_page_is_written_whole_and_half_a_character_does_not_stop_it(tmp_path: P
         write_page(path / "below.html", title="", intro=[])
 
 
+def test_a_figure_stays_on_one_line_with_its_unit(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    rows = (("a name", "10.6 MB", "4.1 ± 0.2", "two words", "7 words and more of them"),)
+    write_page(path, title="T", intro=[], tables=[Table(title="", header=("",) * 5, rows=rows)])
+    page = path.read_text(encoding="utf-8")
+    assert "<td>10.6\u00a0MB</td><td>4.1\u00a0±\u00a00.2</td>" in page
+    assert "<td>a name</td>" in page and "<td>two words</td><td>7 words and more" in page
+
+
 def test_points_that_are_not_finite_leave_a_gap() -> None:
     nan, inf = math.nan, math.inf
     figure = line_plot(_plot(("a", [0, 1, 2, 3, 4, 5], [1, 2, nan, 3, 4, inf])))

@@ -14,10 +14,11 @@ from cachekd.config import BenchmarkConfig
 from cachekd.costs.comparison.jobs import SIDES
 from cachekd.costs.comparison.plots import plots_of
 from cachekd.costs.comparison.verdict import CACHE, DO_NOT, EITHER
-from cachekd.costs.page import amount, hours
+from cachekd.costs.page import hours
 from cachekd.errors import StoreError
 from cachekd.report.curves import Section, Table, write_page
 from cachekd.report.png import write_pngs
+from cachekd.report.text import amount
 
 Report = Mapping[str, Any]
 Show = Callable[[float], str]

@@ -1,0 +1,182 @@
+"""The report of an evaluation as one HTML page: tables, ROUGE-L by seed, ExAccErr, reliability.
+
+In: the report of `cachekd.evaluation.run`. Out: a self-contained page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cachekd.evaluation.tables import SIDES, counts, exposure_table, gaps, main_table
+from cachekd.report.curves import Table, write_page
+from cachekd.report.svg import Plot, Series
+
+_NAN = float("nan")
+
+
+def write_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Write the page.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    tables = [main_table(report), exposure_table(report), _models(report), _settings(report)]
+    write_page(
+        path,
+        title="Evaluation of " + ", ".join(model["name"] for model in report["models"]),
+        intro=[*_intro(report), *gaps(report), *counts(report)],
+        tables=[table for table in tables if table is not None],
+        plots=plots(report),
+    )
+
+
+def plots(report: Mapping[str, Any]) -> list[Plot]:
+    """The plots that this report has figures for."""
+    found = [_rouge(report), _exposure(report), _alive(report), _reliability(report)]
+    return [plot for plot in found if plot is not None]
+
+
+def _intro(report: Mapping[str, Any]) -> list[str]:
+    settings = report["settings"]
+    drawn = (
+        "the most probable tokens"
+        if settings["greedy"]
+        else f"draws at temperature {settings['temperature']:g}, top-p {settings['top_p']:g} and "
+        f"top-k {settings['top_k']}, seeds {', '.join(map(str, settings['seeds']))}"
+    )
+    said = [
+        f"Responses are {drawn}, of at most {settings['max_new_tokens']} tokens, with "
+        f"no_repeat_ngram_size {settings['no_repeat_ngram_size']}; prompts are worded by the "
+        f"template {settings['prompt_template']}. A cell is the mean over seeds ± their sample "
+        "standard deviation."
+    ]
+    if report["teacher"]:
+        said.append(
+            "KL and TVD are exact, over the whole vocabulary of the teacher "
+            f"{report['teacher']['path']}."
+        )
+    if report["cache"]:
+        said.append(
+            f"KL to the cache {report['cache']['name']} is that of its own samples, its heads and "
+            "one tail bucket: at most the KL of the whole distributions."
+        )
+    return said
+
+
+def _rouge(report: Mapping[str, Any]) -> Plot | None:
+    series: list[Series] = []
+    names: dict[str, list[str]] = {}
+    for number, model in enumerate(report["models"], 1):
+        values = model["metrics"]["rouge_l"]["values"]
+        if values:
+            series.append((model["name"], [number] * len(values), values))
+            seeds = [] if report["settings"]["greedy"] else report["settings"]["seeds"]
+            names[model["name"]] = [f"{model['name']}, seed {seed}" for seed in seeds] or [
+                model["name"]
+            ]
+    if not series:
+        return None
+    return Plot(
+        title="ROUGE-L of each seed",
+        x_label="model, in the order of the table",
+        y_label="ROUGE-L",
+        series=tuple(series),
+        marks=dict.fromkeys(names, "alone"),
+        names=names,
+    )
+
+
+def _exposure(report: Mapping[str, Any]) -> Plot | None:
+    series: list[Series] = []
+    for model in _exposed(report):
+        sums = [model["exaccerr"][side]["accumulated"] for side in SIDES]
+        ratios = [
+            100 * (r - e) / e if r is not None and e else _NAN
+            for r, e in zip(*sums, strict=False)  # as far as both sides reach
+        ]
+        series.append((model["name"], range(1, len(ratios) + 1), ratios))
+    if not series:
+        return None
+    return Plot(
+        title="ExAccErr by response length, all seeds together",
+        x_label="response tokens",
+        y_label="ExAccErr, %",
+        series=tuple(series),
+    )
+
+
+def _alive(report: Mapping[str, Any]) -> Plot | None:
+    exposed = _exposed(report)
+    if not exposed:
+        return None
+    curves = {model["name"]: model["exaccerr"]["student"]["alive"] for model in exposed}
+    curves |= {"the teacher": exposed[0]["exaccerr"]["teacher"]["alive"]}
+    return Plot(
+        title="Responses that are not over",
+        x_label="response tokens",
+        y_label="share alive",
+        series=tuple((name, range(1, len(ys) + 1), ys) for name, ys in curves.items()),
+    )
+
+
+def _exposed(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [model for model in report["models"] if "exaccerr" in model]
+
+
+def _reliability(report: Mapping[str, Any]) -> Plot | None:
+    series: list[Series] = []
+    names: dict[str, list[str]] = {}
+    for model in report["models"]:
+        bins = [one for one in model.get("reliability", []) if one["count"]]
+        if bins:
+            xs, ys = [one["confidence"] for one in bins], [one["accuracy"] for one in bins]
+            series.append((model["name"], xs, ys))
+            names[model["name"]] = [f"{one['count']} examples" for one in bins]
+    if not series:
+        return None
+    return Plot(
+        title="Reliability: accuracy against confidence, ten bins",
+        x_label="confidence",
+        y_label="accuracy",
+        series=(*series, ("calibrated", [0.0, 1.0], [0.0, 1.0])),
+        marks=dict.fromkeys(names, "line"),
+        names=names,
+    )
+
+
+def _models(report: Mapping[str, Any]) -> Table:
+    others = [report["teacher"]] if report["teacher"] else []
+    rows = [
+        (
+            one["name"],
+            one["path"],
+            f"{one['parameters']:,}" if "parameters" in one else "",
+            one["dtype"],
+            one["source_id"][:12],
+            f"{one['seconds']:,.1f}" if "seconds" in one else "",
+        )
+        for one in (*report["models"], *others)
+    ]
+    header = ("", "path", "parameters", "dtype", "source id", "seconds")
+    return Table(title="Models", header=header, rows=tuple(rows))
+
+
+def _settings(report: Mapping[str, Any]) -> Table:
+    versions = {f"version of {name}": value for name, value in report["versions"].items()}
+    values = {**report["data"], **report["settings"], **versions}
+    rows = [
+        (name.replace("_", " "), _text(value))
+        for name, value in values.items()
+        if value not in (None, "", [], {})
+    ]
+    return Table(title="Data and settings", header=("", "value"), rows=tuple(rows))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {item}" for key, item in value.items())
+    return str(value)

@@ -1,0 +1,211 @@
+"""``cachekd evaluate``: what students write, and how close they are to their teacher.
+
+In: an `EvaluateConfig`. Out: a report of plain JSON types, and pages if asked for. Models are
+loaded one after the other; all that can be wrong is looked for before the first.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cachekd.config import EvaluateConfig, resolved
+from cachekd.errors import ConfigError, StoreError, TeacherError
+from cachekd.evaluation.calibration import calibration
+from cachekd.evaluation.examples import Examples
+from cachekd.evaluation.exposure import exposure
+from cachekd.evaluation.figures import Figure, figure, gap
+from cachekd.evaluation.gold import DIVERGENCES, gold_figures
+from cachekd.evaluation.heldout import heldout_kl
+from cachekd.evaluation.models import load
+from cachekd.evaluation.page import write_report
+from cachekd.evaluation.ready import Candidate, Ready, ready
+from cachekd.evaluation.scores import Side
+from cachekd.evaluation.tables import markdown
+from cachekd.evaluation.texts import Progress, Run, end_tokens, text_figures, write_runs
+from cachekd.teachers._memory import release
+from cachekd.training.bars import quiet_bars
+from cachekd.training.record import cache_facts, versions
+
+if TYPE_CHECKING:
+    from cachekd.store.reader import Cache
+
+_NOT_DENSE = "a cache holds the head of each distribution alone; give the teacher with --teacher"
+
+
+def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Evaluate models on prompts with references.
+
+    Args:
+        config: see `EvaluateConfig`.
+        progress: called with what is done, how much of it is, and of how much.
+
+    Returns:
+        ``models``: for each, in the order given, ``metrics`` (see `cachekd.evaluation.figures`:
+        mean, deviation, values, why), ``exaccerr`` curves, ``reliability`` bins, who it is, counts
+        and seconds; ``settings``, ``data``, ``teacher``, ``cache`` and ``versions``. What was not
+        asked for is not there; what could not be measured is None with the reason.
+
+    Raises:
+        CachekdError: whatever is wrong with settings, data, models or teacher.
+    """
+    told: Progress = progress or (lambda stage, done, total: None)
+    for path in filter(None, (config.out, config.markdown)):
+        _check_place(Path(path))
+    made = ready(config)
+    with redirect_stdout(sys.stderr), quiet_bars(own=progress is not None):
+        teacher = _Teacher(made, config, told) if made.teacher else None
+        models = [_evaluated(one, made, teacher, config, told) for one in made.candidates]
+    report = {
+        "models": models,
+        "settings": {**resolved(config), **asdict(config.protocol)},
+        "data": _data_facts(made.examples),
+        "teacher": made.teacher.plain() if made.teacher else None,
+        "cache": cache_facts(made.cache) if made.cache else None,
+        "versions": {**versions(), "rouge-score": importlib.metadata.version("rouge-score")},
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(report, allow_nan=False))
+    _write(config, plain)
+    return plain
+
+
+def _write(config: EvaluateConfig, report: Mapping[str, Any]) -> None:
+    """The pages that are asked for."""
+    try:
+        if config.markdown:
+            Path(config.markdown).write_text(markdown(report), encoding="utf-8")
+        if config.out:
+            write_report(Path(config.out), report)
+    except OSError as error:
+        raise StoreError(f"the page cannot be written: {error}") from error
+
+
+class _Teacher:
+    """The live teacher, and what it wrote: read again for every model that has the same prompts."""
+
+    def __init__(self, made: Ready, config: EvaluateConfig, told: Progress) -> None:
+        assert made.teacher is not None, "a teacher was named"
+        self._found, self._config, self._told = made.teacher, config, told
+        model = load(self._found)
+        self.side = Side.of("the teacher", model, self._found.tokenizer.vocab_size)
+        self._runs: list[Run] = []
+        self._asked: list[bytes] = []
+
+    def runs(self, candidate: Candidate) -> list[Run]:
+        """What it writes to the prompts of a model."""
+        asked = [item.prompt.tobytes() for item in candidate.tokens]
+        if asked != self._asked:
+            ends = end_tokens(self._found, candidate.tokenizer, candidate.tokens)
+            self._runs = write_runs(
+                self._found, self.side.model, candidate.tokens, ends, self._config, self._told
+            )
+            self._asked = asked
+        return self._runs
+
+
+def _evaluated(
+    one: Candidate, made: Ready, teacher: _Teacher | None, config: EvaluateConfig, told: Progress
+) -> dict[str, Any]:
+    """Load a model, measure it, and let it go."""
+    begun = time.monotonic()
+    model = load(one.found)
+    facts = {
+        **one.found.plain(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "end_tokens": list(end_tokens(one.found, one.tokenizer, one.tokens)),
+        "prompts_cut": sum(item.prompt_cut for item in one.tokens),
+        "responses_cut": sum(item.response_cut for item in one.tokens),
+    }
+    try:
+        measured = _measured(one, model, made, teacher, config, told)
+    except MemoryError as error:
+        raise TeacherError(
+            f"model {one.found.name} ({one.found.path}): out of memory for a single example: "
+            f"{error}. Shorten it with --max-prompt-length or --max-new-tokens, use a smaller "
+            "--dtype, or put the teacher elsewhere with --teacher-device"
+        ) from error
+    del model
+    release()
+    return {**facts, **measured, "seconds": round(time.monotonic() - begun, 3)}
+
+
+def _measured(
+    one: Candidate,
+    model: Any,
+    made: Ready,
+    teacher: _Teacher | None,
+    config: EvaluateConfig,
+    told: Progress,
+) -> dict[str, Any]:
+    """Everything that was asked for, of a loaded model."""
+    name, count, budget = one.found.name, len(one.tokens), config.batch_tokens
+    side = Side.of(f"model {name}", model, one.found.tokenizer.vocab_size)
+    other = teacher.side if teacher else None
+    metrics: dict[str, Figure] = gold_figures(
+        side, other, one.tokens, budget, lambda done: told(f"{name}: loss", done, count)
+    )
+    ends = end_tokens(one.found, one.tokenizer, one.tokens)
+    runs = write_runs(one.found, model, one.tokens, ends, config, told)
+    references = [item.references for item in made.examples.items]
+    metrics = text_figures(runs, one.tokens, references, one.tokenizer) | metrics
+    found: dict[str, Any] = {"metrics": metrics}
+    if teacher is not None:
+        figures, found["exaccerr"] = exposure(
+            side,
+            teacher.side,
+            [item.prompt for item in one.tokens],
+            (runs, teacher.runs(one)),
+            [n for n in config.exaccerr_lengths if n <= config.max_new_tokens],
+            budget,
+            lambda done, total: told(f"{name}: ExAccErr", done, total),
+        )
+        metrics |= figures
+    if made.cache is not None:
+        metrics.update(_from_cache(model, made.cache, one.found.context, teacher is not None))
+    if config.label_words:
+        labels = [item.label for item in made.examples.items if item.label is not None]
+        figures, found["reliability"] = calibration(
+            side, one.tokens, labels, budget, lambda n, total: told(f"{name}: labels", n, total)
+        )
+        metrics |= figures
+    return {**found, "metrics": metrics}
+
+
+def _from_cache(model: Any, cache: Cache, context: int | None, live: bool) -> Mapping[str, Figure]:
+    """Forward KL with a tail bucket on the cache's own samples, and what it cannot tell."""
+    found = heldout_kl(model, cache, max_length=context)
+    figures = {
+        "cache_forward_kl": figure([found.kl], rows=[found.rows]),
+        "cache_loss_token_mean": figure([found.ce]),
+        "cache_tail_mass": figure([found.tail_mass]),
+    }
+    missing = () if live else DIVERGENCES[1:]
+    return figures | {name: gap(_NOT_DENSE) for name in missing}
+
+
+def _data_facts(examples: Examples) -> dict[str, Any]:
+    return {
+        "examples": len(examples.items),
+        "references": sum(len(item.references) for item in examples.items),
+        "skipped": dict(examples.skipped),
+    }
+
+
+def _check_place(path: Path) -> None:
+    """Make the folder of a page now: a run of hours must not end in this error."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: its folder cannot be made: {error}") from error
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; expected the name of a file to write")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{path} cannot be written: no permission; choose another place")

@@ -1,0 +1,65 @@
+"""Other kinds of what ``cachekd evaluate`` takes: a cache in place of a teacher, an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import Family, Ran, chat_rows, write_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import cachekd as package
+from cachekd.config import EvaluateConfig
+
+Run = Callable[..., Ran]
+
+
+def test_cache_gives_forward_kl_alone(cachekd: Run, family: Family, tmp_path: Path) -> None:
+    data, cache = write_rows(tmp_path / "d.jsonl", chat_rows(4)), tmp_path / "cache"
+    flags = ("--teacher", family.teacher, "--data", data, "--cache", cache)
+    assert cachekd("precompute", *flags, "--logits-top-k", 16).code == 0
+    config = EvaluateConfig(
+        model=(str(family.student),),
+        data=(str(data),),
+        cache=str(cache),
+        seeds=(1,),
+        max_new_tokens=4,
+    )
+    report = package.evaluate(config)
+    metrics = report["models"][0]["metrics"]
+    model = AutoModelForCausalLM.from_pretrained(family.student)
+    expected = package.heldout_kl(model, str(cache))
+    assert metrics["cache_forward_kl"]["mean"] == pytest.approx(expected.kl)
+    assert metrics["cache_tail_mass"]["mean"] == pytest.approx(expected.tail_mass)
+    assert metrics["reverse_kl"]["mean"] is None and "--teacher" in metrics["reverse_kl"]["why"]
+    assert "forward_kl" not in metrics and report["cache"]["samples"] == 4
+
+
+def test_an_adapter_folder_is_a_model(family: Family, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = AutoModelForCausalLM.from_pretrained(family.student)
+    adapted = get_peft_model(
+        base, LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    AutoTokenizer.from_pretrained(family.student).save_pretrained(tmp_path / "merged")
+    data = write_rows(tmp_path / "d.jsonl", chat_rows(3))
+    config = EvaluateConfig(
+        model=(str(tmp_path / "adapter"), str(tmp_path / "merged"), str(family.student)),
+        data=(str(data),),
+        teacher=str(family.teacher),
+        seeds=(1,),
+        max_new_tokens=4,
+        exaccerr_lengths=(2,),
+    )
+    adapter, merged, plain = package.evaluate(config)["models"]
+    assert [one["name"] for one in (adapter, merged)] == ["adapter", "merged"]
+    for name in ("loss", "forward_kl", "reverse_kl"):
+        assert adapter["metrics"][name]["mean"] == pytest.approx(
+            merged["metrics"][name]["mean"], rel=1e-4
+        )
+        assert adapter["metrics"][name]["mean"] != plain["metrics"][name]["mean"]
+    assert adapter["adapter"] and merged["adapter"] is None
