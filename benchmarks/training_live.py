@@ -16,10 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import TrainingArguments
 
-from cachekd.losses.student import StudentRows
-from cachekd.objectives import Needs
-from cachekd.training.trainer import DistillTrainer
-from cachekd.types import Batch, ObjectiveOutput, TargetTensors
+from cachekd.costs.comparison.live_step import LiveTrainer as FusedLiveTrainer
+from cachekd.types import Batch, ObjectiveOutput
 
 
 class Rows(Dataset[Any]):
@@ -35,71 +33,19 @@ class Rows(Dataset[Any]):
         return self._rows[index]
 
 
-class LiveKL:
-    """Forward KL over the vocabulary, of teacher logits that exist for a chunk of rows at a time.
+class LiveTrainer(FusedLiveTrainer):
+    """A live teacher: its forward without gradients, then dense forward KL in our fused pass.
 
-    KL = sum_v p_v (t_v - z_v) - log sum exp t + log sum exp z
+    It takes documents in their order; in bfloat16 the teacher is in bfloat16 too.
     """
-
-    def __init__(self, weight_VD: Tensor) -> None:
-        self._weight_VD = weight_VD
-
-    def needs(self) -> Needs:
-        """Whole logits of a chunk."""
-        return Needs(dense=True)
-
-    def learned(self, vocab_size: int = 0) -> None:
-        """Nothing."""
-
-    def prepare(self, targets: TargetTensors, vocab_size: int) -> TargetTensors:
-        """As they are."""
-        return targets
-
-    def __call__(self, student: StudentRows, targets: TargetTensors) -> ObjectiveOutput:
-        """Sum over the rows of a chunk."""
-        with torch.no_grad():
-            hidden_RD: Tensor = targets["teacher"]  # type: ignore[typeddict-item]
-            teacher_RV = (hidden_RD.to(self._weight_VD.dtype) @ self._weight_VD.t()).float()
-            norm_R = teacher_RV.logsumexp(1)
-            p_RV = (teacher_RV - norm_R[:, None]).exp_()
-            fixed_R = teacher_RV.mul_(p_RV).sum(1) - norm_R
-        cross_R = (p_RV * student.logits()).sum(1)
-        kl_R = fixed_R - cross_R + student.outcomes(1.0).log_norm_R
-        weights_R = targets["weights"]
-        loss_sum = (weights_R * kl_R).sum()
-        return ObjectiveOutput(loss_sum=loss_sum, weight_sum=weights_R.sum(), metrics={})
-
-
-class LiveTrainer(DistillTrainer):
-    """A live teacher: its forward without gradients, then dense forward KL in our fused pass."""
 
     def __init__(self, *, teacher: Any, args: TrainingArguments, **kwargs: Any) -> None:
         self.teacher = teacher.to(torch.bfloat16) if args.bf16 else teacher
-        super().__init__(
-            args=args,
-            objective=LiveKL(self.teacher.lm_head.weight),
-            data_collator=token_batch,
-            **kwargs,
-        )
+        super().__init__(teacher=self.teacher, args=args, data_collator=token_batch, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         self.epoch_sampler = InOrder(self.train_dataset)
         return self.epoch_sampler
-
-    def _objective_output(self, model: Any, batch: Batch, dataset: Any) -> ObjectiveOutput:
-        hidden_ND = self.hidden(batch).flatten(0, 1)[batch["rows"]]
-        targets: Any = {**batch["targets"], "teacher": hidden_ND}
-        return super()._objective_output(model, {**batch, "targets": targets}, dataset)
-
-    def hidden(self, batch: Batch) -> Tensor:
-        """The teacher's last hidden states [B, T, D]."""
-        with torch.no_grad():
-            states: Tensor = self.teacher.model(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                use_cache=False,
-            ).last_hidden_state
-        return states
 
 
 class DenseLiveTrainer(LiveTrainer):
@@ -118,6 +64,16 @@ class LigerTrainer(LiveTrainer):
     """The same by Liger's chunked loss, which makes logits of both a chunk of rows at a time."""
 
     chunk = 1024
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The teacher's last hidden states [B, T, D]."""
+        with torch.no_grad():
+            states: Tensor = self.teacher.model(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                use_cache=False,
+            ).last_hidden_state
+        return states
 
     def _objective_output(self, model: Any, batch: Batch, dataset: Any) -> ObjectiveOutput:
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss

@@ -10,10 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cachekd.capture import precompute
-    from cachekd.config import EvaluateConfig, PrecomputeConfig, TrainConfig
+    from cachekd.config import (
+        BenchmarkConfig,
+        EvaluateConfig,
+        PrecomputeConfig,
+        ReportConfig,
+        TrainConfig,
+    )
+    from cachekd.costs.comparison import benchmark
     from cachekd.evaluation.heldout import heldout_kl
     from cachekd.evaluation.run import evaluate
     from cachekd.losses.sparse import sparse_divergence
+    from cachekd.overview import make_report
     from cachekd.store.reader import Cache, open_cache
     from cachekd.training.collate import Collator
     from cachekd.training.loader import CacheDataset
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BenchmarkConfig": "cachekd.config",
     "Cache": "cachekd.store.reader",
     "CacheDataset": "cachekd.training.loader",
     "Collator": "cachekd.training.collate",
@@ -32,9 +41,12 @@ _HOMES = {
     "EpochSampler": "cachekd.training.order",
     "EvaluateConfig": "cachekd.config",
     "PrecomputeConfig": "cachekd.config",
+    "ReportConfig": "cachekd.config",
     "TrainConfig": "cachekd.config",
+    "benchmark": "cachekd.costs.comparison",
     "evaluate": "cachekd.evaluation.run",
     "heldout_kl": "cachekd.evaluation.heldout",
+    "make_report": "cachekd.overview",
     "named_workers": "cachekd.training.workers",
     "open_cache": "cachekd.store.reader",
     "precompute": "cachekd.capture",
@@ -43,6 +55,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BenchmarkConfig",
     "Cache",
     "CacheDataset",
     "Collator",
@@ -50,9 +63,12 @@ __all__ = [
     "EpochSampler",
     "EvaluateConfig",
     "PrecomputeConfig",
+    "ReportConfig",
     "TrainConfig",
+    "benchmark",
     "evaluate",
     "heldout_kl",
+    "make_report",
     "named_workers",
     "open_cache",
     "precompute",

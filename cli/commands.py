@@ -21,7 +21,9 @@ COMMANDS = (
     "verify",
     "seal",
     "merge",
+    "benchmark",
     "serve-teacher",
+    "report",
     "limits",
     "demo",
 )

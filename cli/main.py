@@ -5,8 +5,11 @@ Signals are handled before anything large is imported, click too.
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from contextlib import suppress
+from typing import NoReturn
 
 from cachekd.errors import EXIT_INCOMPLETE, CachekdError
 from cachekd.signals import end_on_signals, ignore_signals
@@ -17,7 +20,7 @@ _AFTER = {
     "train": "the same command with --resume-from-checkpoint true continues from the last "
     "checkpoint",
     "serve-teacher": "run the same command again to serve",
-    **dict.fromkeys(("inspect", "verify", "plan", "evaluate"), _ANEW),
+    **dict.fromkeys(("inspect", "verify", "plan", "evaluate", "benchmark"), _ANEW),
 }
 
 
@@ -34,8 +37,8 @@ def main() -> None:
         if not (flag.asked or isinstance(error, KeyboardInterrupt)):
             raise
         ignore_signals()
-        code = EXIT_INCOMPLETE
         _say(f"interrupted; {_AFTER.get(_command(), _CONTINUES)}")
+        _leave(EXIT_INCOMPLETE)
     finally:
         ignore_signals()
     sys.exit(code)
@@ -59,6 +62,18 @@ def _run() -> int:
         _say(str(error))
         return error.exit_code
     return 0
+
+
+def _leave(code: int) -> NoReturn:
+    """End with this code after an interrupt, when all that is registered for the end has run.
+
+    Where Python code that an extension ran was interrupted, the interpreter would end by SIGINT.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or nobody is there to read
+            stream.flush()
+    os._exit(code)
 
 
 def _command() -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from cachekd.report.curves import Table
 
 
 def emit(result: Mapping[str, Any], *, as_json: bool) -> None:
@@ -17,6 +20,19 @@ def emit(result: Mapping[str, Any], *, as_json: bool) -> None:
     width = max((len(key) for key in result), default=0)
     for key, value in result.items():
         click.echo(f"{key.replace('_', ' '):<{width}}  {_text(key, value)}")
+
+
+def table_text(table: Table) -> str:
+    """A table in columns, the first to the left."""
+    lines = [table.header, *table.rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
 
 
 def _text(key: str, value: Any) -> str:

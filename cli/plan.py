@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -18,11 +18,8 @@ from .options import (
     refuse_unknown,
     values_of,
 )
-from .output import emit
+from .output import emit, table_text
 from .progress import TokenProgress
-
-if TYPE_CHECKING:
-    from cachekd.report.curves import Table
 
 
 def run(config: str | None, as_json: bool, **given: Any) -> None:
@@ -59,26 +56,13 @@ def _show(report: dict[str, Any], page: str | None) -> None:
     for sentence in explain(report):
         click.echo(sentence + "\n")
     for columns in (loss_columns(), size_columns(report)):
-        click.echo(_text(table(report, "", columns)) + "\n")
+        click.echo(table_text(table(report, "", columns)) + "\n")
     click.echo(f"Recommended: {advice['name']}: {advice['why']}.")
     for warning in advice["warnings"]:
         click.echo(f"  note: {warning}")
     click.echo(f"\n{advice['command']}")
     if page:
         click.echo(f"\nPage: {page}")
-
-
-def _text(table: Table) -> str:
-    """A table in columns, the first to the left."""
-    lines = [table.header, *table.rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(table.header))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
 
 
 OPTIONS = options_of(PlanConfig)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pty
 import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -110,6 +112,8 @@ class Forked:
 
 def _child(run: Callable[[], None], folder: Path | None) -> None:
     code = 1
+    atexit._clear()  # what was registered is the tests' own
+    warnings.simplefilter("ignore", ResourceWarning)  # as Python does outside of tests
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

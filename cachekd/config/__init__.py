@@ -6,12 +6,14 @@ Flags, environment variables and YAML keys are generated from these fields (see 
 
 from __future__ import annotations
 
+from cachekd.config._benchmark import BenchmarkConfig
 from cachekd.config._evaluate import EvaluateConfig, Protocol
 from cachekd.config._fields import canonical_json, check_choices, option, required, resolved
 from cachekd.config._inputs import DataConfig, ModelConfig, RowsConfig
 from cachekd.config._live import LiveConfig, ScoringConfig
 from cachekd.config._looks import PlanConfig, RecheckConfig, precompute_config
 from cachekd.config._precompute import PrecomputeConfig, RunConfig
+from cachekd.config._report import ReportConfig
 from cachekd.config._serve import ServeConfig
 from cachekd.config._targets import ATTENTION_STEPS, LEVEL_STEPS, AttentionConfig, SelectionConfig
 from cachekd.config._train import TrainConfig
@@ -19,6 +21,7 @@ from cachekd.config._train import TrainConfig
 __all__ = [
     "ATTENTION_STEPS",
     "AttentionConfig",
+    "BenchmarkConfig",
     "DataConfig",
     "EvaluateConfig",
     "LEVEL_STEPS",
@@ -28,6 +31,7 @@ __all__ = [
     "PrecomputeConfig",
     "Protocol",
     "RecheckConfig",
+    "ReportConfig",
     "RowsConfig",
     "RunConfig",
     "ScoringConfig",

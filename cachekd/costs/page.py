@@ -8,6 +8,7 @@ from typing import Any
 
 from cachekd.report.curves import Table, write_page
 from cachekd.report.svg import Plot, Series
+from cachekd.report.text import amount
 
 Column = tuple[str, Callable[[Mapping[str, Any]], str]]
 
@@ -19,7 +20,6 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
         OSError: the file cannot be written.
     """
     advice = report["recommendation"]
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_page(
         path,
         title="What a capture would cost, and what it would lose",
@@ -124,15 +124,6 @@ def table(report: Mapping[str, Any], title: str, columns: Sequence[Column]) -> T
         header=tuple(name for name, _ in columns),
         rows=tuple(tuple(text(row) for _, text in columns) for row in rows),
     )
-
-
-def amount(size: float) -> str:
-    """Bytes with a unit."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} TB"
 
 
 def hours(value: float) -> str:

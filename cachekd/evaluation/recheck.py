@@ -75,7 +75,7 @@ def recheck(
         MismatchError: the teacher is not the cache's; names both sides.
         TeacherError: it cannot be loaded or does not score.
     """
-    teacher, context = _load(cache, config)
+    teacher, context = load_teacher(cache, config, "verify")
     numbers = _numbers(cache, config)
     selection = selection_of(cache.identity)
     scored: list[_Scored] = []
@@ -93,8 +93,18 @@ def recheck(
     return _report(scored, compared, selection)
 
 
-def _load(cache: Cache, config: RecheckConfig) -> tuple[Teacher, int]:
-    """The teacher once it is known to be the cache's, and its longest input."""
+def load_teacher(cache: Cache, config: RecheckConfig, door: str) -> tuple[Teacher, int]:
+    """The teacher once it is known to be the cache's, and its longest input in tokens.
+
+    Args:
+        cache: the open cache.
+        config: who the teacher is said to be.
+        door: the command that asks, for messages.
+
+    Raises:
+        MismatchError: it is another teacher than the cache's; names both sides.
+        TeacherError: it cannot be loaded.
+    """
     longest = max(2, int(cache.lengths.max(initial=0)))
     settings = precompute_config(config, data=(cache.url,), max_length=longest)
     backend = find("teachers", config.backend)
@@ -102,14 +112,14 @@ def _load(cache: Cache, config: RecheckConfig) -> tuple[Teacher, int]:
     source = source_facts(settings, facts, tokenizer_facts(facts.tokenizer_folder))
     attention = cache.identity.capture["attn_implementation"]
     refuse_difference(
-        "verify",
+        door,
         {"source": dict(cache.identity.source), "attn_implementation": attention},
         {"source": source, "attn_implementation": settings.attention_kernel},
         f"the cache {cache.url}",
         f"the teacher {config.teacher}",
     )
     warn_of_difference(
-        "verify",
+        door,
         cache.identity.provenance,
         {"teacher": public_name(config.teacher), "revision": config.revision},
         f"the cache {cache.url}",

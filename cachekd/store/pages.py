@@ -76,6 +76,23 @@ def check_pages(data: memoryview, *, rows: int, columns: int, values: int, text:
     return [count for _, count in groups]
 
 
+def column_bytes(data: memoryview) -> dict[str, int]:
+    """Bytes of each column of a file, all row groups together, as they lie in it.
+
+    Columns within lists count for the list. What is left of the file is its footer.
+
+    Raises:
+        ValueError: the footer is that of no table of a cache.
+    """
+    found: dict[str, int] = {}
+    for group, count in _groups(data, limits.TABLE_ROWS):
+        for column in group[_COLUMNS]:
+            chunk = _chunk(column, count, len(data))
+            name = chunk.name.partition(".")[0]
+            found[name] = found.get(name, 0) + chunk.stop - chunk.start
+    return found
+
+
 def _groups(data: memoryview, rows: int) -> list[tuple[Struct, int]]:
     """Row groups of a footer, with their rows; those of an empty table are left out."""
     length = int.from_bytes(data[-8:-4], "little")

@@ -59,22 +59,27 @@ class LogitRows:
     def chunks(self, tokens_BT: Tensor, mask_BT: Tensor, rows_N: Tensor) -> Iterator[Tensor]:
         """Logits [n, V] of rows of the flattened batch, in their order, a chunk at a time."""
         if not self.chunked:
-            logits_RV = _of_tokens(self._forward(tokens_BT, mask_BT).logits, tokens_BT)
+            logits_RV = _of_tokens(self.whole(tokens_BT, mask_BT), tokens_BT)
             step = chunk_rows(logits_RV.device.type, logits_RV.shape[-1])
             for part_n in torch.split(rows_N.to(logits_RV.device), step):
                 yield logits_RV[part_n]
             return
-        hidden_BTD, kind = self._body(tokens_BT, mask_BT)
+        hidden_BTD, kind = self.body(tokens_BT, mask_BT)
         hidden_RD = _of_tokens(hidden_BTD, tokens_BT)
         rows_N = rows_N.to(hidden_RD.device)
         for part_n in torch.split(rows_N, chunk_rows(hidden_RD.device.type, self._width)):
             if len(part_n):
-                yield self._head(hidden_RD[part_n], kind)
+                yield self.head(hidden_RD[part_n], kind)
+
+    def whole(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Logits [B, T, V] of all positions at once."""
+        logits_BTV: Tensor = self._forward(tokens_BT, mask_BT).logits
+        return logits_BTV
 
     def _forward(self, tokens_BT: Tensor, mask_BT: Tensor) -> Any:
         return self._model(input_ids=tokens_BT, attention_mask=mask_BT, use_cache=False)
 
-    def _body(self, tokens_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, type]:
+    def body(self, tokens_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, type]:
         """Last hidden states [B, T, D], and the class of the decoder's output."""
         own, held = self._decoder.forward, []
 
@@ -88,8 +93,8 @@ class LogitRows:
         (output,) = held
         return output.last_hidden_state, type(output)
 
-    def _head(self, hidden_nD: Tensor, kind: type) -> Tensor:
-        """What the model makes of these hidden states."""
+    def head(self, hidden_nD: Tensor, kind: type) -> Tensor:
+        """Logits [n, V] that the model makes of these hidden states; ``kind`` is of `body`."""
         tokens_1n = torch.zeros((1, len(hidden_nD)), dtype=torch.int64, device=self._device)
         with _forward_of(self._decoder, lambda *_, **__: kind(last_hidden_state=hidden_nD[None])):
             logits_1nV: Tensor = self._forward(tokens_1n, torch.ones_like(tokens_1n)).logits

@@ -88,7 +88,11 @@ class Meter:
         device = accelerator.device
         tokens = torch.as_tensor(self.tokens, dtype=torch.float64, device=device)
         most = torch.tensor(
-            [self.waiting / max(self.training, 1e-9), _resident_bytes(), _cuda_bytes(device)],
+            [
+                self.waiting / max(self.training, 1e-9),
+                peak_resident_bytes(),
+                peak_cuda_bytes(device),
+            ],
             dtype=torch.float64,
             device=device,
         )
@@ -114,11 +118,23 @@ class Meter:
         self.tokens = self.tokens + (batch["input_ids"].numel() if mask is None else mask.sum())
 
 
-def _resident_bytes() -> int:
-    """Most memory that this process has had."""
+def peak_resident_bytes() -> int:
+    """Most memory that this process has had.
+
+    Linux counts into ``ru_maxrss`` what the process held that started this one; its own status
+    does not.
+    """
+    try:
+        with open("/proc/self/status") as lines:
+            found = next((line for line in lines if line.startswith("VmHWM")), None)
+    except OSError:
+        found = None
+    if found is not None:
+        return int(found.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _cuda_bytes(device: torch.device) -> int:
+def peak_cuda_bytes(device: torch.device) -> int:
+    """Most memory that was allocated on a device; 0 for one that is no GPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 from tiny import Family, Ran
 
-HEAVY = {"torch", "transformers", "datasets", "peft", "pandas", "accelerate", "rouge_score"}
+HEAVY = {
+    "accelerate",
+    "datasets",
+    "matplotlib",
+    "pandas",
+    "peft",
+    "rouge_score",
+    "torch",
+    "transformers",
+}
 PROBE = """
 import json, sys
 from importlib.metadata import entry_points
@@ -43,6 +52,8 @@ def loaded(*args: object) -> set[str]:
         ["evaluate", "--help"],
         ["inspect", "--help"],
         ["verify", "--help"],
+        ["report", "--help"],
+        ["benchmark", "--help"],
         ["serve-teacher", "--help"],
         ["demo", "--help"],
     ],
@@ -65,6 +76,7 @@ def test_looking_at_a_cache_is_light(
         ["verify", cache],
         ["seal", cache],
         ["merge", cache, "--out", tmp_path / "copy"],
+        ["report", cache, "--out", tmp_path / "page.html", "--tokenizer", family.teacher],
     ):
         modules = loaded(*args)
         assert "pyarrow" in modules and not modules & HEAVY, args

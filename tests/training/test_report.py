@@ -15,8 +15,8 @@ from accelerate import Accelerator
 import cachekd
 from cachekd.config import TrainConfig
 from cachekd.errors import Incomplete
+from cachekd.training.figures import figures_of
 from cachekd.training.meter import Meter
-from cachekd.training.page import figures_of
 
 Make = Callable[..., TrainConfig]
 

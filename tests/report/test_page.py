@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachekd.report.curves import Table, write_page
-from cachekd.report.svg import Plot, Series, line_plot, log_ticks, nice_ticks
+from cachekd.report.axes import log_ticks, nice_ticks
+from cachekd.report.curves import Section, Table, write_page
+from cachekd.report.heat import Passage
+from cachekd.report.svg import Plot, Series, line_plot
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
 
@@ -72,6 +74,40 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     tags = _Tags(page)
     assert "script" not in tags.tags
     assert tags.text.count(HOSTILE) == 8
+
+
+def test_sections_follow_with_headings_in_their_order(tmp_path: Path) -> None:
+    table = Table(title="a table", header=("", "x"), rows=(("row", "1"),))
+    passage = Passage(title="a text", tokens=("t",), shades=(1.0,), notes=("n",))
+    sections = [
+        Section(heading="first", text=["said first"], tables=[table]),
+        Section(heading="second", plots=[_plot(("a", [0, 1], [1, 2]))], passages=[passage]),
+    ]
+    path = tmp_path / "page.html"
+    write_page(path, title="T", intro=["intro"], sections=sections)
+    text = path.read_text(encoding="utf-8")
+    order = ["intro", "first", "said first", "a table", "second", "<svg", "least", "a text"]
+    places = [text.index(one, text.index("<h1>")) for one in order]
+    assert places == sorted(places)
+    assert _Tags(text).tags.count("h2") == 2
+
+
+def test_page_is_written_whole_and_half_a_character_does_not_stop_it(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "page.html"
+    write_page(path, title="a\ud800b", intro=["\u2028 \u202e שלום"])
+    assert "a?b" in path.read_text(encoding="utf-8")
+    assert [one.name for one in path.parent.iterdir()] == ["page.html"]
+    with pytest.raises(OSError):
+        write_page(path / "below.html", title="", intro=[])
+
+
+def test_a_figure_stays_on_one_line_with_its_unit(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    rows = (("a name", "10.6 MB", "4.1 ± 0.2", "two words", "7 words and more of them"),)
+    write_page(path, title="T", intro=[], tables=[Table(title="", header=("",) * 5, rows=rows)])
+    page = path.read_text(encoding="utf-8")
+    assert "<td>10.6\u00a0MB</td><td>4.1\u00a0±\u00a00.2</td>" in page
+    assert "<td>a name</td>" in page and "<td>two words</td><td>7 words and more" in page
 
 
 def test_points_that_are_not_finite_leave_a_gap() -> None:

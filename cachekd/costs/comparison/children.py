@@ -1,0 +1,134 @@
+"""Processes of their own, each with a peak of memory of its own, and what they answer.
+
+In: a `Job`. Out: messages; a process that fails or dies is a `ChildFailed` that says why. Whatever
+happens to the benchmark, its processes end: they are killed, and they notice that it is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+from cachekd.costs.comparison.jobs import Failure, Job, Message, Started
+
+_MODULE = "cachekd.costs.comparison.process"
+M = TypeVar("M", bound=Message)
+
+
+class ChildFailed(Exception):
+    """A process could not do its work."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.text)
+        self.failure = failure
+
+
+class Running(Protocol):
+    """A process, as `subprocess.Popen` is one."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, negative where a signal ended it; `TimeoutExpired` where it runs on."""
+
+
+def launch() -> tuple[Running, Connection]:
+    """A fresh interpreter that waits for a job: this Python and import path, no terminal signals.
+
+    Nothing of this process's memory counts into its own.
+    """
+    own, other = socket.socketpair()
+    path = os.pathsep.join(part or os.getcwd() for part in sys.path)
+    with other:
+        process = subprocess.Popen(
+            [sys.executable, "-m", _MODULE, str(other.fileno())],
+            pass_fds=(other.fileno(),),
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
+        )
+    return process, Connection(own.detach())
+
+
+class Child:
+    """A process that does a job; leaving the context ends it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.seconds = 0.0
+        self._process, self._connection = launch()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def begin(self, expected: type[M]) -> M:
+        """Send the job; the answer to it. The time that this takes is kept in ``seconds``.
+
+        Raises:
+            ChildFailed: it failed, or died.
+        """
+        self.hear(Started)
+        begun = time.monotonic()
+        answer = self.ask(self.job, expected)
+        self.seconds = time.monotonic() - begun
+        return answer
+
+    def ask(self, what: Job | str, expected: type[M]) -> M:
+        """Send a job or a word; the answer to it.
+
+        Raises:
+            ChildFailed: it failed, or died.
+        """
+        try:
+            self._connection.send(what)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise self._dead() from error
+        return self.hear(expected)
+
+    def hear(self, expected: type[M]) -> M:
+        """The next message.
+
+        Raises:
+            ChildFailed: it is a failure, or the process died.
+        """
+        try:
+            message = self._connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise self._dead() from error
+        if isinstance(message, Failure):
+            raise ChildFailed(message)
+        assert isinstance(message, expected), f"expected {expected.__name__}; found {message!r}"
+        return message
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _dead(self) -> ChildFailed:
+        """The process is gone, or going: a closed socket comes a moment before its end."""
+        try:
+            code = self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            code = 1
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+        hint = ", as a system does that is out of memory" if code == -signal.SIGKILL else ""
+        kind = "killed" if hint else "died"
+        return ChildFailed(Failure(kind=kind, text=f"its process was ended {how}{hint}"))

@@ -1,0 +1,137 @@
+"""What goes between the benchmark and the processes that it measures.
+
+In: settings. Out: a `Job` to a process; `Started`, `Capture`, `Ready`, `Step`, `Ended` or
+`Failure` from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cachekd.config import BenchmarkConfig
+
+SIDES = ("cached", "live", "sft")
+"""Ways to take a step: from the cache, with a live teacher, on the text alone."""
+
+
+GO, END = "go", "end"
+"""Words to a process that takes steps: take one; leave the loop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a process is to do.
+
+    Attributes:
+        side: capture, or one of `SIDES`.
+        config: settings of the benchmark.
+        folder: of everything that is written; it goes when the benchmark ends.
+    """
+
+    side: str
+    config: BenchmarkConfig
+    folder: Path
+
+    @property
+    def sample(self) -> Path:
+        """Documents that are captured."""
+        return self.folder / "sample.jsonl"
+
+    @property
+    def cache(self) -> Path:
+        """Where they are captured to."""
+        return self.folder / "cache"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A process that has its libraries, and waits for a job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capture:
+    """A capture that is done.
+
+    Attributes:
+        tokens: scored.
+        score_seconds: from the first batch until all was written.
+        cpu_seconds: processor time of the whole capture, its writers included.
+        bytes: of the whole cache on disk.
+        peak_bytes: most memory, of the GPU where there is one.
+        device: kind of device that the teacher ran on.
+        joules: of the whole capture, or None.
+        no_joules: why there are none.
+    """
+
+    tokens: int
+    score_seconds: float
+    cpu_seconds: float
+    bytes: int
+    peak_bytes: int
+    device: str
+    joules: float | None
+    no_joules: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A side that is about to take its first step.
+
+    Attributes:
+        documents, tokens: that an epoch of the sample trains on.
+        batch: documents of a step.
+        device: kind of device that the student is on.
+    """
+
+    documents: int
+    tokens: int
+    batch: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step that was taken.
+
+    Attributes:
+        seconds: from the end of the step before to the end of this one.
+        tokens: that went through the student.
+        wait: seconds of these in which the next batch was awaited.
+        teacher: seconds of these of the teacher's forward.
+        cpu: processor time of the step, which a busy machine does not change.
+        joules: or None.
+    """
+
+    seconds: float
+    tokens: int
+    wait: float
+    teacher: float
+    cpu: float
+    joules: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A side that has left its loop."""
+
+    peak_bytes: int
+    no_joules: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a process could not do its work.
+
+    Attributes:
+        kind: memory, killed (by SIGKILL), died (of anything else), or error.
+        text: what it said.
+        error: name of the error.
+    """
+
+    kind: str
+    text: str
+    error: str = ""
+
+
+Message = Started | Capture | Ready | Step | Ended | Failure

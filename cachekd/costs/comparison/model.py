@@ -1,0 +1,84 @@
+"""What a way to distil costs over epochs and students, and where two ways cost the same.
+
+    total_cached(E, S) = c(E) * capture + storage + S * load_cached + S * E * epoch_cached
+    total_live(E, S)   =                            S * load_live   + S * E * epoch_live
+
+c(E) is the number of captures: 1, or ceil(E / N) where the teacher is trained anew every N epochs.
+An amount is in seconds, in money or in joules, the same for all of a `Way`. In: the amounts. Out:
+totals, and the epochs at which both ways meet. Pure functions of numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+FORMULA_CACHED = (
+    "captures * capture + storage + students * load_cached + students * epochs * epoch_cached"
+)
+FORMULA_LIVE = "students * load_live + students * epochs * epoch_live"
+FORMULA_BREAK_EVEN = (
+    "(capture + storage - students * (load_live - load_cached)) / (epoch_live - epoch_cached)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """Amounts of one way.
+
+    Attributes:
+        once: what a capture takes, however many students and epochs follow.
+        kept: what is spent on storage, of one cache at a time.
+        per_student: what each student's run takes beside its epochs.
+        per_epoch: what an epoch of one student takes.
+    """
+
+    once: float = 0.0
+    kept: float = 0.0
+    per_student: float = 0.0
+    per_epoch: float
+
+    def total(self, epochs: float, students: int, every: float | None = None) -> float:
+        """Total of so many students of so many epochs each.
+
+        Args:
+            epochs: of each student.
+            students: trained one after another, or at once: their amounts add up.
+            every: epochs after which ``once`` is spent again, or None.
+        """
+        return (
+            captures(epochs, every) * self.once
+            + self.kept
+            + students * self.per_student
+            + students * epochs * self.per_epoch
+        )
+
+
+def captures(epochs: float, every: float | None) -> int:
+    """How often the teacher is captured in so many epochs; it changes after every ``every``."""
+    return 1 if every is None else max(1, math.ceil(epochs / every - 1e-9))
+
+
+def break_even(cached: Way, live: Way, students: int) -> float | None:
+    """Epochs x students at which a cache has paid for itself; None: never.
+
+    Of a teacher that does not change. 0 where a cache is cheaper from the start.
+
+    Args:
+        cached: the way with a cache.
+        live: the way without.
+        students: how many share the cache.
+    """
+    saved = live.per_epoch - cached.per_epoch
+    if saved <= 0:
+        return None
+    ahead = cached.once + cached.kept - students * (live.per_student - cached.per_student)
+    return max(0.0, ahead / saved)
+
+
+def break_even_students(cached: Way, live: Way, epochs: float) -> float | None:
+    """Students of so many epochs each at which a cache has paid for itself; None: never."""
+    of_each = live.per_student - cached.per_student + epochs * (live.per_epoch - cached.per_epoch)
+    if of_each <= 0:
+        return None
+    return max(0.0, (cached.once + cached.kept) / of_each)

@@ -1,0 +1,307 @@
+"""The page of a cache: what it keeps and loses, what it takes, what the teacher finds hard.
+
+In: the figures of `cachekd.overview.cache`. Out: the sections of a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from cachekd.overview.cache import LEAST_KL, LEAST_TAIL
+from cachekd.overview.spread import QUANTILES, histogram_of
+from cachekd.report.bars import Bars
+from cachekd.report.curves import Section, Table
+from cachekd.report.heat import Passage, shades_of, visible
+from cachekd.report.text import amount, short, text_of
+
+_MOST_DOMAINS = 20
+_SPREADS = {
+    "mass": "retained mass",
+    "tail": "tail mass",
+    "entries": "entries",
+    "entropy": "entropy, nats",
+    "next_loss": "loss on the text, nats",
+}
+_KL = {
+    "kl_flat": "KL, tail spread evenly, nats",
+    "kl_unigram": "KL, tail by the mean distribution, nats",
+    "kl_flat_2": "KL at temperature 2, tail spread evenly, nats",
+}
+_COLUMNS = {
+    "targets": "targets",
+    "input_ids": "token ids",
+    "key": "keys",
+    "n_tokens": "token counts",
+    "n_entries": "entry counts",
+    "rest": "footers",
+}
+
+
+def title_of(report: Mapping[str, Any]) -> str:
+    """Title of the page."""
+    return f"The cache {PurePath(report['cache']).name}"
+
+
+def intro_of(report: Mapping[str, Any]) -> list[str]:
+    """What the cache is and what it comes to, in sentences."""
+    about, totals, sample = report["about"], report["totals"], report["sample"]
+    tokens = max(1, totals["tokens"])
+    kept = "No row of the sample has targets."
+    if report["mass"] is not None:
+        kept = (
+            f"A row keeps {report['entries']['mean']:.1f} entries in the mean, which hold "
+            f"{report['mass']['mean']:.2%} of the teacher's mass; all files together take "
+            f"{report['bytes']['total'] / tokens:.1f} bytes a token."
+        )
+    return [
+        f"{totals['samples']:,} samples of {totals['sample_tokens']:,} tokens, scored by the "
+        f"teacher {about.get('teacher')}. {kept} {_kl_said(report)}",
+        f"Figures of rows are those of {sample['records']:,} of {sample['of_records']:,} records, "
+        f"drawn at random with seed {sample['seed']} from {sample['shards']:,} of "
+        f"{sample['of_shards']:,} shards: {sample['rows']:,} rows with targets, and "
+        f"{sample['rows_without_targets']:,} without. Sizes are those of the whole cache.",
+        *_warnings(report),
+    ]
+
+
+def _kl_said(report: Mapping[str, Any]) -> str:
+    kl = report["kl"]
+    if kl is None:
+        return f"KL of the dense teacher to the stored targets: {report['kl_gap']}."
+    return (
+        f"KL of the dense teacher to the stored targets is {kl['kl_flat']['mean']:.4f} nats in the "
+        f"mean over {kl['kl_flat']['count']:,} rows of {kl['records']:,} records."
+    )
+
+
+def _warnings(report: Mapping[str, Any]) -> list[str]:
+    lacking, infinite = report["about"]["left_out_by_repair"], report["next_loss_infinite"]
+    said = []
+    if lacking:
+        said.append(
+            f"The cache was repaired: {lacking:,} files that it had are left out; the precompute "
+            "command makes them anew."
+        )
+    if infinite:
+        said.append(f"{infinite:,} rows give the text's next token no probability at all.")
+    return said
+
+
+def sections_of(report: Mapping[str, Any]) -> list[Section]:
+    """All parts of the page below the introduction."""
+    return [
+        _fidelity(report),
+        _certainty(report),
+        *_domains(report["domains"]),
+        _sizes(report),
+        *_passages(report),
+        _provenance(report),
+    ]
+
+
+def _fidelity(report: Mapping[str, Any]) -> Section:
+    log = report["entries_log"]
+    plots = [
+        histogram_of(report["mass"], "Retained mass", "mass of the exact head"),
+        histogram_of(
+            report["tail"],
+            "Tail mass",
+            f"mass outside the exact head ({LEAST_TAIL:g} and less in the first bin)",
+            log_x=True,
+        ),
+        histogram_of(report["entries"], "Support size", "entries a row", log_x=log),
+    ]
+    kl = report["kl"] or {}
+    plots += [
+        histogram_of(kl[name], title, f"nats ({LEAST_KL:g} and less in the first bin)", log_x=True)
+        for name, title in _KL.items()
+        if name in kl
+    ]
+    rows = [(name, report[key]) for key, name in _SPREADS.items() if key not in _CERTAINTY]
+    rows += [(name, kl.get(key)) for key, name in _KL.items() if key in kl or key == "kl_flat"]
+    return Section(
+        heading="What the rows keep",
+        text=[_kl_said(report)] if not kl else [_masses(kl)],
+        tables=[_quantiles("Over the rows of the sample", rows)],
+        plots=plots,
+    )
+
+
+def _masses(kl: Mapping[str, Any]) -> str:
+    parts = [f"{kl[f'mass_{t}']:.2%} at temperature {t}" for t in (1, 2, 4)]
+    return f"Of the dense teacher's mass the exact head holds {', '.join(parts)}, measured anew."
+
+
+_CERTAINTY = ("entropy", "next_loss")
+
+
+def _certainty(report: Mapping[str, Any]) -> Section:
+    return Section(
+        heading="How certain the teacher is",
+        text=[
+            "Entropy is that of the whole distribution; the loss is the negative log-probability "
+            "of the text's own next token."
+        ],
+        tables=[
+            _quantiles(
+                "Over the rows of the sample", [(_SPREADS[key], report[key]) for key in _CERTAINTY]
+            )
+        ],
+        plots=[
+            histogram_of(report["entropy"], "Entropy", "nats"),
+            histogram_of(report["next_loss"], "Loss on the text", "nats"),
+        ],
+    )
+
+
+def _quantiles(title: str, rows: Sequence[tuple[str, Mapping[str, Any] | None]]) -> Table:
+    shown = []
+    for name, spread in rows:
+        values = ["not measured"] + [""] * len(QUANTILES)
+        if spread is not None:
+            values = [f"{v:.4g}" for v in (spread["mean"], *spread["quantiles"].values())]
+        shown.append((name, *values))
+    header = ("", "mean", *(f"{100 * q:g} %" for q in QUANTILES))
+    return Table(title=title, header=header, rows=tuple(shown))
+
+
+def _domains(domains: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """Nothing where all records are of one domain."""
+    if not domains:
+        return []
+    shown = domains[:_MOST_DOMAINS]
+    left = len(domains) - len(shown)
+    rows = tuple(
+        (
+            _domain(one),
+            f"{one['rows']:,}",
+            f"{one['mass']:.4f}",
+            f"{one['entries']:.1f}",
+            *("-" if one[k] is None else f"{one[k]:.3f}" for k in ("entropy", "next_loss")),
+            "not measured" if one["kl_flat"] is None else f"{one['kl_flat']:.4f}",
+        )
+        for one in shown
+    )
+    header = ("domain", "rows", "mass", "entries", "entropy", "loss on the text", "KL")
+    names = tuple(_domain(one) for one in shown)
+    entropy = [one["entropy"] for one in shown]
+    return [
+        Section(
+            heading="By domain",
+            text=[f"{left:,} smaller domains are not shown."] if left else [],
+            tables=[Table(title="Means over the rows of a domain", header=header, rows=rows)],
+            plots=[
+                Bars(
+                    title="Entropy by domain",
+                    x_label="nats",
+                    groups=names,
+                    series=(("entropy", entropy, None),),
+                )
+            ],
+        )
+    ]
+
+
+def _domain(one: Mapping[str, Any]) -> str:
+    return visible(one["domain"]) or "(none)"
+
+
+def _sizes(report: Mapping[str, Any]) -> Section:
+    sizes, tokens = report["bytes"], max(1, report["totals"]["tokens"])
+    kinds = [*sizes["kinds"].items(), ("all files", sizes["total"])]
+    rows = tuple((kind, amount(size), f"{size / tokens:.2f}") for kind, size in kinds)
+    columns = sizes["columns"]
+    held = [name for name in _COLUMNS if name in columns]
+    per_token = [columns[name] / max(1, sizes["column_tokens"]) for name in held]
+    return Section(
+        heading="What it takes",
+        tables=[Table(title="By kind of file", header=("", "size", "bytes a token"), rows=rows)],
+        plots=[
+            Bars(
+                title="Shards of logits, by column",
+                x_label="bytes a token",
+                groups=tuple(_COLUMNS[name] for name in held),
+                series=(("bytes a token", per_token, None),),
+            )
+        ],
+    )
+
+
+def _passages(report: Mapping[str, Any]) -> list[Section]:
+    spread = report["entropy"]
+    if spread is None or not report["least_certain"]:
+        return []
+    most = max(spread["quantiles"]["0.99"], 1e-9)
+    said = (
+        []
+        if report["text"]
+        else ["Tokens are shown by their ids: name a tokenizer (--tokenizer) to read them."]
+    )
+    shades = ("0 nats", f"{most:.2g} nats and more")
+    return [
+        Section(
+            heading=f"Where the teacher is {name} certain",
+            text=[
+                "A token's shade is the teacher's entropy before it; its figures are under the "
+                "pointer.",
+                *said,
+            ],
+            passages=[_passage(one, most) for one in report[key]],
+            shades=shades,
+        )
+        for name, key in (("least", "least_certain"), ("most", "most_certain"))
+    ]
+
+
+def _passage(one: Mapping[str, Any], most: float) -> Passage:
+    domain = f", {_domain(one)}" if one["domain"] else ""
+    columns = ("entropy", "next_logprob", "tail", "entries")
+    return Passage(
+        title=f"Sample {one['sample']:,}{domain}: {one['mean_entropy']:.2f} nats in the mean",
+        tokens=tuple(one["tokens"]),
+        shades=shades_of(one["entropy"], most),
+        notes=tuple(
+            _note(*figures) for figures in zip(*(one[name] for name in columns), strict=True)
+        ),
+    )
+
+
+def _note(entropy: float | None, logprob: float | None, tail: float | None, entries: int) -> str:
+    if entropy is None or tail is None:
+        return "no targets"
+    said = "no probability" if logprob is None else f"log-probability {logprob:.3f}"
+    return f"entropy {entropy:.3f} nats; {said}; {entries} entries hold {1 - tail:.2%}"
+
+
+def _provenance(report: Mapping[str, Any]) -> Section:
+    about, made = report["about"], report["made"]
+    values = {
+        name.replace("_", " "): short(text_of(value))
+        for name, value in about.items()
+        if name != "runs"
+    }
+    values |= {
+        "units": f"{made['units']:,} (records read: {made['units_read']:,})",
+        "hosts": ", ".join(made["hosts"]) or "not recorded",
+        "devices": ", ".join(made["devices"]) or "not recorded",
+        "made": f"{made['first'] or 'not recorded'} to {made['last'] or 'not recorded'}",
+        "licence": "that of the teacher and of the data; the cache records none of its own",
+    }
+    values |= {name.replace("_", " "): f"{n:,}" for name, n in report["totals"].items()}
+    runs = tuple(
+        (run["plan"][:12], f"{run['new_keys']:,}", text_of(run["skipped"]), text_of(run["changed"]))
+        for run in about["runs"]
+    )
+    return Section(
+        heading="Identity and provenance",
+        tables=[
+            Table(title="This cache", header=("", "value"), rows=tuple(values.items())),
+            Table(
+                title="Runs of precompute",
+                header=("plan", "new documents", "left out", "changed"),
+                rows=runs,
+            ),
+        ],
+    )

@@ -1,0 +1,32 @@
+"""Amounts and settings as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_MOST_LETTERS = 160
+
+
+def amount(size: float) -> str:
+    """Bytes with a unit."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB"
+
+
+def text_of(value: Any) -> str:
+    """A setting in words: lists and mappings without their signs."""
+    if value is None or value in ({}, [], ()):
+        return "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {text_of(item)}" for key, item in value.items())
+    return ", ".join(map(text_of, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def short(text: str) -> str:
+    """A long text by its beginning and how much more there is."""
+    rest = len(text) - _MOST_LETTERS
+    return text if rest <= 0 else f"{text[:_MOST_LETTERS]} ... ({rest:,} more letters)"

@@ -1,0 +1,115 @@
+"""Processes of a comparison that are forked: nothing is imported again. And made-up measures."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from cachekd.config import BenchmarkConfig
+from cachekd.costs.comparison.documents import Documents
+from cachekd.costs.comparison.jobs import Capture, Ended, Failure, Ready, Step
+from cachekd.costs.comparison.measures import Measures
+from cachekd.costs.comparison.parameters import Parameters
+from cachekd.costs.comparison.process import serve
+from cachekd.costs.comparison.rounds import Captured, Taken
+
+
+class Forked:
+    """A forked process, ended and waited for as `subprocess.Popen` is."""
+
+    def __init__(self, process: Any) -> None:
+        self.process = process
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("forked", timeout or 0.0)
+        return int(self.process.exitcode)
+
+
+def forked(serving: Callable[[Connection], None] = serve) -> tuple[Forked, Connection]:
+    """In place of `children.launch`."""
+    context = multiprocessing.get_context("fork")
+    own, other = context.Pipe()
+
+    def run() -> None:
+        own.close()
+        serving(other)
+
+    process = context.Process(target=run, daemon=True)
+    process.start()
+    other.close()
+    return Forked(process), own
+
+
+def config(**changes: Any) -> BenchmarkConfig:
+    """Settings that nothing is loaded for."""
+    settings: dict[str, Any] = {"teacher": "t", "student": "s", "data": ("d.jsonl",)}
+    return BenchmarkConfig(**{**settings, **changes})
+
+
+def taken(seconds: float, *, teacher: float = 0.0, load: float = 0.0, joules: Any = None) -> Taken:
+    """A side whose steps of 100 tokens all took the same."""
+    wait, cpu = seconds / 4, 2 * seconds
+    step = Step(seconds=seconds, tokens=100, wait=wait, teacher=teacher, cpu=cpu, joules=joules)
+    return Taken(
+        load_seconds=load,
+        ready=Ready(documents=10, tokens=1000, batch=4, device="cpu"),
+        first=step,
+        steps=(step,) * 4,
+        ended=Ended(peak_bytes=10**9, no_joules="" if joules is not None else "no counter"),
+        alternated=True,
+    )
+
+
+def measures(**changes: Any) -> Measures:
+    """Whole data: 10 000 tokens in 100 documents, each in one sample, so 100 steps an epoch.
+
+    Capture: 2 s of reading, 3 s of loading, 1000 tokens/s, so 15 s; 50 bytes a token. Steps: cached
+    0.1 s, live 0.3 s of which 0.15 s are the teacher's, so epochs of 10 s and 30 s; live loads
+    4 s, cached 1 s. Active parameters: 80 and 10.
+    """
+    documents = Documents(
+        path=Path("sample.jsonl"),
+        drawn=10,
+        drawn_tokens=1000,
+        samples=400,
+        sample_tokens=10_000,
+        documents=100,
+        tokens=10_000,
+        skipped={},
+        seconds=2.0,
+    )
+    capture = Capture(
+        tokens=1000,
+        score_seconds=1.0,
+        cpu_seconds=4.0,
+        bytes=50_000,
+        peak_bytes=2 * 10**9,
+        device="cpu",
+        joules=None,
+        no_joules="no counter",
+    )
+    made: dict[str, Any] = {
+        "config": config(),
+        "documents": documents,
+        "teacher": Parameters(total=100, active=80, experts=1, chosen=None),
+        "student": Parameters(total=12, active=10, experts=1, chosen=None),
+        "captured": Captured(capture=capture, load_seconds=3.0),
+        "sides": {
+            "cached": taken(0.1, load=1.0),
+            "live": taken(0.3, teacher=0.15, load=4.0),
+            "sft": taken(0.05),
+        },
+    }
+    return Measures(**{**made, **changes})
+
+
+SHORT = Failure(kind="memory", text="CUDA out of memory. Tried 2 GiB\nmore", error="MemoryError")

@@ -1,0 +1,133 @@
+"""``cachekd benchmark`` from end to end on the tiny family, in forked processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comparing import forked
+from tiny import Family, Ran, chat_rows, write_rows
+
+import cachekd
+from cachekd.config import BenchmarkConfig
+from cachekd.costs.comparison import children, page
+
+SMALL = {"use_cpu": True, "per_device_train_batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def launched() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(children, "launch", forked)
+        yield
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("benchmark")
+
+
+@pytest.fixture(scope="module")
+def report(family: Family, launched: None, places: Path) -> dict[str, Any]:
+    """One run, with prices, a page and pictures; temporary files in a folder of its own."""
+    data = write_rows(places / "data.jsonl", [*chat_rows(20), *chat_rows(2)])
+    (places / "tmp").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(places / "tmp"))
+        return cachekd.benchmark(
+            BenchmarkConfig(
+                teacher=str(family.teacher),
+                student=str(family.student),
+                data=(str(data),),
+                device="cpu",
+                threads=1,
+                samples=12,
+                steps=4,
+                discard=1,
+                training=SMALL,
+                price_per_hour=2.0,
+                price_per_gb_month=0.1,
+                out=str(places / "b.html"),
+                plots_dir=str(places / "png"),
+            )
+        )
+
+
+def test_counts_of_the_whole_and_of_the_sample(report: dict[str, Any]) -> None:
+    data = report["data"]
+    assert (data["samples"], data["documents"], data["drawn"]) == (22, 20, 12)
+    assert data["tokens"] < data["sample_tokens"] and data["drawn_tokens"] < data["tokens"]
+    assert data["steps_per_epoch"] == 6
+
+
+def test_everything_is_measured_but_energy(report: dict[str, Any]) -> None:
+    kinds = {name: one["kind"] for name, one in page.quantities(report)}
+    gaps = {name for name, kind in kinds.items() if kind == "gap"}
+    assert gaps and all("joules" in name or name.startswith("energy") for name in gaps)
+    for name, one in page.quantities(report):
+        assert one["value"] is None or one["value"] >= 0, name
+    for side in ("cached", "live", "sft"):
+        own = {name: one["value"] for name, one in report["steps"][side].items()}
+        assert own["step_seconds_low"] <= own["step_seconds"] <= own["step_seconds_high"]
+        assert own["peak_memory_bytes"] > 10**8 and 0 <= own["data_wait_share"] < 1
+    live = report["steps"]["live"]
+    assert 0 < live["teacher_step_seconds"]["value"] < live["step_seconds"]["value"]
+    assert report["alternated"] is True and report["device"] == "cpu"
+
+
+def test_the_report_adds_up(report: dict[str, Any]) -> None:
+    capture, data = report["capture"], report["data"]
+    seconds = capture["prepare_seconds"]["value"] + capture["load_seconds"]["value"]
+    seconds += data["tokens"] / capture["tokens_per_second"]["value"]
+    assert capture["seconds"]["value"] == pytest.approx(seconds)
+    cached, live = report["steps"]["cached"], report["steps"]["live"]
+    total = seconds + cached["load_seconds"]["value"] + 3 * cached["epoch_seconds"]["value"]
+    assert report["time"]["cached_total"]["value"] == pytest.approx(total)
+    total = live["load_seconds"]["value"] + 3 * live["epoch_seconds"]["value"]
+    assert report["time"]["live_total"]["value"] == pytest.approx(total)
+
+
+def test_the_page_and_the_pictures(report: dict[str, Any], places: Path) -> None:
+    text = (places / "b.html").read_text()
+    assert page.headline(report) in text and "there is no GPU that counts its energy" in text
+    pictures = sorted((places / "png").iterdir())
+    assert text.count("<svg") == len(pictures) == 5
+    assert all(one.read_bytes()[:4] == b"\x89PNG" for one in pictures)
+
+
+def test_nothing_temporary_is_left(report: dict[str, Any], places: Path) -> None:
+    assert report and not list((places / "tmp").iterdir())
+    assert sorted(os.listdir(places)) == ["b.html", "data.jsonl", "png", "tmp"]
+
+
+def test_the_command_prints_one_object_or_words(
+    report: dict[str, Any],
+    cachekd: Callable[..., Ran],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it prints, of a report that is there already; and the flags that reach the settings."""
+    asked: list[BenchmarkConfig] = []
+
+    def benchmark(config: BenchmarkConfig, *, progress: Any) -> dict[str, Any]:
+        asked.append(config)
+        progress("capture", 1, 1)
+        progress("steps", 5, 5)
+        return report
+
+    monkeypatch.setattr(sys.modules["cachekd.costs.comparison"], "benchmark", benchmark)
+    flags = ["--teacher", "t", "--student", "s", "--data", "d.jsonl", "--objective", "jsd"]
+    flags += ["--beta", 0.2, "--per-device-train-batch-size", 4, "--bf16", "true"]
+    ran = cachekd("benchmark", *flags, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["verdict"] == report["verdict"]
+    assert "capture: done" in ran.err and "5 of 5 rounds" in ran.err
+    assert asked[0].objective_options["beta"] == 0.2
+    assert asked[0].training == {"per_device_train_batch_size": 4, "bf16": True}
+    told = cachekd("benchmark", *flags)
+    for part in (page.headline(report), "A training step", "break-even", "no GPU"):
+        assert part in told.out

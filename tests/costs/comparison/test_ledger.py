@@ -1,0 +1,189 @@
+"""The report of made-up measures, worked by hand; tags, gaps, and what the page says of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comparing import SHORT, config, measures, taken
+
+from cachekd.costs.comparison import page
+from cachekd.costs.comparison.jobs import Failure
+from cachekd.costs.comparison.ledger import report_of
+from cachekd.costs.comparison.parameters import Parameters
+from cachekd.costs.comparison.plots import plots_of
+
+KINDS = {"measured", "extrapolated", "given", "never", "gap"}
+PRICED = {"price_per_hour": 3600.0, "price_per_gb_month": 1e9, "months": 2e-6}
+
+
+def value(report: dict[str, Any], *names: str) -> Any:
+    for name in names:
+        report = report[name]
+    return report["value"]
+
+
+def test_every_quantity_is_tagged_and_none_is_made_up() -> None:
+    found = list(page.quantities(report_of(measures())))
+    assert len(found) > 40
+    for name, one in found:
+        assert one["kind"] in KINDS, name
+        assert (one["value"] is None) == (one["kind"] in ("gap", "never")), name
+        if one["kind"] in ("gap", "extrapolated", "never"):
+            assert one["how"], name
+
+
+def test_time_by_hand() -> None:
+    report = report_of(measures(config=config(epochs=2.0, students=3)))
+    assert value(report, "capture", "seconds") == pytest.approx(2 + 3 + 10)
+    assert value(report, "capture", "bytes") == pytest.approx(50 * 10_000)
+    assert value(report, "steps", "cached", "epoch_seconds") == pytest.approx(10)
+    assert value(report, "steps", "live", "epoch_seconds") == pytest.approx(30)
+    assert value(report, "steps", "live", "teacher_epoch_seconds") == pytest.approx(15)
+    assert value(report, "steps", "cached", "data_wait_share") == pytest.approx(0.25)
+    assert value(report, "steps", "cached", "cpu_seconds_per_token") == pytest.approx(0.2 / 100)
+    assert value(report, "capture", "cpu_seconds_per_token") == pytest.approx(4 / 1000)
+    assert report["data"]["steps_per_epoch"] == 100
+    assert value(report, "time", "cached_total") == pytest.approx(15 + 3 * 1 + 6 * 10)
+    assert value(report, "time", "live_total") == pytest.approx(3 * 4 + 6 * 30)
+    assert value(report, "time", "break_even") == pytest.approx((15 - 3 * (4 - 1)) / 20)
+    assert value(report, "models", "active_ratio") == 8
+    assert report["verdict"]["advice"] == "cache"
+
+
+def test_samples_cut_to_the_students_context_train_fewer_tokens() -> None:
+    sides = measures().sides
+    ready = dataclasses.replace(sides["cached"].ready, tokens=500)
+    cut = dataclasses.replace(sides["cached"], ready=ready)
+    report = report_of(measures(sides={**sides, "cached": cut}))
+    assert value(report, "steps", "cached", "epoch_seconds") == pytest.approx(5)
+    assert value(report, "capture", "seconds") == pytest.approx(15), "the capture is of all"
+
+
+def test_money_by_hand() -> None:
+    """A second costs 1 with the teacher, 0.5 without; storage 1e9 a GB and month: 0.5 MB cost 1."""
+    priced = config(**PRICED, price_per_hour_student=1800.0, epochs=2.0)
+    report = report_of(measures(config=priced))
+    assert value(report, "money", "storage") == pytest.approx(5e5 / 1e9 * 1e9 * 2e-6)
+    assert value(report, "money", "cached_total") == pytest.approx(15 + 1 + 0.5 * (1 + 20))
+    assert value(report, "money", "live_total") == pytest.approx(4 + 60)
+    assert value(report, "money", "break_even") == pytest.approx((16 - (4 - 0.5)) / (30 - 5))
+    same = report_of(measures(config=config(**PRICED, epochs=2.0)))
+    assert value(same, "money", "cached_total") == pytest.approx(15 + 1 + (1 + 20))
+
+
+@pytest.mark.parametrize("missing", ["price_per_hour", "price_per_gb_month"])
+def test_missing_prices_leave_money_a_gap_and_time_told(missing: str) -> None:
+    report = report_of(measures(config=config(**{**PRICED, missing: None})))
+    gap = report["money"]["cached_total"]
+    assert gap["value"] is None and f"--{missing.replace('_', '-')}" in gap["how"]
+    assert "in time" in report["verdict"]["reasons"][0]
+    assert not any("Money" in plot.title for plot in plots_of(report))
+
+
+def test_a_price_of_nothing_is_a_price() -> None:
+    report = report_of(measures(config=config(price_per_hour=0.0, price_per_gb_month=0.0)))
+    assert value(report, "money", "live_total") == 0
+    assert report["money"]["break_even"]["kind"] == "never"
+
+
+def test_energy_is_a_gap_without_a_counter_and_counted_with_one() -> None:
+    without = report_of(measures())["energy"]["break_even"]
+    assert without == {"value": None, "kind": "gap", "how": "not measured: no counter"}
+    made = measures()
+    capture = dataclasses.replace(made.captured.capture, joules=500.0)
+    captured = dataclasses.replace(made.captured, capture=capture)
+    sides = {
+        "cached": taken(0.1, joules=2.0),
+        "live": taken(0.3, joules=6.0),
+        "sft": taken(0.05, joules=1.0),
+    }
+    report = report_of(measures(captured=captured, sides=sides))
+    assert value(report, "steps", "live", "joules_per_step") == 6
+    # 0.5 J a token captured; 0.02 and 0.06 J a token trained.
+    assert value(report, "energy", "break_even") == pytest.approx(5000 / (600 - 200))
+
+
+def test_a_teacher_that_does_not_fit_leaves_the_rest_standing() -> None:
+    sides = {**measures().sides, "live": SHORT}
+    report = report_of(measures(sides=sides))
+    gap = report["steps"]["live"]["step_seconds"]
+    assert gap["how"] == (
+        "not measured: the teacher does not fit beside the student: CUDA out of memory. Tried 2 GiB"
+    )
+    assert value(report, "steps", "cached", "epoch_seconds") == pytest.approx(10)
+    assert value(report, "capture", "seconds") == pytest.approx(15)
+    assert report["time"]["break_even"]["value"] is None
+    assert report["sensitivity"]["gap"] == gap["how"]
+    assert report["verdict"]["advice"] == "cache"
+    assert gap["how"] in page.gaps(report)
+
+
+def test_a_side_that_was_killed_is_a_gap_and_no_verdict() -> None:
+    killed = Failure(kind="killed", text="its process was ended by SIGKILL")
+    report = report_of(measures(sides={**measures().sides, "cached": killed}))
+    assert "SIGKILL" in report["steps"]["cached"]["step_seconds"]["how"]
+    assert report["verdict"]["advice"] == "cannot tell"
+    assert "SIGKILL" in report["verdict"]["reasons"][0]
+
+
+def test_a_capture_that_failed_leaves_every_side_a_gap() -> None:
+    report = report_of(measures(captured=SHORT, sides={}))
+    assert "out of memory" in report["capture"]["seconds"]["how"]
+    assert "capture failed" in report["steps"]["sft"]["step_seconds"]["how"]
+    assert report["verdict"]["advice"] == "cannot tell" and report["device"] is None
+    assert len(plots_of(report)) == 2 and page.headline(report) == "It cannot be told."
+
+
+def test_experts_that_are_not_known_leave_the_sensitivity_a_gap() -> None:
+    odd = Parameters(total=9, active=None, experts=8, chosen=None, why="it does not say")
+    report = report_of(measures(teacher=odd))
+    assert "it does not say" in report["sensitivity"]["gap"]
+    assert value(report, "time", "break_even") is not None
+
+
+def test_sensitivity_meets_the_measured_break_even() -> None:
+    made = measures()
+    report = report_of(made)
+    rows = {row["ratio"]: row["break_even"] for row in report["sensitivity"]["rows"]}
+    assert rows[8.0] == pytest.approx(value(report, "time", "break_even"))
+    # Capture: load 3 s and forward 10 s eight times, 2 s of reading; a live epoch 15 + 8 x 15 s.
+    assert rows[64.0] == pytest.approx((24 + 2 + 80 - 8 * 3) / (15 + 120 - 10))
+
+
+def test_never_is_said_so() -> None:
+    sides = {**measures().sides, "live": taken(0.09, teacher=0.01)}
+    report = report_of(measures(sides=sides))
+    assert report["time"]["break_even"]["kind"] == "never"
+    assert report["verdict"]["advice"] == "do not cache"
+    (table,) = page.account_tables(report)
+    assert ("break-even, epochs x students", "never", "not measured", "not measured") in table.rows
+
+
+def test_the_plots_cross_where_the_report_says() -> None:
+    report = report_of(measures(config=config(**PRICED)))
+    titles = [plot.title for plot in plots_of(report)]
+    assert [title.split(" ")[0] for title in titles] == ["Time", "Money", "Break-even", "A", "Peak"]
+    lines = {name: (xs, ys) for name, xs, ys in plots_of(report)[0].series}
+    (x,), (y,) = lines["break-even"]
+    assert x == pytest.approx(value(report, "time", "break_even"))
+    assert 60 * y == pytest.approx(15 + 1 + 10 * x), "the axis is in minutes"
+
+
+def test_the_page_tells_verdict_origins_and_gaps(tmp_path: Path) -> None:
+    made = config(**PRICED, out=str(tmp_path / "deep" / "b.html"), plots_dir=str(tmp_path / "png"))
+    report = report_of(measures(config=made, sides={**measures().sides, "live": SHORT}))
+    page.write_outputs(made, report)
+    text = (tmp_path / "deep" / "b.html").read_text()
+    for part in (
+        "Cache.",
+        "does not fit beside the student",
+        "not measured",
+        "Origins",
+        "prepare_seconds + load_seconds + tokens / tokens_per_second",
+    ):
+        assert part in text
+    assert text.count("<svg") == len(list((tmp_path / "png").glob("*.png"))) == 2
+    assert "http" not in text.replace("http-equiv", "")

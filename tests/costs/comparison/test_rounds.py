@@ -1,0 +1,149 @@
+"""Processes that take steps in turn: order, memory that runs out, ends of all kinds."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+from comparing import config, forked
+
+from cachekd.costs.comparison import children
+from cachekd.costs.comparison.jobs import END, GO, Ended, Failure, Job, Ready, Started, Step
+from cachekd.costs.comparison.rounds import Taken, take_turns
+
+READY = Ready(documents=2, tokens=20, batch=1, device="cpu")
+Answer = Callable[[Job, int], None]
+
+
+def scripted(act: Answer, log: Path) -> Callable[[Connection], None]:
+    """A process whose steps take as many seconds as their number; ``act`` comes before each."""
+
+    def serve(connection: Connection) -> None:
+        connection.send(Started())
+        job: Job = connection.recv()
+        connection.send(READY)
+        number = 0
+        try:
+            while (word := connection.recv()) == GO:
+                act(job, number)
+                with log.open("a") as stream:
+                    stream.write(f"{job.side}{number} ")
+                step = Step(
+                    seconds=float(number), tokens=10, wait=0.0, teacher=0.0, cpu=0.0, joules=None
+                )
+                connection.send(step)
+                number += 1
+            assert word == END
+            connection.send(Ended(peak_bytes=7, no_joules="none"))
+        except MemoryError as error:
+            connection.send(Failure(kind="memory", text=str(error), error="MemoryError"))
+
+    return serve
+
+
+@pytest.fixture
+def turns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[[Answer], tuple[dict[str, Taken | Failure], list[str]]]:
+    """Runs two sides of three steps after one that is left out; what they took, in what order."""
+
+    def run(act: Answer) -> tuple[dict[str, Taken | Failure], list[str]]:
+        log = tmp_path / "log"
+        monkeypatch.setattr(children, "launch", lambda: forked(scripted(act, log)))
+        settings = config(steps=3, discard=1)
+        jobs = [Job(side=side, config=settings, folder=tmp_path) for side in ("a", "b")]
+        told: list[int] = []
+        found = take_turns(jobs, lambda what, done, of: told.append(done))
+        assert told[-1] == 4
+        return found, log.read_text().split()
+
+    return run
+
+
+def test_steps_alternate_and_the_first_are_left_out(turns: Callable[..., tuple]) -> None:
+    found, order = turns(lambda job, number: None)
+    assert order == ["a0", "b0", "b1", "a1", "a2", "b2", "b3", "a3"]
+    for side in found.values():
+        assert [step.seconds for step in side.steps] == [1.0, 2.0, 3.0]
+        assert side.first.seconds == 0.0 and side.alternated and side.ended.peak_bytes == 7
+
+
+def test_a_side_without_memory_beside_the_others_is_tried_alone(
+    turns: Callable[..., tuple], tmp_path: Path
+) -> None:
+    mark = tmp_path / "tried"
+
+    def act(job: Job, number: int) -> None:
+        if job.side == "b" and number == 1 and not mark.exists():
+            mark.touch()
+            raise MemoryError("injected")
+
+    found, order = turns(act)
+    assert all(isinstance(side, Taken) and not side.alternated for side in found.values())
+    assert order[-8:] == [f"a{n}" for n in range(4)] + [f"b{n}" for n in range(4)]
+
+
+def test_a_side_that_never_fits_is_a_failure_and_the_other_stands(
+    turns: Callable[..., tuple],
+) -> None:
+    def act(job: Job, number: int) -> None:
+        if job.side == "b":
+            raise MemoryError("injected")
+
+    found, _ = turns(act)
+    assert found["b"] == Failure(kind="memory", text="injected", error="MemoryError")
+    assert isinstance(found["a"], Taken) and len(found["a"].steps) == 3
+
+
+@pytest.mark.parametrize(
+    ("end", "kind", "part"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "killed", "SIGKILL, as a system does"),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), "died", "SIGTERM"),
+        (lambda: os._exit(3), "died", "with code 3"),
+    ],
+)
+def test_a_process_that_ends_is_named(
+    turns: Callable[..., tuple], end: Callable[[], None], kind: str, part: str
+) -> None:
+    def act(job: Job, number: int) -> None:
+        if job.side == "b" and number == 2:
+            end()
+
+    found, _ = turns(act)
+    assert found["b"].kind == kind and part in found["b"].text
+    assert isinstance(found["a"], Taken)
+
+
+def test_no_process_outlives_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started = []
+
+    def launch() -> tuple:
+        started.append(forked(scripted(lambda job, number: None, tmp_path / "log")))
+        return started[-1]
+
+    def interrupt(what: str, done: int, of: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(children, "launch", launch)
+    jobs = [Job(side=side, config=config(), folder=tmp_path) for side in ("a", "b")]
+    with pytest.raises(KeyboardInterrupt):
+        take_turns(jobs, interrupt)
+    assert len(started) == 2
+    assert all(not one.process.is_alive() for one, _ in started)
+
+
+@pytest.mark.slow
+def test_a_fresh_interpreter_serves_and_ends_with_its_socket(tmp_path: Path) -> None:
+    process, connection = children.launch()
+    assert connection.recv() == Started()
+    folder = tmp_path / "nothing"
+    connection.send(Job(side="cached", config=config(), folder=folder))
+    failure = connection.recv()
+    assert failure.kind == "error" and failure.error == "CacheNotFound"
+    connection.close()
+    assert process.wait(timeout=30) == 0

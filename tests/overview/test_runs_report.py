@@ -1,0 +1,160 @@
+"""Figures of runs: what differs, what is best, means over seeds, and gaps."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachekd.config import ReportConfig
+from cachekd.overview import make_report
+from cachekd.overview.record import load_runs
+from cachekd.overview.runs import runs_report
+from cachekd.overview.runs_page import intro_of, sections_of
+from cachekd.training.figures import MOST_POINTS, curve
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def found(runs: tuple[Path, ...]) -> dict[str, Any]:
+    return runs_report(load_runs(list(map(str, runs))))
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    return facts
+
+
+def test_only_what_differs_is_told_to_differ(found: dict[str, Any]) -> None:
+    differ = found["differences"]
+    assert differ["seed"] == {"one": "1", "two": "2", "plain": "1"}
+    assert differ["objective"] == {"one": "kd", "two": "kd", "plain": "sft"}
+    assert "output_dir" not in differ and "learning_rate" not in differ
+    assert found["same_for_all"]["learning_rate"] == "0.001"
+    assert not set(differ) & set(found["same_for_all"])
+
+
+def test_seeds_are_the_means_of_their_runs(found: dict[str, Any], runs: tuple[Path, ...]) -> None:
+    (group,) = found["groups"]
+    assert group["runs"] == ["one", "two"] and group["seeds"] == ["1", "2"]
+    values = [_facts(run)["final_eval"]["eval_kl"] for run in runs[:2]]
+    figures = group["figures"]["eval_kl"]
+    assert figures["mean"] == pytest.approx(sum(values) / 2)
+    assert figures["deviation"] == pytest.approx(statistics.stdev(values))
+    assert figures["deviation"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
+    assert "±" in " ".join(intro_of(found))
+
+
+def test_best_is_the_lowest_where_runs_can_be_compared(
+    found: dict[str, Any], runs: tuple[Path, ...]
+) -> None:
+    values = {run.name: _facts(run)["final_eval"]["eval_ce"] for run in runs}
+    assert found["best"]["eval_ce"] == min(values, key=lambda name: values[name])
+    rates = {run.name: _facts(run)["throughput"]["tokens_per_second"] for run in runs}
+    assert found["best"]["tokens_per_second"] == max(rates, key=lambda name: rates[name])
+    assert "eval_loss" not in found["best"], "losses of two objectives do not compare"
+    same = runs_report(load_runs(list(map(str, runs[:2]))))
+    assert "eval_loss" in same["best"]
+
+
+def test_other_held_out_data_is_not_compared(runs: tuple[Path, ...], record_of: Write) -> None:
+    other = record_of("other", eval_cache={"name": "other", "root": "x"})
+    report = runs_report(load_runs([str(runs[0]), str(other)]))
+    assert not [name for name in report["best"] if name.startswith("eval_")]
+
+
+def test_curves_are_those_of_the_records(found: dict[str, Any], runs: tuple[Path, ...]) -> None:
+    shown = {(one["figure"], one["on"]): one["lines"] for one in found["curves"]}
+    for line, run in zip(shown["loss", "training"], runs, strict=True):
+        rows = [row for row in _facts(run)["history"] if "loss" in row]
+        assert line["run"] == run.name
+        assert line["steps"] == [row["step"] for row in rows] == [1, 2, 3, 4]
+        assert line["values"] == [row["loss"] for row in rows]
+    held_out = shown["ce", "held-out cache or text"]
+    assert [line["run"] for line in held_out] == ["one", "two", "plain"]
+    assert held_out[0]["steps"] == [2, 4]
+
+
+def test_figures_that_are_no_numbers_leave_a_gap(record_of: Write) -> None:
+    rows = [{"step": i, "loss": v} for i, v in enumerate([2.0, math.nan, 1.0, math.inf])]
+    folder = record_of(history=rows, final_eval={"eval_kl": math.nan, "eval_ce": 1.0})
+    report = runs_report(load_runs([str(folder)]))
+    (curve_shown,) = report["curves"]
+    assert curve_shown["lines"][0]["values"] == [2.0, None, 1.0, None]
+    assert report["runs"][0]["final"]["eval_kl"] is None
+    json.dumps(report, allow_nan=False)
+    (table,) = sections_of(report)[0].tables
+    assert table.rows[0][table.header.index("eval kl")] == "-"
+
+
+def test_a_stopped_run_and_one_that_was_killed_are_shown(record_of: Write) -> None:
+    gone = dict.fromkeys(("history", "throughput", "final_eval", "rollouts", "steps"), ...)
+    stopped = record_of("stopped", status="interrupted", final_eval=...)
+    killed = record_of("killed", status="running", **gone)
+    report = runs_report(load_runs([str(stopped), str(killed)]))
+    assert [run["status"] for run in report["runs"]] == ["interrupted", "running"]
+    assert "eval_kl" not in report["runs"][0]["final"]
+    said = " ".join(intro_of(report))
+    assert "killed has no history" in said and "stopped has no history" not in said
+    assert len(report["curves"][0]["lines"]) == 1
+
+
+def test_runs_without_a_figure_in_common_have_their_own_curves(record_of: Write) -> None:
+    folders = [
+        record_of(name, history=[{"step": 1, name: 0.5}], final_eval={f"eval_{name}": 0.5})
+        for name in ("alpha", "beta")
+    ]
+    report = runs_report(load_runs(list(map(str, folders))))
+    lines = {one["figure"]: [line["run"] for line in one["lines"]] for one in report["curves"]}
+    assert lines == {"alpha": ["alpha"], "beta": ["beta"]}
+    header = sections_of(report)[0].tables[0].header
+    assert "eval alpha" in header and "eval beta" in header
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_end() -> None:
+    history = [{"step": float(i), "loss": float(i)} for i in range(5 * MOST_POINTS + 7)]
+    steps, values = curve(history, "loss")
+    assert len(steps) <= MOST_POINTS + 1 and steps == values
+    assert (steps[0], steps[-1]) == (0, 5 * MOST_POINTS + 6)
+
+
+def test_equal_names_are_told_apart(runs: tuple[Path, ...], record_of: Write) -> None:
+    names = [run.name for run in load_runs([str(runs[0]), str(record_of("one"))])]
+    assert len(set(names)) == 2 and all(name.endswith("/one") for name in names)
+
+
+def test_on_policy_costs_have_a_table_of_their_own(record_of: Write) -> None:
+    rollouts = {"rollouts": 12, "scores": {"rows": 30}, "seconds": {"writing": 1.25}}
+    report = runs_report(load_runs([str(record_of(rollouts=rollouts))]))
+    (section,) = [one for one in sections_of(report) if one.heading == "On-policy costs"]
+    assert ("teacher: rows", "30") in section.tables[0].rows
+    assert ("seconds: writing", "1.25") in section.tables[0].rows
+
+
+def test_a_long_setting_that_differs_at_its_end_differs(record_of: Write) -> None:
+    config = json.loads((record_of("base") / "run.json").read_text())["config"]
+    long = [{**config, "notes": "x" * 500 + end} for end in "ab"]
+    folders = [record_of(f"r{i}", config=own) for i, own in enumerate(long)]
+    report = runs_report(load_runs(list(map(str, folders))))
+    assert set(report["differences"]) == {"notes"}
+
+
+def test_a_report_of_runs_is_a_page_with_its_pictures(
+    runs: tuple[Path, ...], tmp_path: Path
+) -> None:
+    report = make_report(
+        ReportConfig(
+            paths=tuple(map(str, runs[:2])),
+            out=str(tmp_path / "new" / "runs.html"),
+            plots_dir=str(tmp_path / "figures"),
+        )
+    )
+    page = (tmp_path / "new" / "runs.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == len(report["plots"]) == len(list((tmp_path / "figures").iterdir()))
+    assert f"<td>{'seed'}</td><td>1</td><td>2</td>" in page

@@ -1,0 +1,83 @@
+"""Bars and histograms: lengths are the values, gaps are told, nothing leaves the drawing."""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cachekd.report.bars import Bars, Histogram, bar_chart, histogram
+
+HOSTILE = "</title><script>alert(1)</script>"
+VALUES = st.floats(-1e6, 1e6)
+
+
+def _drawing(figure: str) -> ElementTree.Element:
+    return ElementTree.fromstring(re.search(r"<svg.*</svg>", figure)[0])  # type: ignore[index]
+
+
+def _bars(*values: float, deviations: tuple[float, ...] | None = None) -> Bars:
+    groups = tuple(f"group {i}" for i in range(len(values)))
+    return Bars(title="t", x_label="x", groups=groups, series=(("s", values, deviations),))
+
+
+def _rects(figure: str) -> list[tuple[float, float, float, float]]:
+    sides = ("x", "y", "width", "height")
+    return [tuple(float(r.attrib[s]) for s in sides) for r in _drawing(figure).iter("rect")]  # type: ignore[misc]
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    rects = _rects(bar_chart(_bars(1, 2, 4, -2)))
+    lengths = [width for _, _, width, _ in rects]
+    assert lengths[1] == pytest.approx(2 * lengths[0], abs=0.2)
+    assert lengths[2] == pytest.approx(4 * lengths[0], abs=0.3)
+    assert lengths[3] == pytest.approx(lengths[1], abs=0.2)
+    assert rects[3][0] < rects[0][0], "below zero lies to the left"
+
+
+def test_a_value_that_is_not_known_is_told_and_not_drawn() -> None:
+    figure = bar_chart(_bars(1.0, math.nan))
+    assert len(_rects(figure)) == 1
+    assert figure.count("not measured") == 1
+    assert "no data" in bar_chart(_bars(math.nan)) and "no data" in bar_chart(_bars())
+
+
+def test_deviations_are_whiskers_with_their_figures() -> None:
+    figure = bar_chart(_bars(2.0, 3.0, deviations=(0.5, math.nan)))
+    whiskers = [p for p in _drawing(figure).iter("path") if p.get("class") == "whisker"]
+    assert len(whiskers) == 1
+    assert "2 ± 0.5" in figure and "3 ±" not in figure
+
+
+@given(st.lists(VALUES, min_size=1, max_size=6))
+def test_every_bar_lies_inside_the_drawing(values: list[float]) -> None:
+    figure = bar_chart(_bars(*values, deviations=tuple(abs(v) / 2 for v in values)))
+    width, height = map(float, _drawing(figure).attrib["viewBox"].split()[2:])
+    rects = _rects(figure)
+    assert len(rects) == len(values)
+    assert all(x >= 0 and x + w <= width and y >= 0 and y + h <= height for x, y, w, h in rects)
+
+
+@pytest.mark.parametrize("log_x", [False, True])
+def test_bins_are_as_high_as_their_counts(log_x: bool) -> None:
+    shown = Histogram(
+        title="t", x_label="x", y_label="y", edges=[1, 10, 100], counts=[2, 4], log_x=log_x
+    )
+    rects = _rects(histogram(shown))
+    assert rects[1][3] == pytest.approx(2 * rects[0][3], abs=0.2)
+    assert (rects[0][2] == pytest.approx(rects[1][2], abs=0.2)) == log_x
+
+
+def test_a_histogram_without_counts_says_so() -> None:
+    shown = Histogram(title="t", x_label="x", y_label="y", edges=[0, 1, 2], counts=[0, 0])
+    assert "no data" in histogram(shown) and not _rects(histogram(shown))
+
+
+def test_names_stay_text() -> None:
+    bars = Bars(title=HOSTILE, x_label=HOSTILE, groups=(HOSTILE,), series=((HOSTILE, [1.0], None),))
+    assert "<script" not in bar_chart(bars)
+    assert [text.text for text in _drawing(bar_chart(bars)).iter("text")].count(HOSTILE) == 2
