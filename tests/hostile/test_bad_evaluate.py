@@ -245,5 +245,5 @@ def test_weights_that_are_missing(refused: Refused, family: Family, tmp_path: Pa
 
 def test_a_page_that_cannot_be_written(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "folder cannot be made" in refused(code=2, out=tmp_path / "file" / "page.html")
+    assert "out: cannot write to" in refused(code=2, out=tmp_path / "file" / "page.html")
     assert "is a folder" in refused(code=2, markdown=tmp_path)
