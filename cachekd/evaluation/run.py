@@ -58,9 +58,9 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dic
         CachekdError: whatever is wrong with settings, data, models or teacher.
     """
     told: Progress = progress or (lambda stage, done, total: None)
-    for option, path in (("out", config.out), ("markdown", config.markdown)):
-        if path:
-            check_writable(Path(path), option)
+    for option in ("out", "markdown"):
+        if getattr(config, option):
+            check_writable(Path(getattr(config, option)), option)
     made = ready(config)
     with redirect_stdout(sys.stderr), quiet_bars(own=progress is not None):
         teacher = _Teacher(made, config, told) if made.teacher else None
