@@ -7,8 +7,8 @@ Eq. 11, on text of the student that the teacher has corrected (SCRG, section 4.1
 
 Each mean is over its own rows. The terms are the objectives sft, dac_kl and span; windows are in
 the space of log-ranks. For the paper's ablations (Tables 2 and 3c) a term may be left out, and
-another divergence take the place of DAC-KL. A batch that does not say who wrote it (a cache, or held-out samples) serves
-all terms, as in ``--objective sum``.
+another divergence take the place of DAC-KL. A batch that does not say who wrote it (a cache, or
+held-out samples) serves all terms, as in ``--objective sum``.
 """
 
 from __future__ import annotations
