@@ -50,14 +50,10 @@ def _write(one: Candidate, model: Any, config: EvaluateConfig) -> None:
 
 
 def figures_of(report: dict[str, Any]) -> dict[str, Any]:
-    """Means and deviations of each model, and the seconds that it took."""
+    """Means and deviations of each model."""
     return {
         model["name"]: {
-            "seconds": model["seconds"],
-            **{
-                name: [figure["mean"], figure["deviation"]]
-                for name, figure in model["metrics"].items()
-            },
+            name: [figure["mean"], figure["deviation"]] for name, figure in model["metrics"].items()
         }
         for model in report["models"]
     }

@@ -1,4 +1,4 @@
-"""The report of an evaluation as one HTML page: tables, ROUGE-L by seed, ExAccErr, reliability.
+"""The report of an evaluation as one HTML page: tables, ROUGE-L, ExAccErr, reliability.
 
 In: the report of `cachekd.evaluation.run`. Out: a self-contained page.
 """
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cachekd.evaluation.tables import SIDES, counts, exposure_table, gaps, main_table
+from cachekd.report.bars import Bars
 from cachekd.report.curves import Table, write_page
+from cachekd.report.figures import Figure
 from cachekd.report.svg import Plot, Series
 
 _NAN = float("nan")
@@ -32,7 +34,7 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
     )
 
 
-def plots(report: Mapping[str, Any]) -> list[Plot]:
+def plots(report: Mapping[str, Any]) -> list[Figure]:
     """The plots that this report has figures for."""
     found = [_rouge(report), _exposure(report), _alive(report), _reliability(report)]
     return [plot for plot in found if plot is not None]
@@ -65,26 +67,15 @@ def _intro(report: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _rouge(report: Mapping[str, Any]) -> Plot | None:
-    series: list[Series] = []
-    names: dict[str, list[str]] = {}
-    for number, model in enumerate(report["models"], 1):
-        values = model["metrics"]["rouge_l"]["values"]
-        if values:
-            series.append((model["name"], [number] * len(values), values))
-            seeds = [] if report["settings"]["greedy"] else report["settings"]["seeds"]
-            names[model["name"]] = [f"{model['name']}, seed {seed}" for seed in seeds] or [
-                model["name"]
-            ]
-    if not series:
-        return None
-    return Plot(
-        title="ROUGE-L of each seed",
-        x_label="model, in the order of the table",
-        y_label="ROUGE-L",
-        series=tuple(series),
-        marks=dict.fromkeys(names, "alone"),
-        names=names,
+def _rouge(report: Mapping[str, Any]) -> Bars:
+    figures = [model["metrics"]["rouge_l"] for model in report["models"]]
+    means = [_NAN if one["mean"] is None else one["mean"] for one in figures]
+    deviations = [_NAN if one["deviation"] is None else one["deviation"] for one in figures]
+    return Bars(
+        title="ROUGE-L, mean ± deviation over seeds",
+        x_label="ROUGE-L",
+        groups=tuple(model["name"] for model in report["models"]),
+        series=(("ROUGE-L", means, deviations),),
     )
 
 

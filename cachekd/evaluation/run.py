@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cachekd.config import EvaluateConfig, resolved
-from cachekd.errors import ConfigError, StoreError, TeacherError
+from cachekd.errors import StoreError, TeacherError
 from cachekd.evaluation.calibration import calibration
 from cachekd.evaluation.examples import Examples
 from cachekd.evaluation.exposure import exposure
@@ -31,6 +30,7 @@ from cachekd.evaluation.ready import Candidate, Ready, ready
 from cachekd.evaluation.scores import Side
 from cachekd.evaluation.tables import markdown
 from cachekd.evaluation.texts import Progress, Run, end_tokens, text_figures, write_runs
+from cachekd.report.files import check_writable, write_whole
 from cachekd.teachers._memory import release
 from cachekd.training.bars import quiet_bars
 from cachekd.training.record import cache_facts, versions
@@ -58,8 +58,9 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dic
         CachekdError: whatever is wrong with settings, data, models or teacher.
     """
     told: Progress = progress or (lambda stage, done, total: None)
-    for path in filter(None, (config.out, config.markdown)):
-        _check_place(Path(path))
+    for option in ("out", "markdown"):
+        if getattr(config, option):
+            check_writable(Path(getattr(config, option)), option)
     made = ready(config)
     with redirect_stdout(sys.stderr), quiet_bars(own=progress is not None):
         teacher = _Teacher(made, config, told) if made.teacher else None
@@ -81,7 +82,7 @@ def _write(config: EvaluateConfig, report: Mapping[str, Any]) -> None:
     """The pages that are asked for."""
     try:
         if config.markdown:
-            Path(config.markdown).write_text(markdown(report), encoding="utf-8")
+            write_whole(Path(config.markdown), markdown(report).encode("utf-8", "replace"))
         if config.out:
             write_report(Path(config.out), report)
     except OSError as error:
@@ -197,15 +198,3 @@ def _data_facts(examples: Examples) -> dict[str, Any]:
         "references": sum(len(item.references) for item in examples.items),
         "skipped": dict(examples.skipped),
     }
-
-
-def _check_place(path: Path) -> None:
-    """Make the folder of a page now: a run of hours must not end in this error."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{path}: its folder cannot be made: {error}") from error
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder; expected the name of a file to write")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"{path} cannot be written: no permission; choose another place")

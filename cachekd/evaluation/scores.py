@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cachekd.errors import TeacherError
-from cachekd.losses.reference import dense_divergence
 from cachekd.rollouts.batches import by_length
 from cachekd.teachers._head import LogitRows
 from cachekd.teachers._memory import one_memory_error
@@ -28,8 +27,10 @@ from cachekd.types import Int32, Int64
 Scores = dict[str, NDArray[np.float64]]
 """Of one document: ``nll`` and divergences by name, [n] each."""
 
-# Elements of a tile, float64: 32 MiB for each of the few arrays that exist at once.
-_TILE = 1 << 22
+# Elements of a tile, float64, of which a few exist at once: on a CPU they stay in its cache, which
+# makes these sums ten times as fast as with 32 MiB.
+_TILE = {"cpu": 1 << 16}
+_TILE_DEVICE = 1 << 23
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,7 +89,7 @@ def score(
         teacher: p, of the same vocabulary; None: no divergences.
         documents: what is read.
         batch_tokens: token budget of a batch (rows x longest document).
-        divergences: names of `cachekd.losses.choice.NAMES`.
+        divergences: of "forward_kl", "reverse_kl" and "tvd".
         told: is told how many documents are done, at the start and after each batch.
 
     Raises:
@@ -137,7 +138,8 @@ def _read(
         mask_BT[b, : len(item.input_ids)] = 1
     flat_N = np.concatenate([b * width + item.rows for b, item in enumerate(documents)])
     targets_N = torch.from_numpy(np.concatenate([item.targets for item in documents]))
-    step = max(1, _TILE // sides[0].vocab_size)
+    elements = _TILE.get(sides[0].device.type, _TILE_DEVICE)
+    step = max(1, elements // sides[0].vocab_size)
     walks = [_tiles(side, ids_BT, mask_BT, flat_N, step) for side in sides]
     parts: list[Scores] = []
     for tiles, targets_n in zip(
@@ -180,9 +182,26 @@ def _normalised(side: Side, logits_nV: Tensor) -> Tensor:
 def _scores(tiles: Sequence[Tensor], targets_n: Tensor, divergences: Sequence[str]) -> Scores:
     log_q_nV = tiles[0]
     nll_n = -log_q_nV.gather(1, targets_n.to(log_q_nV.device)[:, None])[:, 0]
-    found = {"nll": nll_n.cpu().numpy()}
-    if len(tiles) > 1:
-        p_nV, q_nV = tiles[1].to(log_q_nV.device).exp(), log_q_nV.exp()
-        for name in divergences:
-            found[name] = dense_divergence(name, p_nV, q_nV).cpu().numpy()
-    return found
+    found = {"nll": nll_n}
+    if divergences:
+        log_p_nV = tiles[1].to(log_q_nV.device)
+        found |= {name: _DIVERGENCES[name](log_p_nV, log_q_nV) for name in divergences}
+    return {name: values_n.cpu().numpy() for name, values_n in found.items()}
+
+
+def _kl(log_p_nV: Tensor, log_q_nV: Tensor) -> Tensor:
+    """KL(p || q), [n]; what p gives probability 0 counts nothing."""
+    p_nV = log_p_nV.exp()
+    return torch.where(p_nV > 0, p_nV * (log_p_nV - log_q_nV), 0.0).sum(-1)
+
+
+def _tvd(log_p_nV: Tensor, log_q_nV: Tensor) -> Tensor:
+    """Half of the sum of |p - q|, [n]."""
+    return (log_p_nV.exp() - log_q_nV.exp()).abs().sum(-1) / 2
+
+
+_DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "forward_kl": _kl,
+    "reverse_kl": lambda log_p_nV, log_q_nV: _kl(log_q_nV, log_p_nV),
+    "tvd": _tvd,
+}

@@ -99,15 +99,15 @@ def counts(report: Mapping[str, Any]) -> list[str]:
     settings = report["settings"]
     side = "beginning" if settings["truncation_side"] == "left" else "end"
     cut = {
-        "prompts_cut": f"prompts lost their {side} beyond {settings['max_prompt_length']} tokens",
-        "responses_cut": f"references were cut to {settings['max_new_tokens']} tokens for the loss",
+        "prompts_cut": f"prompts that lost their {side}, at {settings['max_prompt_length']} tokens",
+        "responses_cut": f"references cut to {settings['max_new_tokens']} tokens for the loss",
     }
     found: dict[str, list[str]] = {}
     for key, what in cut.items():
         for model in report["models"]:
             if model[key]:
-                found.setdefault(f"{model[key]:,} {what}", []).append(model["name"])
-    said = [f"left out: {n:,} rows: {why}" for why, n in report["data"]["skipped"].items()]
+                found.setdefault(f"{what}: {model[key]:,}", []).append(model["name"])
+    said = [f"rows left out: {why}: {n:,}" for why, n in report["data"]["skipped"].items()]
     return said + [f"{', '.join(names)}: {what}" for what, names in found.items()]
 
 

@@ -77,13 +77,19 @@ def tokenise(
     good = [item for item in documents if not isinstance(item, BadRow)]
     gold = iter(encode(good, make_encoder(tokenizer, add_eos=config.add_eos)))
     words = iter(_words(good, tokenizer, config.label_words))
-    special = frozenset(tokenizer.all_special_ids)
+    special = _special(tokenizer)
     found: list[Tokens | BadRow] = []
     for item in documents:
         found.append(
             item if isinstance(item, BadRow) else _tokens(next(gold), next(words), special, config)
         )
     return found
+
+
+def _special(tokenizer: Any) -> frozenset[int]:
+    """Ids that stand for no text: named ones, and what templates use without a name."""
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset({*tokenizer.all_special_ids, *(i for i, token in added if token.special)})
 
 
 def _words(

@@ -18,7 +18,7 @@ def kind_of(config: ReportConfig) -> str:
     Raises:
         ConfigError: they are of both kinds, of neither, or a setting is for the other kind.
     """
-    runs = [path for path in config.paths if _is_run(path)]
+    runs = [path for path in config.paths if is_run(path)]
     if len(runs) == len(config.paths):
         if config.recheck is not None or config.tokenizer is not None:
             raise ConfigError("teacher and tokenizer are for the report of a cache; these are runs")
@@ -35,11 +35,13 @@ def kind_of(config: ReportConfig) -> str:
             f"{others[0]}: expected a cache (a folder with {_CACHE}) or the output folder of "
             f"cachekd train (with {RECORD}); found {_what(others[0])}"
         )
+    if config.evaluation:
+        raise ConfigError("evaluation is for the report of runs; this is a cache")
     return "cache"
 
 
-def _is_run(path: str) -> bool:
-    """Whether it is an output folder, or the record in it."""
+def is_run(path: str) -> bool:
+    """Whether it is an output folder of ``cachekd train``, or the record in it."""
     return "://" not in path and (
         (Path(path) / RECORD).is_file() or (Path(path).name == RECORD and Path(path).is_file())
     )
@@ -56,7 +58,7 @@ def _what(path: str) -> str:
         return "a location"
     if not Path(path).exists():
         return "nothing there"
-    if _is_run(path):
+    if is_run(path):
         return "a run"
     if _is_cache(path):
         return "a cache"

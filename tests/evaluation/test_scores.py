@@ -52,13 +52,23 @@ def test_neither_batch_nor_tile_changes_a_score(
     student: Side, teacher: Side, asked: list[Wanted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = score(student, teacher, asked, 1, NAMES)
-    monkeypatch.setattr(module, "_TILE", 3 * student.vocab_size)
+    monkeypatch.setitem(module._TILE, "cpu", 3 * student.vocab_size)
     told: list[int] = []
     together = score(student, teacher, asked, 10_000, NAMES, told.append)
     assert told == [0, len(asked)]
     for left, right in zip(alone, together, strict=True):
         for name in ("nll", *NAMES):
             assert left[name] == pytest.approx(right[name], rel=1e-4, abs=1e-6)
+
+
+def test_what_one_side_excludes() -> None:
+    """Probability 0 on the left of a divergence counts nothing; on the right it is infinite."""
+    p = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64).log()
+    q = torch.tensor([[0.25, 0.5, 0.25]], dtype=torch.float64).log()
+    found = module._scores([q, p], torch.tensor([1]), NAMES)
+    assert found["forward_kl"] == pytest.approx(0.5 * np.log(2))
+    assert found["tvd"] == pytest.approx(0.25) and found["nll"] == pytest.approx(np.log(2))
+    assert np.isposinf(found["reverse_kl"])
 
 
 def test_a_row_may_be_asked_for_more_than_once(student: Side, asked: list[Wanted]) -> None:

@@ -126,7 +126,7 @@ def test_skipped_rows_are_counted(cachekd: Run, family: Family, tmp_path: Path) 
     flags = flags_of({"model": family.student, "data": data, "seeds": 1, "max_new_tokens": 3})
     ran = cachekd("evaluate", *flags, "--on-bad", "skip", "--json")
     assert ran.json["data"] == {"examples": 1, "references": 1, "skipped": {"empty text": 1}}
-    assert "left out: 1 rows: empty text" in cachekd("evaluate", *flags, "--on-bad", "skip").out
+    assert "rows left out: empty text: 1" in cachekd("evaluate", *flags, "--on-bad", "skip").out
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,10 @@ def test_prompts_that_are_cut_are_counted(cachekd: Run, family: Family, tmp_path
         assert report["models"][0]["prompts_cut"] == 1
         found[side] = report["models"][0]["metrics"]["loss"]["mean"]
     assert found["left"] != found["right"]
-    assert "1 prompts lost their end" in cachekd("evaluate", *flags, *further).out
+    assert (
+        "student: prompts that lost their end, at 20 tokens: 1"
+        in cachekd("evaluate", *flags, *further).out
+    )
 
 
 def other_tokenizer(folder: Path) -> Path:
@@ -242,5 +245,5 @@ def test_weights_that_are_missing(refused: Refused, family: Family, tmp_path: Pa
 
 def test_a_page_that_cannot_be_written(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "folder cannot be made" in refused(code=2, out=tmp_path / "file" / "page.html")
+    assert "out: cannot write to" in refused(code=2, out=tmp_path / "file" / "page.html")
     assert "is a folder" in refused(code=2, markdown=tmp_path)
