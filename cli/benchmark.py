@@ -75,7 +75,7 @@ def _show(report: dict[str, Any], config: BenchmarkConfig) -> None:
     from cachekd.costs.comparison import page
 
     click.echo(page.headline(report))
-    for reason in report["verdict"]["reasons"]:
+    for reason in page.reasons(report):
         click.echo(f"  {reason}")
     click.echo("")
     for sentence in page.explain(report):

@@ -40,9 +40,14 @@ def run(paths: tuple[str, ...], config: str | None, as_json: bool, **given: Any)
     from_yaml = read_yaml(config)
     refuse_unknown(list(from_yaml), [option.name or "" for option in OPTIONS], config or "")
     values = values_of(ReportConfig, given, from_yaml)
-    recheck = _teacher(values_of(RecheckConfig, given, from_yaml), values, list(from_yaml))
-    settings = build(ReportConfig, {**values, "paths": paths, "recheck": recheck})
     from cachekd.overview import make_report
+    from cachekd.overview.find import is_run
+
+    found = values_of(RecheckConfig, given, from_yaml)
+    if all(map(is_run, paths)):
+        found, values = _without_environment(found), _without_environment(values)
+    recheck = _teacher(found, values, list(from_yaml))
+    settings = build(ReportConfig, {**values, "paths": paths, "recheck": recheck})
 
     with Counted("report", "records") as progress:
         report = make_report(settings, progress=progress)
@@ -55,6 +60,16 @@ def run(paths: tuple[str, ...], config: str | None, as_json: bool, **given: Any)
     click.echo(f"\nPage: {report['page']}")
     if report["plots"]:
         click.echo(f"Figures: {len(report['plots'])} PNG files in {settings.plots_dir}")
+
+
+def _without_environment(values: dict[str, Any]) -> dict[str, Any]:
+    """Values without a teacher that the environment holds for other commands."""
+    source = click.get_current_context().get_parameter_source
+    return {
+        name: value
+        for name, value in values.items()
+        if name not in ("teacher", "tokenizer") or source(name) is not ParameterSource.ENVIRONMENT
+    }
 
 
 def _teacher(

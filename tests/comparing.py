@@ -24,6 +24,9 @@ class Forked:
     def __init__(self, process: Any) -> None:
         self.process = process
 
+    def terminate(self) -> None:
+        self.process.terminate()
+
     def kill(self) -> None:
         self.process.kill()
 

@@ -36,6 +36,11 @@ class ReportConfig:
     tokenizer: str | None = option(
         None, "Tokenizer folder or hub id that shows text; default: the teacher's.", group="Report"
     )
+    evaluation: tuple[str, ...] = option(
+        (),
+        "JSON that cachekd evaluate --json printed of the students of these runs; may be repeated.",
+        group="Report",
+    )
     recheck: RecheckConfig | None = None
 
     def __post_init__(self) -> None:

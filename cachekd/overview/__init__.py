@@ -60,10 +60,12 @@ def _made(
 
         return cache_report(config, progress), cache_page
     from cachekd.overview import runs_page
+    from cachekd.overview.evaluated import evaluated
     from cachekd.overview.record import load_runs
     from cachekd.overview.runs import runs_report
 
-    return runs_report(load_runs(config.paths)), runs_page
+    runs = load_runs(config.paths)
+    return runs_report(runs, evaluated(config.evaluation, runs)), runs_page
 
 
 def _write(config: ReportConfig, out: Path, page: ModuleType, report: dict[str, Any]) -> list[str]:

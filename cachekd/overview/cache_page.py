@@ -10,11 +10,12 @@ from pathlib import PurePath
 from typing import Any
 
 from cachekd.overview.cache import LEAST_KL, LEAST_TAIL
+from cachekd.overview.provenance import provenance_of
+from cachekd.overview.shaded import domain_of, passages_of
 from cachekd.overview.spread import QUANTILES, histogram_of
 from cachekd.report.bars import Bars
 from cachekd.report.curves import Section, Table
-from cachekd.report.heat import Passage, shades_of, visible
-from cachekd.report.text import amount, short, text_of
+from cachekd.report.text import amount
 
 _MOST_DOMAINS = 20
 _SPREADS = {
@@ -57,7 +58,7 @@ def intro_of(report: Mapping[str, Any]) -> list[str]:
         )
     return [
         f"{totals['samples']:,} samples of {totals['sample_tokens']:,} tokens, scored by the "
-        f"teacher {about.get('teacher')}. {kept} {_kl_said(report)}",
+        f"teacher {about.get('teacher') or '(not recorded)'}. {kept} {_kl_said(report)}",
         f"Figures of rows are those of {sample['records']:,} of {sample['of_records']:,} records, "
         f"drawn at random with seed {sample['seed']} from {sample['shards']:,} of "
         f"{sample['of_shards']:,} shards: {sample['rows']:,} rows with targets, and "
@@ -96,8 +97,8 @@ def sections_of(report: Mapping[str, Any]) -> list[Section]:
         _certainty(report),
         *_domains(report["domains"]),
         _sizes(report),
-        *_passages(report),
-        _provenance(report),
+        *passages_of(report),
+        provenance_of(report),
     ]
 
 
@@ -175,7 +176,7 @@ def _domains(domains: Sequence[Mapping[str, Any]]) -> list[Section]:
     left = len(domains) - len(shown)
     rows = tuple(
         (
-            _domain(one),
+            domain_of(one),
             f"{one['rows']:,}",
             f"{one['mass']:.4f}",
             f"{one['entries']:.1f}",
@@ -185,7 +186,7 @@ def _domains(domains: Sequence[Mapping[str, Any]]) -> list[Section]:
         for one in shown
     )
     header = ("domain", "rows", "mass", "entries", "entropy", "loss on the text", "KL")
-    names = tuple(_domain(one) for one in shown)
+    names = tuple(domain_of(one) for one in shown)
     entropy = [one["entropy"] for one in shown]
     return [
         Section(
@@ -202,10 +203,6 @@ def _domains(domains: Sequence[Mapping[str, Any]]) -> list[Section]:
             ],
         )
     ]
-
-
-def _domain(one: Mapping[str, Any]) -> str:
-    return visible(one["domain"]) or "(none)"
 
 
 def _sizes(report: Mapping[str, Any]) -> Section:
@@ -225,83 +222,5 @@ def _sizes(report: Mapping[str, Any]) -> Section:
                 groups=tuple(_COLUMNS[name] for name in held),
                 series=(("bytes a token", per_token, None),),
             )
-        ],
-    )
-
-
-def _passages(report: Mapping[str, Any]) -> list[Section]:
-    spread = report["entropy"]
-    if spread is None or not report["least_certain"]:
-        return []
-    most = max(spread["quantiles"]["0.99"], 1e-9)
-    said = (
-        []
-        if report["text"]
-        else ["Tokens are shown by their ids: name a tokenizer (--tokenizer) to read them."]
-    )
-    shades = ("0 nats", f"{most:.2g} nats and more")
-    return [
-        Section(
-            heading=f"Where the teacher is {name} certain",
-            text=[
-                "A token's shade is the teacher's entropy before it; its figures are under the "
-                "pointer.",
-                *said,
-            ],
-            passages=[_passage(one, most) for one in report[key]],
-            shades=shades,
-        )
-        for name, key in (("least", "least_certain"), ("most", "most_certain"))
-    ]
-
-
-def _passage(one: Mapping[str, Any], most: float) -> Passage:
-    domain = f", {_domain(one)}" if one["domain"] else ""
-    columns = ("entropy", "next_logprob", "tail", "entries")
-    return Passage(
-        title=f"Sample {one['sample']:,}{domain}: {one['mean_entropy']:.2f} nats in the mean",
-        tokens=tuple(one["tokens"]),
-        shades=shades_of(one["entropy"], most),
-        notes=tuple(
-            _note(*figures) for figures in zip(*(one[name] for name in columns), strict=True)
-        ),
-    )
-
-
-def _note(entropy: float | None, logprob: float | None, tail: float | None, entries: int) -> str:
-    if entropy is None or tail is None:
-        return "no targets"
-    said = "no probability" if logprob is None else f"log-probability {logprob:.3f}"
-    return f"entropy {entropy:.3f} nats; {said}; {entries} entries hold {1 - tail:.2%}"
-
-
-def _provenance(report: Mapping[str, Any]) -> Section:
-    about, made = report["about"], report["made"]
-    values = {
-        name.replace("_", " "): short(text_of(value))
-        for name, value in about.items()
-        if name != "runs"
-    }
-    values |= {
-        "units": f"{made['units']:,} (records read: {made['units_read']:,})",
-        "hosts": ", ".join(made["hosts"]) or "not recorded",
-        "devices": ", ".join(made["devices"]) or "not recorded",
-        "made": f"{made['first'] or 'not recorded'} to {made['last'] or 'not recorded'}",
-        "licence": "that of the teacher and of the data; the cache records none of its own",
-    }
-    values |= {name.replace("_", " "): f"{n:,}" for name, n in report["totals"].items()}
-    runs = tuple(
-        (run["plan"][:12], f"{run['new_keys']:,}", text_of(run["skipped"]), text_of(run["changed"]))
-        for run in about["runs"]
-    )
-    return Section(
-        heading="Identity and provenance",
-        tables=[
-            Table(title="This cache", header=("", "value"), rows=tuple(values.items())),
-            Table(
-                title="Runs of precompute",
-                header=("plan", "new documents", "left out", "changed"),
-                rows=runs,
-            ),
         ],
     )

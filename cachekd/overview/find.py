@@ -9,7 +9,7 @@ from cachekd.errors import ConfigError
 from cachekd.store.names import shown
 from cachekd.training.record import RECORD
 
-_CACHE = "cache.json"
+_CACHE, _SEALS = "cache.json", "manifest-*.json"
 
 
 def kind_of(config: ReportConfig) -> str:
@@ -18,7 +18,7 @@ def kind_of(config: ReportConfig) -> str:
     Raises:
         ConfigError: they are of both kinds, of neither, or a setting is for the other kind.
     """
-    runs = [path for path in config.paths if _is_run(path)]
+    runs = [path for path in config.paths if is_run(path)]
     if len(runs) == len(config.paths):
         if config.recheck is not None or config.tokenizer is not None:
             raise ConfigError("teacher and tokenizer are for the report of a cache; these are runs")
@@ -30,19 +30,27 @@ def kind_of(config: ReportConfig) -> str:
             + ", ".join(f"{shown(path)} ({_what(path)})" for path in config.paths)
             + ". Make a report of each cache, and one of all runs"
         )
-    if "://" not in others[0] and not (Path(others[0]) / _CACHE).is_file():
+    if "://" not in others[0] and not _is_cache(others[0]):
         raise ConfigError(
             f"{others[0]}: expected a cache (a folder with {_CACHE}) or the output folder of "
             f"cachekd train (with {RECORD}); found {_what(others[0])}"
         )
+    if config.evaluation:
+        raise ConfigError("evaluation is for the report of runs; this is a cache")
     return "cache"
 
 
-def _is_run(path: str) -> bool:
-    """Whether it is an output folder, or the record in it."""
+def is_run(path: str) -> bool:
+    """Whether it is an output folder of ``cachekd train``, or the record in it."""
     return "://" not in path and (
         (Path(path) / RECORD).is_file() or (Path(path).name == RECORD and Path(path).is_file())
     )
+
+
+def _is_cache(path: str) -> bool:
+    """Whether it is a cache, whole or not: what is wrong with it is told when it is opened."""
+    folder = Path(path)
+    return (folder / _CACHE).is_file() or any(folder.glob(_SEALS))
 
 
 def _what(path: str) -> str:
@@ -50,8 +58,8 @@ def _what(path: str) -> str:
         return "a location"
     if not Path(path).exists():
         return "nothing there"
-    if _is_run(path):
+    if is_run(path):
         return "a run"
-    if (Path(path) / _CACHE).is_file():
+    if _is_cache(path):
         return "a cache"
     return "a folder without either" if Path(path).is_dir() else "a file"

@@ -78,14 +78,23 @@ def _names(places: Sequence[Path]) -> list[str]:
 
 def _load(folder: Path, name: str) -> Run:
     path = folder / RECORD
+    facts = read_json(path)
+    _check(path, facts)
+    return Run(name=name, folder=str(folder), facts=facts, history=_history(path, facts))
+
+
+def read_json(path: Path) -> Any:
+    """A JSON value; numbers may be NaN, as a log has them.
+
+    Raises:
+        DataError: it cannot be read, or is too large.
+    """
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"{path.stat().st_size} bytes; at most {_MOST_BYTES} are read")
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}") from error
-    _check(path, facts)
-    return Run(name=name, folder=str(folder), facts=facts, history=_history(path, facts))
 
 
 def _check(path: Path, facts: Any) -> None:

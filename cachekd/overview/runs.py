@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from cachekd.overview.record import Run
@@ -22,13 +23,21 @@ _LOWER = ("loss", "kl", "ce")
 _COSTS = ("training_seconds", "tokens_per_second", "peak_memory_bytes", "peak_cuda_memory_bytes")
 
 
-def runs_report(runs: Sequence[Run]) -> dict[str, Any]:
-    """Figures of runs; a value that is no finite number is None."""
+def runs_report(
+    runs: Sequence[Run],
+    evaluations: Mapping[str, Mapping[str, float | None]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Figures of runs; a value that is no finite number is None.
+
+    Args:
+        runs: at least one.
+        evaluations: further final figures by run, see `cachekd.overview.evaluated`.
+    """
     settings = {run.name: settings_of_run(run) for run in runs}
     names = list(dict.fromkeys(name for run in settings.values() for name in run))
     told = {name: {run: own.get(name) for run, own in settings.items()} for name in names}
     differ = {name: values for name, values in told.items() if len(set(values.values())) > 1}
-    finals = {run.name: final_of(run) for run in runs}
+    finals = {run.name: final_of(run, evaluations.get(run.name, {})) for run in runs}
     return {
         "kind": "runs",
         "runs": [_run(run, finals[run.name]) for run in runs],
@@ -65,11 +74,11 @@ def settings_of_run(run: Run) -> dict[str, str]:
     }
 
 
-def final_of(run: Run) -> dict[str, float | None]:
+def final_of(run: Run, further: Mapping[str, float | None]) -> dict[str, float | None]:
     """What a run came to: held-out figures, the mean training loss, time and memory."""
     facts = run.facts
     used = facts.get("throughput") or {}
-    found = {**held_out(facts.get("final_eval")), "train_loss": facts.get("train_loss")}
+    found = {**held_out(facts.get("final_eval")), **further, "train_loss": facts.get("train_loss")}
     found |= {name: used.get(name) for name in _COSTS}
     return {name: _finite(value) for name, value in found.items() if value is not None}
 
@@ -84,7 +93,7 @@ def _run(run: Run, final: Mapping[str, float | None]) -> dict[str, Any]:
         **{name: facts.get(name) for name in named},
         "final": dict(final),
         "caches": [*facts["caches"], *filter(None, [facts.get("eval_cache")])],
-        "rollouts": facts.get("rollouts"),
+        "rollouts": _plain(facts.get("rollouts")),
         "log_rows": len(run.history),
     }
 
@@ -178,6 +187,13 @@ def _curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
             if lines:
                 shown.append({"figure": name, "on": about, "lines": lines})
     return shown
+
+
+def _plain(value: Any) -> Any:
+    """A value in which each number that JSON does not have is None."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return _finite(value) if isinstance(value, float) else value
 
 
 def _finite(value: Any) -> float | None:

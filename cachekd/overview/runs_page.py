@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cachekd.overview.evaluated import PREFIX
 from cachekd.report.bars import Bars
 from cachekd.report.curves import Section, Table
 from cachekd.report.figures import Figure
@@ -18,6 +19,7 @@ from cachekd.training.figures import MOST_POINTS, plot_of, rollouts_of
 
 _BEST = "\u00a0*"  # on the line of its figure
 _GAP = "-"
+_HELD_OUT = ("eval_", PREFIX)
 
 
 def title_of(report: Mapping[str, Any]) -> str:
@@ -38,7 +40,7 @@ def intro_of(report: Mapping[str, Any]) -> list[str]:
         said.append(f"The runs differ in {names}.")
     for group in report["groups"]:
         for name, found in group["figures"].items():
-            if name.startswith("eval_"):
+            if name.startswith(_HELD_OUT):
                 said.append(
                     f"{group['name']}: {_words(name)} {found['mean']:.4f} ± "
                     f"{found['deviation']:.4f} over {found['runs']} runs that differ by seed alone."
@@ -103,7 +105,7 @@ def _seeds(report: Mapping[str, Any]) -> list[Section]:
         for group in groups
     )
     header = ("settings", "runs", "seeds", *map(_words, figures))
-    evaluated = [name for name in figures if name.startswith("eval_")]
+    evaluated = [name for name in figures if name.startswith(_HELD_OUT)]
     return [
         Section(
             heading="Over seeds",

@@ -24,11 +24,13 @@ from cachekd.report.axes import (
     y_axis_of,
 )
 from cachekd.report.svg import STYLES
+from cachekd.report.text import short
 
 BarSeries = tuple[str, Sequence[float], Sequence[float] | None]
 """Name, a value for each group, and a deviation for each or None; NaN where there is none."""
 
 _NAME, _BAR, _GAP, _SIDE, _VALUE, _FOOT = 18, 14, 10, 8, 78, 40
+_LETTERS = 36  # of a group's name in the drawing; the whole name is under the pointer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,8 @@ def _lying(bars: Bars, values: list[float], step: int) -> str:
     parts = [f'<path class="grid" d="M{axis.place(tick)} 0V{bottom}"/>' for tick in axis.ticks]
     for number, group in enumerate(bars.groups):
         top = number * step
-        parts.append(f'<text class="group" x="{_SIDE}" y="{top + 13}">{escape(group)}</text>')
+        name = escape(short(group, _LETTERS))
+        parts.append(f'<text class="group" x="{_SIDE}" y="{top + 13}">{name}</text>')
         for index, (name, sizes, deviations) in enumerate(bars.series):
             spread = None if deviations is None else deviations[number]
             told = f"{group}, {name}" if len(bars.series) > 1 else group

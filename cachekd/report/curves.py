@@ -95,17 +95,15 @@ def _section(section: Section) -> str:
     return "\n".join(parts)
 
 
-def _unbroken(cell: str) -> str:
-    """A figure stays on one line with its unit."""
-    return cell.replace(" ", "\u00a0") if cell[:1].isdigit() and len(cell) <= _FIGURE else cell
+def _cell(cell: str) -> str:
+    """A cell; a figure stays on one line with its unit."""
+    figure = " " in cell and cell[:1].isdigit() and len(cell) <= _FIGURE
+    return f"<td{' class=figure' if figure else ''}>{escape(cell)}</td>"
 
 
 def _table(table: Table) -> str:
     header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in map(_unbroken, row)) + "</tr>"
-        for row in table.rows
-    )
+    rows = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in table.rows)
     return (
         f'<div class="scroll"><table><caption>{escape(table.title)}</caption>'
         f"<thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>"

@@ -19,6 +19,7 @@ from cachekd.report.figures import Figure
 from cachekd.report.files import write_whole
 from cachekd.report.style import COLOURS, DASHES, FAINT, RULE
 from cachekd.report.svg import STYLES, Plot, unbroken
+from cachekd.report.text import short
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -28,6 +29,7 @@ _Handle: TypeAlias = "Artist | tuple[Artist, ...]"
 
 _INCHES, _DPI = (6.4, 3.8), 200
 _NAME_LETTERS = 60
+_LETTERS = 24
 
 
 def write_png(plot: Figure, path: Path) -> None:
@@ -40,6 +42,16 @@ def write_png(plot: Figure, path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    from matplotlib import rc_context, rcdefaults
+
+    with rc_context():
+        rcdefaults()  # a matplotlibrc may ask for LaTeX, or for another size
+        picture = _picture(plot)
+    write_whole(path, picture)
+
+
+def _picture(plot: Figure) -> bytes:
+    """The bytes of a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
@@ -51,7 +63,7 @@ def write_png(plot: Figure, path: Path) -> None:
     with warnings.catch_warnings():  # letters that no font here has are drawn as boxes
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         canvas.savefig(buffer, format="png")
-    write_whole(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def write_pngs(plots: Sequence[Figure], folder: Path) -> list[Path]:
@@ -156,7 +168,8 @@ def _bars(bars: Bars, axes: Axes) -> bool:
                     error_kw={"capsize": 2},
                 )
             )
-    axes.set_yticks(range(len(bars.groups)), bars.groups, parse_math=False)
+    names = [short(group, _LETTERS) for group in bars.groups]
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_ylim(len(bars.groups) - 0.5, -0.5)
     if len(bars.series) > 1:
         _legend(axes, handles, [name for name, _, _ in bars.series])

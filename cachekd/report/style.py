@@ -53,6 +53,7 @@ table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-n
 th, td {{ padding: .4rem .6rem .4rem 0; border-bottom: 1px solid var(--rule); text-align: right; }}
 th {{ color: var(--faint); font-weight: 500; font-size: .875rem; vertical-align: bottom; }}
 th:first-child, td:first-child {{ text-align: left; min-width: 7rem; }}
+td.figure {{ white-space: nowrap; }}
 svg {{ display: block; width: 100%; height: auto; }}
 svg text {{ fill: var(--faint); font-size: 12.5px; }} svg text.name {{ font-size: 10px; }}
 @media (max-width: 30rem) {{ svg text {{ font-size: 14px; }} svg text.name {{ font-size: 12px; }} }}

@@ -26,7 +26,7 @@ def text_of(value: Any) -> str:
     return ", ".join(map(text_of, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def short(text: str) -> str:
+def short(text: str, most: int = _MOST_LETTERS) -> str:
     """A long text by its beginning and how much more there is."""
-    rest = len(text) - _MOST_LETTERS
-    return text if rest <= 0 else f"{text[:_MOST_LETTERS]} ... ({rest:,} more letters)"
+    rest = len(text) - most
+    return text if rest <= 0 else f"{text[:most]} ... ({rest:,} more letters)"

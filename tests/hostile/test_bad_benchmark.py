@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparing import forked
+from comparing import config, forked, measures
 from tiny import Family, Ran, save_model, save_tokenizer, write_rows
 
 import cachekd as package
 from cachekd.config import BenchmarkConfig
 from cachekd.costs.comparison import children, live_step, page
-from cachekd.errors import ConfigError
+from cachekd.costs.comparison.ledger import report_of
+from cachekd.errors import ConfigError, StoreError
+from cachekd.store import disk
 
 Run = Callable[..., Ran]
 
@@ -144,8 +146,8 @@ def measured(
             "data": (str(data),),
             "device": "cpu",
             "threads": 1,
-            "steps": 2,
-            "discard": 1,
+            "steps": 1,
+            "discard": 0,
             "training": {"use_cpu": True},
             "out": str(tmp_path / "b.html"),
         }
@@ -206,10 +208,10 @@ def test_a_side_that_is_killed(
     measured: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        live_step.LiveTeacher, "states", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        live_step.LiveTeacher, "states", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
     )
     report = measured()
-    assert "SIGKILL" in report["steps"]["live"]["step_seconds"]["how"]
+    assert "SIGTERM" in report["steps"]["live"]["step_seconds"]["how"]
     assert report["verdict"]["advice"] == "cannot tell"
     assert report["steps"]["cached"]["step_seconds"]["value"] > 0
 
@@ -223,23 +225,15 @@ def test_what_a_side_refuses_is_the_users_to_mend(
 
 
 def test_a_page_that_cannot_be_written_leaves_none_half(
-    measured: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The disk fills up while hours were measured: an error, and no half page."""
-    from cachekd.errors import StoreError
-    from cachekd.store import disk
 
     def full(*_: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    write = page.write_outputs
-
-    def outputs(*args: Any) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(disk, "write", full)
-            write(*args)
-
-    monkeypatch.setattr("cachekd.costs.comparison.write_outputs", outputs)
+    made = config(out=str(tmp_path / "out" / "b.html"), plots_dir=str(tmp_path / "png"))
+    monkeypatch.setattr(disk, "write", full)
     with pytest.raises(StoreError, match="No space left"):
-        measured()
-    assert {path.name for path in tmp_path.iterdir()} == {"temporary", "one.jsonl"}
+        page.write_outputs(made, report_of(measures(config=made)))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

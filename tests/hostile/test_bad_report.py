@@ -94,6 +94,11 @@ def test_a_damaged_shard(report: Callable[..., str], cache: Path) -> None:
     assert shard.name in report(cache, code=4)
 
 
+def test_a_cache_without_its_identity(report: Callable[..., str], cache: Path) -> None:
+    (cache / "cache.json").unlink()
+    assert "restore it from a copy" in report(cache, code=4)
+
+
 def test_a_lost_file_that_only_its_size_is_asked_of(
     report: Callable[..., str], cache: Path
 ) -> None:
@@ -171,6 +176,22 @@ def test_settings_of_the_other_kind_are_refused(
     assert "expected 0 or more; found -1" in report(cache, "--seed", -1)
 
 
+def test_an_evaluation_that_is_none_or_of_other_runs(
+    report: Callable[..., str], cache: Path, run_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder, file = run_of(), tmp_path / "evaluation.json"
+    file.write_text('{"models": [{"path": "/elsewhere", "metrics": {}}]}')
+    assert "of none of these runs" in report(folder, "--evaluation", file, code=1)
+    assert "for the report of runs" in report(cache, "--evaluation", file)
+    for text in ("[]", "{}", '{"models": [1]}', '{"models": [{"path": 1, "metrics": {}}]}'):
+        file.write_text(text)
+        assert "cachekd evaluate --json" in report(folder, "--evaluation", file, code=1)
+    own = {"models": [{"path": str(folder), "metrics": {}}]}
+    file.write_text(json.dumps(own))
+    assert "another file too" in report(folder, "--evaluation", file, "--evaluation", file, code=1)
+    assert "cannot be read" in report(folder, "--evaluation", tmp_path / "none", code=1)
+
+
 def test_another_tokenizer_or_teacher_is_refused(
     report: Callable[..., str], cache: Path, family: Family, tmp_path: Path
 ) -> None:
@@ -204,3 +225,4 @@ def test_a_sample_without_any_target_is_shown_with_gaps(
     assert "no record of the sample has targets" in ran.json["kl_gap"]
     page = out.read_text(encoding="utf-8")
     assert "No row of the sample has targets" in page and "no data" in page
+    assert "Not shown: no record of the sample has enough rows" in page

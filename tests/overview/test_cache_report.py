@@ -16,6 +16,8 @@ from tiny import Family, chat_rows, write_rows
 
 import cachekd
 from cachekd.config import RecheckConfig, ReportConfig
+from cachekd.evaluation.recheck import recheck
+from cachekd.evaluation.stored import stored_fidelity
 from cachekd.overview.cache import cache_report
 from cachekd.overview.rows import draw
 from cachekd.overview.spread import QUANTILES, count_edges, spread_of
@@ -108,6 +110,15 @@ def test_kl_is_that_of_a_dense_loop(
     assert found["kl_flat"]["mean"] == pytest.approx(math.fsum(kls) / len(kls), rel=1e-4)
     assert found["kl_flat"]["largest"] == pytest.approx(max(kls), rel=1e-4)
     assert found["mass_1"] == pytest.approx(math.fsum(mass) / len(mass), rel=1e-5)
+
+
+def test_kl_is_what_verify_finds(captured: Path, family: Family) -> None:
+    cache = cachekd.open_cache(str(captured))
+    config = RecheckConfig(teacher=str(family.teacher), backend="dummy", samples=len(cache))
+    found, record_N = stored_fidelity(cache, config, range(len(cache)))
+    verified = recheck(cache, config)
+    assert len(record_N) == len(found["kl_flat"]) == verified["rows_scored"]
+    assert found["kl_flat"].mean() == pytest.approx(verified["kl_dense_to_stored"], rel=1e-6)
 
 
 def _kl(stored: Any, full: Any, t: int) -> tuple[float, float]:

@@ -47,6 +47,20 @@ def test_settings_come_from_yaml_too(
     assert "Did you mean 'sample'" in cachekd("report", captured, "--config", settings).err
 
 
+def test_a_teacher_of_the_environment_is_for_caches_alone(
+    cachekd: Callable[..., Ran],
+    captured: Path,
+    runs: tuple[Path, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CACHEKD_TEACHER", str(tmp_path / "none"))
+    ran = cachekd("report", runs[0], "--out", tmp_path / "run.html")
+    assert ran.code == 0, ran.err
+    ran = cachekd("report", captured, "--out", tmp_path / "cache.html")
+    assert ran.code == 1 and "no such model" in ran.err
+
+
 def test_one_run_is_a_page_of_its_own(
     cachekd: Callable[..., Ran], runs: tuple[Path, ...], tmp_path: Path
 ) -> None:

@@ -7,14 +7,21 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import comparing
 import pytest
 from browser import DESKTOP, NO_CHROMIUM, PHONE, Seen, can_browse, look, print_page
 from overview_cases import CAPTURE, HOSTILE, TEXTS
 from runs import capture
 from tiny import Family, write_rows
 
-from cachekd.config import PlanConfig, RecheckConfig, ReportConfig
+from cachekd import evaluate
+from cachekd.config import EvaluateConfig, PlanConfig, RecheckConfig, ReportConfig
 from cachekd.overview import make_report
+from cachekd.report.bars import Bars, Histogram
+from cachekd.report.curves import Section, Table, write_page
+from cachekd.report.figures import Figure
+from cachekd.report.heat import Passage
+from cachekd.report.svg import Plot
 
 pytestmark = pytest.mark.skipif(not can_browse(), reason=NO_CHROMIUM)
 BAD = {
@@ -24,7 +31,9 @@ BAD = {
     "wide": '<div style="width: 500px">wide</div>',
     "undrawn": '<figure><svg aria-label="t"><text>x</text></svg></figure>',
 }
-PAGES = ("cache", "hostile", "runs", "training", "plan", "demo")
+PAGES = (
+    *("cache", "hostile", "runs", "training", "plan", "benchmark", "evaluation", "demo", "long"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +56,15 @@ def pages(
         )
     )
     _hostile(family, folder, paths["hostile"])
+    _benchmark(paths["benchmark"])
+    _evaluation(family, captured.parent / "data.jsonl", paths["evaluation"])
     make_report(ReportConfig(paths=tuple(map(str, runs)), out=str(paths["runs"])))
     paths["training"] = runs[0] / "report.html"
     data = captured.parent / "data.jsonl"
     settings = {"backend": "dummy", "samples": 8, "out": str(paths["plan"])}
     plan(PlanConfig(teacher=str(family.teacher), data=(str(data),), **settings))
     write_report(paths["demo"], _demo())
+    _long(paths["long"])
     return paths
 
 
@@ -63,6 +75,44 @@ def _hostile(family: Family, folder: Path, out: Path) -> None:
     capture(family, data, folder / HOSTILE.replace("/", ""), domain_column="domain", **CAPTURE)
     cache = str(folder / HOSTILE.replace("/", ""))
     make_report(ReportConfig(paths=(cache,), out=str(out), tokenizer=str(family.teacher)))
+
+
+def _benchmark(out: Path) -> None:
+    from cachekd.costs.comparison.ledger import report_of
+    from cachekd.costs.comparison.page import write_outputs
+
+    settings = comparing.config(out=str(out))
+    write_outputs(settings, report_of(comparing.measures(config=settings)))
+
+
+def _evaluation(family: Family, data: Path, out: Path) -> None:
+    evaluate(
+        EvaluateConfig(
+            model=(f"small={family.student}", f"large={family.teacher}"),
+            data=(str(data),),
+            teacher=str(family.teacher),
+            max_samples=4,
+            seeds=(10, 20),
+            max_new_tokens=4,
+            exaccerr_lengths=(2, 4),
+            out=str(out),
+        )
+    )
+
+
+def _long(out: Path) -> None:
+    """Names without a place to break them, and more series than there are looks."""
+    name = "x" * 300
+    series = tuple((name, [0, 1], [i, i + 1]) for i in range(10))
+    figures: list[Figure] = [
+        Plot(title=name, x_label=name, y_label=name, series=series),
+        Bars(title=name, x_label=name, groups=(name,) * 3, series=((name, [1.0, 2, 3], None),)),
+        Histogram(title=name, x_label=name, y_label=name, edges=[0, 1e9], counts=[1e12]),
+    ]
+    table = Table(title=name, header=(name, name), rows=((name, "1" * 300),))
+    passage = Passage(title=name, tokens=(name,), shades=(1.0,), notes=(name,))
+    section = Section(heading=name, text=[name], passages=[passage], shades=(name, name))
+    write_page(out, title=name, intro=[name], tables=[table], plots=figures, sections=[section])
 
 
 def _demo() -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 
 from cachekd.config import ReportConfig
 from cachekd.overview import make_report
+from cachekd.overview.evaluated import evaluated
 from cachekd.overview.record import load_runs
 from cachekd.overview.runs import runs_report
 from cachekd.overview.runs_page import intro_of, sections_of
@@ -130,8 +131,13 @@ def test_equal_names_are_told_apart(runs: tuple[Path, ...], record_of: Write) ->
 
 
 def test_on_policy_costs_have_a_table_of_their_own(record_of: Write) -> None:
-    rollouts = {"rollouts": 12, "scores": {"rows": 30}, "seconds": {"writing": 1.25}}
+    rollouts = {
+        "rollouts": 12,
+        "scores": {"rows": 30},
+        "seconds": {"writing": 1.25, "lost": math.nan},
+    }
     report = runs_report(load_runs([str(record_of(rollouts=rollouts))]))
+    json.dumps(report, allow_nan=False)
     (section,) = [one for one in sections_of(report) if one.heading == "On-policy costs"]
     assert ("teacher: rows", "30") in section.tables[0].rows
     assert ("seconds: writing", "1.25") in section.tables[0].rows
@@ -143,6 +149,23 @@ def test_a_long_setting_that_differs_at_its_end_differs(record_of: Write) -> Non
     folders = [record_of(f"r{i}", config=own) for i, own in enumerate(long)]
     report = runs_report(load_runs(list(map(str, folders))))
     assert set(report["differences"]) == {"notes"}
+
+
+def test_evaluations_join_the_final_figures(runs: tuple[Path, ...], tmp_path: Path) -> None:
+    scores = {run: 10.0 * i for i, run in enumerate(runs[:2], 1)}
+    for run, score in scores.items():
+        metrics = {"rouge_l": {"mean": score, "deviation": 0.1}, "ece": {"mean": None}}
+        models = [{"path": str(run), "metrics": metrics}, {"path": "elsewhere", "metrics": {}}]
+        (tmp_path / f"{run.name}.json").write_text(json.dumps({"models": models}))
+    loaded = load_runs(list(map(str, runs)))
+    files = [str(tmp_path / f"{run.name}.json") for run in scores]
+    report = runs_report(loaded, evaluated(files, loaded))
+    assert [run["final"].get("evaluated_rouge_l") for run in report["runs"]] == [10.0, 20.0, None]
+    (group,) = report["groups"]
+    assert group["figures"]["evaluated_rouge_l"]["mean"] == 15.0
+    (table,) = sections_of(report)[0].tables
+    column = table.header.index("evaluated rouge l")
+    assert [row[column] for row in table.rows] == ["10.0000", "20.0000", "-"]
 
 
 def test_a_report_of_runs_is_a_page_with_its_pictures(

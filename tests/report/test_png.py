@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
@@ -61,6 +62,13 @@ def test_a_figure_without_data_is_drawn_and_holds_none(tmp_path: Path) -> None:
     empty = Plot(title="", x_label="", y_label="", series=(("a", [1], [NAN]),))
     write_png(empty, tmp_path / "a.png")
     assert not _has(imread(tmp_path / "a.png"), COLOURS[0])
+
+
+def test_settings_of_the_user_do_not_change_a_picture(tmp_path: Path) -> None:
+    write_png(BINS, tmp_path / "a.png")
+    with rc_context({"text.usetex": True, "savefig.dpi": 10, "axes.facecolor": "black"}):
+        write_png(BINS, tmp_path / "b.png")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_files_are_named_by_number_and_title(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def benchmark(config: BenchmarkConfig, *, progress: Tell | None = None) -> dict[
 
     Returns:
         the report; each figure in it is a mapping of ``value``, ``kind`` (measured, extrapolated,
-        given, never, gap) and ``how``. A side that cannot be run is a gap, and the rest stands.
+        never, gap) and ``how``. A side that cannot be run is a gap, and the rest stands.
 
     Raises:
         MismatchError: teacher and student have different tokenizers.

@@ -18,6 +18,7 @@ from typing import Protocol, Self, TypeVar
 
 from cachekd.costs.comparison.jobs import Failure, Job, Message, Started
 
+_PATIENCE = 10.0
 _MODULE = "cachekd.costs.comparison.process"
 M = TypeVar("M", bound=Message)
 
@@ -32,6 +33,9 @@ class ChildFailed(Exception):
 
 class Running(Protocol):
     """A process, as `subprocess.Popen` is one."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
 
     def kill(self) -> None:
         """End it at once."""
@@ -117,10 +121,14 @@ class Child:
         return message
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """End the process, whatever it does; a capture ends its writers first."""
         self._connection.close()
-        self._process.kill()
-        self._process.wait()
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _dead(self) -> ChildFailed:
         """The process is gone, or going: a closed socket comes a moment before its end."""

@@ -32,8 +32,11 @@ def cpu_seconds() -> float:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory so far: allocated on a GPU, else resident."""
-    return peak_cuda_bytes(device) if device.type == "cuda" else peak_resident_bytes()
+    """Most memory so far: allocated, each GPU by itself and then added up; else resident."""
+    if device.type != "cuda":
+        return peak_resident_bytes()
+    devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    return sum(map(peak_cuda_bytes, devices))
 
 
 class Stopwatch:

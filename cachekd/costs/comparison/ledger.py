@@ -1,7 +1,7 @@
 """Totals, break-even and sensitivity of a comparison: figures in, a report of plain JSON types out.
 
 In: `Measures`. Out: a dict whose every figure is tagged measured, extrapolated (with its formula),
-given, never or gap (with its reason). See `model` for the sums and `verdict` for the rules.
+never or gap (with its reason). See `model` for the sums and `verdict` for the rules.
 """
 
 from __future__ import annotations
@@ -120,11 +120,11 @@ def _energy(measures: Measures, capture: Quantities, steps: Mapping[str, Quantit
     )
 
 
-def _pair(figures: list[Quantity], make: Callable[..., tuple[Way, Way]]) -> Pair:
-    for figure in figures:
-        if figure.value is None:
-            return figure.how
-    return make(*(figure.known for figure in figures))
+def _pair(of: list[Quantity], make: Callable[..., tuple[Way, Way]]) -> Pair:
+    for quantity in of:
+        if quantity.value is None:
+            return quantity.how
+    return make(*(quantity.known for quantity in of))
 
 
 def _account(config: BenchmarkConfig, pair: Pair) -> dict[str, Any]:
@@ -173,9 +173,9 @@ def _sensitivity(
         capture["load_seconds"],
         capture["tokens_per_second"],
     ]
-    for figure in needed:
-        if figure.value is None:
-            return {"gap": figure.how}
+    for quantity in needed:
+        if quantity.value is None:
+            return {"gap": quantity.how}
     tokens = measures.documents.tokens
     teacher = live["teacher_epoch_seconds"].known
     scoring = tokens / capture["tokens_per_second"].known
@@ -202,7 +202,7 @@ def _sensitivity(
 def _verdict(measures: Measures, ways: Mapping[str, Pair], ratio: Quantity) -> dict[str, Any]:
     config, live = measures.config, measures.side("live")
     time, money = ways["time"], ways["money"]
-    short = isinstance(live, Failure) and live.kind == "memory"
+    runs = isinstance(measures.side("cached"), Taken)
     facts = Facts(
         epochs=config.epochs,
         students=config.students,
@@ -210,7 +210,7 @@ def _verdict(measures: Measures, ways: Mapping[str, Pair], ratio: Quantity) -> d
         time=_totals(config, time),
         money=_totals(config, money),
         does_not_fit=why(measures, "live", live).partition(": ")[2]
-        if isinstance(live, Failure) and short
+        if isinstance(live, Failure) and live.kind == "memory" and runs
         else None,
         missing=time if isinstance(time, str) else "",
         experts=measures.teacher.experts > 1,
@@ -241,5 +241,5 @@ def _plan(config: BenchmarkConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def _plain(figures: Mapping[str, Quantity]) -> dict[str, Any]:
-    return {name: figure.to_json() for name, figure in figures.items()}
+def _plain(of: Mapping[str, Quantity]) -> dict[str, Any]:
+    return {name: quantity.to_json() for name, quantity in of.items()}

@@ -44,7 +44,7 @@ def _write(path: Path, report: Report) -> None:
     write_page(
         path,
         title="Cached or live: what distillation costs here",
-        intro=[headline(report), *report["verdict"]["reasons"], *explain(report)],
+        intro=[headline(report), *reasons(report), *explain(report)],
         tables=[step_table(report), capture_table(report), *account_tables(report)],
         plots=plots_of(report),
         sections=[
@@ -63,6 +63,11 @@ def _write(path: Path, report: Report) -> None:
 def headline(report: Report) -> str:
     """The verdict in a few words."""
     return _TITLES.get(report["verdict"]["advice"], "It cannot be told.")
+
+
+def reasons(report: Report) -> list[str]:
+    """The reasons of the verdict, as sentences."""
+    return [f"{why[:1].upper()}{why[1:]}." for why in report["verdict"]["reasons"]]
 
 
 def explain(report: Report) -> list[str]:
@@ -89,25 +94,25 @@ def explain(report: Report) -> list[str]:
 
 def step_table(report: Report) -> Table:
     """A step of each side."""
-    columns: list[tuple[str, str, Show]] = [
+    lines: list[tuple[str, str, Show]] = [
         ("step", "step_seconds", _milliseconds),
         ("first quartile", "step_seconds_low", _milliseconds),
-        ("third", "step_seconds_high", _milliseconds),
+        ("third quartile", "step_seconds_high", _milliseconds),
         ("tokens/s", "tokens_per_second", lambda v: f"{v:,.0f}"),
         ("waits for data", "data_wait_share", lambda v: f"{v:.1%}"),
         ("peak memory", "peak_memory_bytes", amount),
-        ("J/step", "joules_per_step", lambda v: f"{v:.3g}"),
+        ("energy", "joules_per_step", lambda v: f"{v:.3g} J"),
         ("load", "load_seconds", _seconds),
         ("epoch", "epoch_seconds", _seconds),
     ]
-    rows = tuple(
-        (name, *(shown(report["steps"][name][key], show) for _, key, show in columns))
-        for name in SIDES
-    )
+    steps = report["steps"]
     return Table(
         title="A training step (*: extrapolated)",
-        header=("side", *(title for title, _, _ in columns)),
-        rows=rows,
+        header=("", *SIDES),
+        rows=tuple(
+            (title, *(shown(steps[name][key], show) for name in SIDES))
+            for title, key, show in lines
+        ),
     )
 
 

@@ -1,9 +1,9 @@
 """A process that is measured: ``python -m cachekd.costs.comparison.process FD``.
 
 In: a `Job` over a socket, then a word for each step. Out: messages of `jobs`, of which the first
-says that everything is imported. A side's Trainer runs
-its own loop, which waits at the end of each step until it is told to go on, so that several
-processes take steps in turn and each has its own peak of memory.
+says that everything is imported. A side's Trainer runs its own loop, which waits at the end of each
+step until it is told to go on, so that several processes take steps in turn and each has its own
+peak of memory. Loader workers, where there are any, go on meanwhile.
 """
 
 from __future__ import annotations

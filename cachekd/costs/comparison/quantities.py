@@ -1,7 +1,7 @@
-"""A quantity and where it is from: measured, extrapolated by a formula, given, or a marked gap.
+"""A quantity and where it is from: measured, extrapolated by a formula, or a marked gap.
 
 In: a number, or why there is none. Out: `Quantity`, which goes to JSON as it is. Whatever is
-computed of a gap is a gap for the same reason: no figure is made up.
+computed of a gap is a gap for the same reason: no number is made up.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ class Quantity:
 
     Attributes:
         value: the number, or None for a gap or where it is never reached.
-        kind: measured, extrapolated, given (a setting of the user's), never (no number has the
-            property that is asked for) or gap.
-        how: of an extrapolated figure its formula, of a gap its reason, of a measured one what was
+        kind: measured, extrapolated, never (no number has the property that is asked for) or gap.
+        how: of an extrapolated one its formula, of a gap its reason, of a measured one what was
             measured if that is not plain.
     """
 
@@ -29,8 +28,8 @@ class Quantity:
 
     @property
     def known(self) -> float:
-        """The number of a figure that is no gap."""
-        assert self.value is not None, "asked of figures that are known"
+        """The number, of a quantity that has one."""
+        assert self.value is not None, "asked of quantities that are known"
         return self.value
 
     def to_json(self) -> dict[str, Any]:
@@ -40,17 +39,12 @@ class Quantity:
 
 
 def measured(value: float, how: str = "") -> Quantity:
-    """A figure that was measured in this run."""
+    """A quantity that was measured in this run."""
     return Quantity(value=value, kind="measured", how=how)
 
 
-def given(value: float) -> Quantity:
-    """A setting of the user's."""
-    return Quantity(value=value, kind="given")
-
-
 def gap(why: str) -> Quantity:
-    """A figure that cannot be had."""
+    """A quantity that cannot be had."""
     return Quantity(value=None, kind="gap", how=f"not measured: {why}")
 
 
@@ -60,14 +54,14 @@ def never(why: str) -> Quantity:
 
 
 def extrapolated(formula: str, make: Callable[..., float], *of: Quantity) -> Quantity:
-    """What a formula makes of other figures; a gap where one of them is a gap.
+    """What a formula makes of other quantities; a gap where one of them is a gap.
 
     Args:
-        formula: shown beside the figure.
+        formula: shown beside the value.
         make: called with the values of ``of``.
         of: what the formula is of.
     """
-    for figure in of:
-        if figure.value is None:
-            return Quantity(value=None, kind="gap", how=figure.how)
+    for quantity in of:
+        if quantity.value is None:
+            return Quantity(value=None, kind="gap", how=quantity.how)
     return Quantity(value=make(*(f.known for f in of)), kind="extrapolated", how=formula)

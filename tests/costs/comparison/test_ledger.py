@@ -15,7 +15,7 @@ from cachekd.costs.comparison.ledger import report_of
 from cachekd.costs.comparison.parameters import Parameters
 from cachekd.costs.comparison.plots import plots_of
 
-KINDS = {"measured", "extrapolated", "given", "never", "gap"}
+KINDS = {"measured", "extrapolated", "never", "gap"}
 PRICED = {"price_per_hour": 3600.0, "price_per_gb_month": 1e9, "months": 2e-6}
 
 
@@ -119,6 +119,12 @@ def test_a_teacher_that_does_not_fit_leaves_the_rest_standing() -> None:
     assert report["sensitivity"]["gap"] == gap["how"]
     assert report["verdict"]["advice"] == "cache"
     assert gap["how"] in page.gaps(report)
+
+
+def test_a_student_that_does_not_fit_either_is_no_reason_to_cache() -> None:
+    report = report_of(measures(sides={**measures().sides, "live": SHORT, "cached": SHORT}))
+    assert report["verdict"]["advice"] == "cannot tell"
+    assert "out of memory" in report["verdict"]["reasons"][0]
 
 
 def test_a_side_that_was_killed_is_a_gap_and_no_verdict() -> None:

@@ -137,6 +137,23 @@ def test_no_process_outlives_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert all(not one.process.is_alive() for one, _ in started)
 
 
+def test_a_process_that_will_not_end_is_killed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def deaf(connection: Connection) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        connection.send(Started())
+        while True:
+            signal.pause()
+
+    running = forked(deaf)
+    monkeypatch.setattr(children, "launch", lambda: running)
+    monkeypatch.setattr(children, "_PATIENCE", 0.05)
+    with children.Child(Job(side="a", config=config(), folder=tmp_path)) as child:
+        assert child.hear(Started) == Started()
+    assert running[0].wait(timeout=5) == -signal.SIGKILL
+
+
 @pytest.mark.slow
 def test_a_fresh_interpreter_serves_and_ends_with_its_socket(tmp_path: Path) -> None:
     process, connection = children.launch()
