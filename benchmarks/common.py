@@ -52,19 +52,24 @@ def in_child(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def save(name: str, result: dict[str, Any], *, keep: bool = True) -> None:
-    """Print a result, and write ``results/<name>.json`` with the command that made it."""
+def save(name: str, result: dict[str, Any], folder: Path = RESULTS, *, keep: bool = True) -> None:
+    """Print a result, and write ``<folder>/<name>.json`` with the command that made it."""
     content = {
-        "command": "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *_arguments()]),
+        "command": "python " + " ".join([_script(), *_arguments()]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         **result,
     }
     text = json.dumps(content, indent=1, sort_keys=True)
     if keep:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(text + "\n")
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.json").write_text(text + "\n")
     print(text)
+
+
+def _script() -> str:
+    """The script that runs, from the root of the project."""
+    return str(Path(sys.argv[0]).resolve().relative_to(RESULTS.parents[1]))
 
 
 def _arguments() -> list[str]:

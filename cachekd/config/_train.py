@@ -18,8 +18,8 @@ class TrainConfig(LiveConfig, RowsConfig):
 
     cache: tuple[str, ...] = option(
         (),
-        "Cache to train from, PATH or NAME=PATH; may be repeated. On-policy objectives do with "
-        "--data alone.",
+        "Cache to train from, PATH or NAME=PATH; may be repeated. With a live teacher --data alone "
+        "will do.",
         group="Data",
     )
     data: tuple[str, ...] = option(
@@ -157,13 +157,13 @@ class TrainConfig(LiveConfig, RowsConfig):
         self.check_live()
         if self.data and not self.cache and not self.live:
             raise ConfigError(
-                "teacher: --data without a cache serves objectives whose text the student writes, "
-                "and they need a live teacher; give --teacher or --teacher-url, or a --cache"
+                "teacher: --data without a cache is scored by a live teacher; give --teacher or "
+                "--teacher-url, or a --cache"
             )
         if not self.cache and not (self.live and self.data):
             raise ConfigError(
-                "cache: expected at least one cache; found none. On-policy objectives do without: "
-                "give --data and a live teacher (--teacher or --teacher-url)"
+                "cache: expected at least one cache; found none. Or give --data and a live teacher "
+                "(--teacher or --teacher-url)"
             )
         if self.assistant_only_loss and self.completion_only_loss is not None:
             raise ConfigError("assistant_only_loss and completion_only_loss exclude each other")

@@ -6,8 +6,9 @@ Eq. 11, on text of the student that the teacher has corrected (SCRG, section 4.1
          + dac_kl * DAC-KL  +  span * L_span  on the student's corrected ones
 
 Each mean is over its own rows. The terms are the objectives sft, dac_kl and span; windows are in
-the space of log-ranks. A batch that does not say who wrote it (a cache, or held-out samples) serves
-all terms, as in ``--objective sum``.
+the space of log-ranks. For the paper's ablations (Tables 2 and 3c) a term may be left out, and
+another divergence take the place of DAC-KL. A batch that does not say who wrote it (a cache, or
+held-out samples) serves all terms, as in ``--objective sum``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,13 @@ if TYPE_CHECKING:
     from cachekd.types import TargetTensors
 
 _TERMS = ("sft", "dac_kl", "span")
+_PLAIN: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    **{name: (name, {}) for name in ("kd", "reverse_kl", "symmetric", "jsd", "tvd")},
+    "skew_kl": ("skew", {"direction": "forward"}),
+    "skew_reverse_kl": ("skew", {"direction": "reverse"}),
+}
+"""Other divergences by the name of their term: objective and options."""
+_KNOWN = (*_TERMS, *_PLAIN)
 _WINDOW = ("temperature", "combine", "tau", "guard", "coverage", "inputs", "hidden")
 
 
@@ -43,13 +51,14 @@ class MultiGranularityOptions(RolloutOptions):
     )
     loss: Mapping[str, float] = option(
         dict.fromkeys(_TERMS, 1.0),
-        "Weights of the terms, as sft=1 dac_kl=1 span=1; a term left out counts 0.",
+        "Weights of the terms, as sft=1 dac_kl=1 span=1; a term left out counts 0. Other "
+        f"divergences in the place of dac_kl: {', '.join(_PLAIN)}.",
         group="Objective",
     )
     chunker: str = option(
         "phrases", "How a response is cut into phrases; see --objective span.", group="Objective"
     )
-    temperature: float = option(1.0, "Temperature of DAC-KL.", group="Objective")
+    temperature: float = option(1.0, "Temperature of the divergence.", group="Objective")
     combine: str = option(
         "tail",
         "What DAC-KL compares. tail: masked masses and one class for all the rest; sum: masked "
@@ -70,7 +79,7 @@ class MultiGranularityOptions(RolloutOptions):
     def __post_init__(self) -> None:
         check_choices(self)
         RolloutOptions.__post_init__(self)
-        check_terms(self.loss, _TERMS)
+        check_terms(self.loss, _KNOWN)
         _terms(self)
 
 
@@ -111,9 +120,13 @@ def _terms(options: Any) -> tuple[Term, ...]:
         "dac_kl": {name: getattr(options, name) for name in _WINDOW},
         "span": {"chunker": options.chunker},
     }
+    plain = {"temperature": options.temperature, "loss": {"kd": 1.0}}
+    built = {name: (name, given[name]) for name in _TERMS} | {
+        name: (objective, {**plain, **own}) for name, (objective, own) in _PLAIN.items()
+    }
     return tuple(
-        Term(name=name, weight=float(options.loss[name]), objective=build(name, given[name]))
-        for name in _TERMS
+        Term(name=name, weight=float(options.loss[name]), objective=build(*built[name]))
+        for name in _KNOWN
         if options.loss.get(name)
     )
 

@@ -30,12 +30,18 @@ def check_attention(
     """What of the student learns from what of the captured attention; None without such a loss.
 
     Raises:
-        ConfigError: a cache holds no attention; names the flag that would have captured it.
+        ConfigError: there is no cache, or one that holds no attention; names the flag that would
+            have captured it.
         MismatchError: caches hold attention of different layers or heads, or only of responses
             where all tokens are trained; or the student has no counterparts of them.
     """
     if not needs.attention:
         return None
+    if not caches:
+        raise ConfigError(
+            "the objective takes attention, which a live teacher does not give; train from a cache "
+            "that was captured with --attention"
+        )
     specs = [_attention(cache) for cache in caches]
     first = _learned_from(caches[0], specs[0])
     for cache, spec in zip(caches, specs, strict=True):

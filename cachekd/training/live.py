@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from cachekd.config import TrainConfig
 from cachekd.errors import ConfigError
 from cachekd.objectives import Needs
-from cachekd.objectives._rollouts import Rollouts
+from cachekd.objectives._rollouts import Rollouts, Share
 from cachekd.plugins import available, find
 from cachekd.store.identity import refuse_difference
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from cachekd.training.texts import Wording
 
 _log = logging.getLogger(__name__)
+_DATA_ALONE = Rollouts(max_new_tokens=1, share=Share(lmbda=0.0))
+"""Every batch is the data's own; the student writes nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -49,21 +51,26 @@ def check_live(
 ) -> Live | None:
     """The live half of a run, or None for an objective that trains from caches alone.
 
+    Where there is no cache, the teacher of such an objective scores the data's own text.
+
     Raises:
         ConfigError: objective, teacher and settings do not serve each other.
         MismatchError: the teacher is not that of the student's tokenizer, or of the caches.
         TeacherError: it cannot be found or reached.
     """
-    if needs.rollouts is None:
+    rollouts = needs.rollouts
+    if rollouts is None and needs.one_teacher and config.live and not config.cache:
+        rollouts = _DATA_ALONE
+    if rollouts is None:
         _refuse_idle_teacher(config)
         return None
     from cachekd.rollouts.teacher import find_teacher
 
-    _check_settings(config, needs.rollouts)
+    _check_settings(config, rollouts)
     _check_targets(config, needs)
     temperatures = tuple(sorted(set(needs.temperatures) - {1.0}))
     teacher = find_teacher(config, student, temperatures)
-    if needs.rollouts.teacher_mix and teacher.remote:
+    if rollouts.teacher_mix and teacher.remote:
         raise ConfigError(
             "teacher_mix: the teacher is part of every step of sampling, and over HTTP each token "
             "of each batch would be a round trip with a whole distribution; a scoring server "
@@ -89,7 +96,7 @@ def check_live(
         from cachekd.rollouts.keep import check_keep
 
         check_keep(config.keep_rollouts, teacher)
-    return _live(config, needs.rollouts, teacher, student, clock)
+    return _live(config, rollouts, teacher, student, clock)
 
 
 def _live(
@@ -122,8 +129,9 @@ def _refuse_idle_teacher(config: TrainConfig) -> None:
     ]
     raise ConfigError(
         f"teacher: the objective {config.objective} with these options trains from caches, and "
-        "would never ask a live teacher. Leave it out, or choose an objective whose text the "
-        f"student writes: {', '.join(serve)}"
+        "would never ask a live teacher. Leave it out; or leave --cache out, where an objective "
+        "learns from one teacher; or choose an objective whose text the student writes: "
+        f"{', '.join(serve)}"
     )
 
 
@@ -182,8 +190,8 @@ def _check_targets(config: TrainConfig, needs: Needs) -> None:
             f"logits_top_k: objective {config.objective} with these options takes whole "
             f"distributions; found {config.logits_top_k}. Set --logits-top-k 0"
         )
-    if needs.attention or needs.routed or needs.start:
+    if needs.attention or needs.routed or needs.start or needs.generated:
         raise ConfigError(
-            f"objective {config.objective} takes attention or routed samples, which a live "
-            "teacher does not give; train from caches"
+            f"objective {config.objective} takes attention, routed samples or text that the "
+            "teacher wrote, which a live teacher does not give; train from caches"
         )

@@ -84,7 +84,7 @@ def test_another_vocabulary(refused: Refused, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("replaced", "further", "said"),
     [
-        ({"objective": "kd", "max_new_tokens": None}, (), "train from caches|trains from caches"),
+        ({"objective": "sft", "max_new_tokens": None}, (), "train from caches|trains from caches"),
         ({"teacher": None}, (), "a live teacher"),
         ({"data": None}, (), "expected at least one cache"),
         ({"teacher_url": "http://127.0.0.1:1"}, (), "exclude each other"),

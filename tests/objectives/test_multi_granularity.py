@@ -14,7 +14,7 @@ from written import marked
 
 from cachekd.errors import ConfigError
 from cachekd.losses.fused import logits_loss
-from cachekd.losses.reference import dense_span
+from cachekd.losses.reference import dense_divergence, dense_span
 from cachekd.objectives import build
 from cachekd.objectives._rollouts import Correction, Rollouts
 from cachekd.training.loss import reading_of
@@ -137,6 +137,32 @@ def test_a_batch_of_one_part_has_its_terms_alone(written: bool) -> None:
     assert student.grad is not None and student.grad.isfinite().all()
 
 
+PLAIN = {
+    "kd": ("forward_kl", 0.5),
+    "reverse_kl": ("reverse_kl", 0.5),
+    "symmetric": ("jeffreys", 0.5),
+    "jsd": ("jsd", 0.5),
+    "tvd": ("tvd", 0.5),
+    "skew_kl": ("skew_kl", 0.1),
+    "skew_reverse_kl": ("skew_reverse_kl", 0.1),
+}
+
+
+@pytest.mark.parametrize("term", PLAIN)
+def test_another_divergence_is_its_dense_mean_over_the_students_rows(term: str) -> None:
+    teacher, student = logits(ROWS, 1), logits(ROWS, 2)
+    targets = marked(_targets(), WRITTEN)
+    objective: Any = build("multi_granularity", {"loss": {term: 2.0}, "scrg": 0})
+    output = _run(objective, student, targets)
+    name, weight = PLAIN[term]
+    p_RV, q_RV = teacher.softmax(1), student.softmax(1)
+    dense_R = dense_divergence(name, p_RV, q_RV, weight)
+    weights = targets["weights"] * WRITTEN
+    expected = 2.0 * (weights @ dense_R) / weights.sum()
+    assert (output.loss_sum / output.weight_sum).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert objective.learned() is None
+
+
 def test_needs() -> None:
     needs = build("multi_granularity", {"chunker": "adjacent", "temperature": 2.0}).needs()
     assert needs.rollouts == Rollouts(gold="text", correction=Correction(frequency=1))
@@ -151,7 +177,7 @@ def test_needs() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": {"kd": 1.0}}, "'kd' is not a term of the loss"),
+        ({"loss": {"skew": 1.0}}, "'skew' is not a term of the loss"),
         ({"loss": {"sft": 0.0}}, "expected a weight above 0"),
         ({"coverage": 2.0}, "coverage: expected 0 to 1"),
         ({"combine": "literal"}, "combine: expected one of tail, sum, renorm"),
