@@ -170,6 +170,9 @@ class EvaluateConfig(RowsConfig):
     )
     out: str | None = option(None, "HTML page to write, with plots.", group="Output")
     markdown: str | None = option(None, "Markdown table to write.", group="Output")
+    responses: str | None = option(
+        None, "JSONL file to write, with every response beside its references.", group="Output"
+    )
 
     @property
     def protocol(self) -> Protocol:
