@@ -3,7 +3,8 @@
     python benchmarks/bench_evaluate.py --model sft=S --model init=I --teacher T --data D.jsonl
 
 The first model writes in each way in turn; then all models are evaluated as ``cachekd evaluate``
-does it. Ratios are of times taken in one run; figures are means and deviations over seeds.
+does it. Ratios are of processor times of one thread, taken in one run, so that other processes do
+not count; figures are means and deviations over seeds.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def seconds_of(config: Callable[..., EvaluateConfig], rounds: int) -> dict[str, float]:
-    """Median seconds of each way to write, run in turn; the first round is not counted."""
+    """Median processor seconds of each way, run in turn; the first round is not counted."""
     settings = {name: config(seeds=(10,), **further) for name, further in WAYS.items()}
     (one, *_) = ready(next(iter(settings.values()))).candidates
     model = load(one.found)
     taken: dict[str, list[float]] = {name: [] for name in WAYS}
     for number in range(rounds + 1):
         for name, way in settings.items():
-            start = time.perf_counter()
+            start = time.process_time()
             _write(one, model, way)
             if number:
-                taken[name].append(time.perf_counter() - start)
+                taken[name].append(time.process_time() - start)
     return {name: median(values) for name, values in taken.items()}
 
 
@@ -87,7 +88,7 @@ def main() -> None:
             "machine": machine(),
             "prompts": 32,
             "new_tokens": args.new_tokens,
-            "seconds": seconds,
+            "processor_seconds": seconds,
             "one by one / batched": round(seconds["one by one"] / seconds["batched"], 2),
             "no n-gram twice / batched": round(
                 seconds["batched, no n-gram twice"] / seconds["batched"], 2

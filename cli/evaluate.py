@@ -37,14 +37,14 @@ def run(config: str | None, as_json: bool, **given: Any) -> None:
     from_yaml = read_yaml(config)
     refuse_unknown(list(from_yaml), [option.name or "" for option in OPTIONS], config or "")
     settings = build(EvaluateConfig, values_of(EvaluateConfig, given, from_yaml))
-    from cachekd.evaluation.run import evaluate
+    from cachekd.evaluation.run import OUTPUTS, evaluate
 
     with Stages("examples") as progress:
         report = evaluate(settings, progress=progress)
     if as_json:
         emit(report, as_json=True)
     else:
-        _show(report, [path for path in (settings.markdown, settings.out) if path])
+        _show(report, list(filter(None, (getattr(settings, name) for name in OUTPUTS))))
 
 
 def _show(report: dict[str, Any], pages: list[str]) -> None:

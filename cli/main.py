@@ -20,7 +20,7 @@ _AFTER = {
     "train": "the same command with --resume-from-checkpoint true continues from the last "
     "checkpoint",
     "serve-teacher": "run the same command again to serve",
-    **dict.fromkeys(("inspect", "verify", "plan", "evaluate", "benchmark"), _ANEW),
+    **dict.fromkeys(("inspect", "verify", "plan", "evaluate", "benchmark", "report"), _ANEW),
 }
 
 

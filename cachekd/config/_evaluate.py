@@ -170,6 +170,9 @@ class EvaluateConfig(RowsConfig):
     )
     out: str | None = option(None, "HTML page to write, with plots.", group="Output")
     markdown: str | None = option(None, "Markdown table to write.", group="Output")
+    responses: str | None = option(
+        None, "JSONL file to write, with every response beside its references.", group="Output"
+    )
 
     @property
     def protocol(self) -> Protocol:
@@ -192,8 +195,9 @@ class EvaluateConfig(RowsConfig):
         self._check_labels()
 
     def _check_drawing(self) -> None:
-        least = {"max_prompt_length": 1, "max_new_tokens": 1, "top_k": 0, "batch_tokens": 1}
-        for name, low in (least | {"no_repeat_ngram_size": 0}).items():
+        from_1 = ("max_samples", "max_prompt_length", "max_new_tokens", "batch_tokens")
+        from_0 = ("top_k", "no_repeat_ngram_size")
+        for name, low in (dict.fromkeys(from_1, 1) | dict.fromkeys(from_0, 0)).items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise ConfigError(f"{name}: expected {low} or more; found {value}")

@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +30,7 @@ from cachekd.evaluation.ready import Candidate, Ready, ready
 from cachekd.evaluation.scores import Side
 from cachekd.evaluation.tables import markdown
 from cachekd.evaluation.texts import Progress, Run, end_tokens, text_figures, write_runs
+from cachekd.evaluation.written import Row, response_rows, write_rows
 from cachekd.report.files import check_writable, write_whole
 from cachekd.teachers._memory import release
 from cachekd.training.bars import quiet_bars
@@ -38,6 +39,7 @@ from cachekd.training.record import cache_facts, versions
 if TYPE_CHECKING:
     from cachekd.store.reader import Cache
 
+OUTPUTS = ("out", "markdown", "responses")
 _NOT_DENSE = "a cache holds the head of each distribution alone; give the teacher with --teacher"
 
 
@@ -58,13 +60,14 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dic
         CachekdError: whatever is wrong with settings, data, models or teacher.
     """
     told: Progress = progress or (lambda stage, done, total: None)
-    for option in ("out", "markdown"):
+    for option in OUTPUTS:
         if getattr(config, option):
             check_writable(Path(getattr(config, option)), option)
     made = ready(config)
     with redirect_stdout(sys.stderr), quiet_bars(own=progress is not None):
         teacher = _Teacher(made, config, told) if made.teacher else None
         models = [_evaluated(one, made, teacher, config, told) for one in made.candidates]
+    written = [row for model in models for row in model.pop("written")]
     report = {
         "models": models,
         "settings": {**resolved(config), **asdict(config.protocol)},
@@ -74,19 +77,21 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dic
         "versions": {**versions(), "rouge-score": importlib.metadata.version("rouge-score")},
     }
     plain: dict[str, Any] = json.loads(json.dumps(report, allow_nan=False))
-    _write(config, plain)
+    _write(config, plain, written)
     return plain
 
 
-def _write(config: EvaluateConfig, report: Mapping[str, Any]) -> None:
-    """The pages that are asked for."""
+def _write(config: EvaluateConfig, report: Mapping[str, Any], written: Sequence[Row]) -> None:
+    """The pages that are asked for, and the responses."""
     try:
+        if config.responses:
+            write_rows(Path(config.responses), written)
         if config.markdown:
             write_whole(Path(config.markdown), markdown(report).encode("utf-8", "replace"))
         if config.out:
             write_report(Path(config.out), report)
     except OSError as error:
-        raise StoreError(f"the page cannot be written: {error}") from error
+        raise StoreError(f"the result cannot be written: {error}") from error
 
 
 class _Teacher:
@@ -157,7 +162,7 @@ def _measured(
     runs = write_runs(one.found, model, one.tokens, ends, config, told)
     references = [item.references for item in made.examples.items]
     metrics = text_figures(runs, one.tokens, references, one.tokenizer) | metrics
-    found: dict[str, Any] = {"metrics": metrics}
+    found: dict[str, Any] = {"written": _responses(one, made, runs) if config.responses else []}
     if teacher is not None:
         figures, found["exaccerr"] = exposure(
             side,
@@ -178,6 +183,10 @@ def _measured(
         )
         metrics |= figures
     return {**found, "metrics": metrics}
+
+
+def _responses(one: Candidate, made: Ready, runs: Sequence[Run]) -> list[Row]:
+    return list(response_rows(one.found.name, runs, one.tokens, made.examples.items, one.tokenizer))
 
 
 def _from_cache(model: Any, cache: Cache, context: int | None, live: bool) -> Mapping[str, Figure]:

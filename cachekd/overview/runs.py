@@ -42,7 +42,7 @@ def runs_report(
         "kind": "runs",
         "runs": [_run(run, finals[run.name]) for run in runs],
         "best": _best(runs, finals, differ),
-        "groups": _groups(settings, finals, differ),
+        "groups": _groups(runs, settings, finals, differ),
         "differences": differ,
         "same_for_all": {
             name: next(iter(values.values())) for name, values in told.items() if name not in differ
@@ -105,7 +105,8 @@ def _best(
 ) -> dict[str, str]:
     """The best run of each figure by which runs can be compared.
 
-    Held-out figures compare on one held-out set; losses by one objective alone.
+    Held-out figures compare on one held-out set; losses by one objective, times by one way to the
+    end alone.
     """
     evals = {str(run.facts.get("eval_cache")) + str(run.facts.get("eval_data")) for run in runs}
     objective = {name for run in runs for name in run.facts["objective"].get("options", {})}
@@ -115,7 +116,9 @@ def _best(
         lower = set()
     if not same_loss:
         lower -= {"eval_loss", "eval_text_loss"}
-    lower |= {"training_seconds", "peak_memory_bytes", "peak_cuda_memory_bytes"}
+    lower |= {"peak_memory_bytes", "peak_cuda_memory_bytes"}
+    if len(set(map(_ended, runs))) == 1:
+        lower.add("training_seconds")
     best = {}
     for name in [*sorted(lower), "tokens_per_second"]:
         values = {run: own[name] for run, own in finals.items() if own.get(name) is not None}
@@ -126,15 +129,20 @@ def _best(
 
 
 def _groups(
+    runs: Sequence[Run],
     settings: Mapping[str, Mapping[str, str]],
     finals: Mapping[str, Mapping[str, float | None]],
     differ: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Runs that differ by their seeds alone, where there are at least two."""
+    """Runs that came equally far and differ by their seeds alone, where there are at least two."""
+    ended = {run.name: _ended(run) for run in runs}
     others = [name for name in differ if not _is_seed(name)]
+    if len(set(ended.values())) > 1:
+        others.append("ended")
     together: dict[tuple[str | None, ...], list[str]] = {}
     for run, own in settings.items():
-        together.setdefault(tuple(own.get(name) for name in others), []).append(run)
+        known = {**own, "ended": ended[run]}
+        together.setdefault(tuple(known.get(name) for name in others), []).append(run)
     groups = []
     for key, members in together.items():
         seeds = [_seeds(settings[run]) for run in members]
@@ -152,6 +160,11 @@ def _groups(
             }
         )
     return groups
+
+
+def _ended(run: Run) -> str:
+    """How a run ended, and after how many steps."""
+    return f"{run.facts.get('status')} at step {run.facts.get('steps')}"
 
 
 def _is_seed(name: str) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 from cachekd.errors import CorruptCache
 from cachekd.store.io import Location
 from cachekd.store.layout import (
+    ATTENTION_CAPTURE,
+    CAPTURE,
     attention_name,
     index_name,
     prior_name,
@@ -46,6 +48,9 @@ def bytes_of(location: Location, manifest: Manifest, shards: Sequence[str]) -> d
         "samples": _sum(location, map(samples_name, manifest.samples)),
         "index": _sum(location, [index_name(manifest.index)]),
         "priors": _sum(location, map(prior_name, manifest.priors)),
+        "responses written by the teacher": _sum(
+            location, [f"generated/{name}" for name in location.names("generated")]
+        ),
         "plans, commit records and seals": _sum(location, _records(location)),
     }
     held = {kind: size for kind, size in kinds.items() if size or kind == "logits"}
@@ -64,7 +69,8 @@ def _sum(location: Location, names: Iterable[str]) -> int:
 def _records(location: Location) -> list[str]:
     """Files that say what was done."""
     below = [f"{folder}/{name}" for folder in _LOGS for name in location.names(folder)]
-    return [*location.names(), *below]
+    captures = [name for name in (CAPTURE, ATTENTION_CAPTURE) if location.exists(name)]
+    return [*location.names(), *captures, *below]
 
 
 def _columns(location: Location, shards: Sequence[str]) -> dict[str, int]:

@@ -44,6 +44,7 @@ def made(family: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple[Eval
         exaccerr_lengths=(2, 6, 12, 50),
         out=str(folder / "pages" / "page.html"),
         markdown=str(folder / "table.md"),
+        responses=str(folder / "written.jsonl"),
     )
     stages: list[str] = []
     report = package.evaluate(config, progress=lambda stage, done, total: stages.append(stage))
@@ -193,6 +194,22 @@ def test_pages_hold_the_figures(made: tuple[EvaluateConfig, Report]) -> None:
     assert cell in page and "ROUGE-L, mean ± deviation over seeds" in page
     assert "ExAccErr by response length" in page and "<polyline" in page
     assert "Reliability" not in page and "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_every_response_is_written_beside_its_references(
+    made: tuple[EvaluateConfig, Report],
+) -> None:
+    config, report = made
+    written = [json.loads(line) for line in Path(str(config.responses)).read_text().splitlines()]
+    assert len(written) == 2 * len(SEEDS) * len(rows())
+    own = [one for one in written if one["model"] == "small" and one["seed"] == 20]
+    assert [one["row"] for one in own] == sorted(one["row"] for one in own)
+    assert own[1]["references"] == rows()[1]["output"]
+    mean = statistics.mean(one["rouge_l"] for one in own)
+    assert mean == pytest.approx(small(report)["rouge_l"]["values"][1], abs=1e-3)
+    ended = statistics.mean(100 * one["ended"] for one in own)
+    assert ended == pytest.approx(small(report)["ended"]["values"][1])
+    assert "written" not in report["models"][0]
 
 
 def test_the_command_prints_a_table(cachekd: Run, family: Family, data: Path) -> None:

@@ -62,6 +62,7 @@ def refused(
         ({"temperature": 0}, (), "use --greedy"),
         ({"top_p": 1.5}, (), "0 < p <= 1"),
         ({"max_new_tokens": 0}, (), "1 or more"),
+        ({"max_samples": -1}, (), "max_samples: expected 1 or more"),
         ({"no_repeat_ngram_size": -1}, (), "0 or more"),
         ({"temperature": 0.5, "seeds": None}, ("--greedy",), "does nothing with --greedy"),
         ({}, ("--greedy",), "seeds: it does nothing"),

@@ -153,8 +153,7 @@ def test_bytes_are_those_of_the_files(report: dict[str, Any], captured: Path) ->
     assert kinds["samples"] == sizes["samples"] and kinds["index"] == sizes["index"]
     shards = sum(os.path.getsize(path) for path in (captured / "logits").glob("*.parquet"))
     assert kinds["logits"] == shards
-    capture_json = os.path.getsize(captured / "logits" / "capture.json")
-    assert report["bytes"]["total"] == sum(sizes.values()) - capture_json
+    assert report["bytes"]["total"] == sum(sizes.values())
     columns = report["bytes"]["columns"]
     assert sum(columns.values()) == shards, "all shards were drawn"
     stated = defaultdict(int)

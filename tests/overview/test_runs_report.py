@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cachekd.config import ReportConfig
+from cachekd.errors import DataError
 from cachekd.overview import make_report
 from cachekd.overview.evaluated import evaluated
 from cachekd.overview.record import load_runs
@@ -62,6 +63,20 @@ def test_best_is_the_lowest_where_runs_can_be_compared(
     assert "eval_loss" not in found["best"], "losses of two objectives do not compare"
     same = runs_report(load_runs(list(map(str, runs[:2]))))
     assert "eval_loss" in same["best"]
+
+
+def test_runs_that_ended_otherwise_are_no_seeds_of_one_and_their_times_do_not_compare(
+    runs: tuple[Path, ...], record_of: Write
+) -> None:
+    second = {**_facts(runs[1])["training_arguments"]}
+    stopped = record_of("stopped", status="interrupted", steps=2, training_arguments=second)
+    report = runs_report(load_runs([str(runs[0]), str(stopped)]))
+    assert report["groups"] == [] and "training_seconds" not in report["best"]
+    third = record_of("third", training_arguments={**second, "seed": 3})
+    report = runs_report(load_runs([str(run) for run in (*runs[:2], third, stopped)]))
+    (group,) = report["groups"]
+    assert group["runs"] == ["one", "two", "third"] and "ended done at step 4" in group["name"]
+    assert "training_seconds" in runs_report(load_runs(list(map(str, runs[:2]))))["best"]
 
 
 def test_other_held_out_data_is_not_compared(runs: tuple[Path, ...], record_of: Write) -> None:
@@ -166,6 +181,32 @@ def test_evaluations_join_the_final_figures(runs: tuple[Path, ...], tmp_path: Pa
     (table,) = sections_of(report)[0].tables
     column = table.header.index("evaluated rouge l")
     assert [row[column] for row in table.rows] == ["10.0000", "20.0000", "-"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"settings": {"data": ["a"], "seeds": [10]}}, "seeds"),
+        ({"settings": {"data": ["b"], "seeds": [20]}}, "data"),
+        ({"data": {"examples": 4}}, "examples"),
+        ({"settings": {"data": ["a"], "seeds": [20], "model": ["y"], "out": "o"}}, None),
+    ],
+)
+def test_evaluations_of_another_kind_are_not_averaged(
+    runs: tuple[Path, ...], tmp_path: Path, changed: dict[str, Any], said: str | None
+) -> None:
+    way = {"settings": {"data": ["a"], "seeds": [20], "model": ["x"]}, "data": {"examples": 3}}
+    for run, further in zip(runs[:2], ({}, changed), strict=True):
+        metrics = {"rouge_l": {"mean": 1.0}}
+        report = {**way, **further, "models": [{"path": str(run), "metrics": metrics}]}
+        (tmp_path / f"{run.name}.json").write_text(json.dumps(report))
+    files = [str(tmp_path / f"{run.name}.json") for run in runs[:2]]
+    loaded = load_runs(list(map(str, runs[:2])))
+    if said is None:
+        assert len(evaluated(files, loaded)) == 2
+        return
+    with pytest.raises(DataError, match=f"two.json: expected an evaluation as in .*{said}"):
+        evaluated(files, loaded)
 
 
 def test_a_report_of_runs_is_a_page_with_its_pictures(
