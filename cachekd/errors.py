@@ -81,7 +81,7 @@ class CorruptCache(StoreError):
 
 
 class WorkerError(CachekdError):
-    """A process that reads samples for training died, or had no memory left."""
+    """A process of cachekd died, did not start, or had no memory left."""
 
 
 class MismatchError(CachekdError):

@@ -47,6 +47,8 @@ def run(paths: tuple[str, ...], config: str | None, as_json: bool, **given: Any)
     if all(map(is_run, paths)):
         found, values = _without_environment(found), _without_environment(values)
     recheck = _teacher(found, values, list(from_yaml))
+    if not as_json and values.get("out") is None:
+        values["out"] = "runs.html" if all(map(is_run, paths)) else "cache.html"
     settings = build(ReportConfig, {**values, "paths": paths, "recheck": recheck})
 
     with Counted("report", "records") as progress:

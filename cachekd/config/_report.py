@@ -21,7 +21,9 @@ class ReportConfig:
         "A sealed cache, or output folders of training runs.", group="Report"
     )
     out: str | None = option(
-        None, "HTML page to write; default: cache.html or runs.html here.", group="Report"
+        None,
+        "HTML page to write; default: cache.html or runs.html here, with --json none.",
+        group="Report",
     )
     plots_dir: str | None = option(
         None, "Folder for a PNG file of each figure of the page.", group="Report"

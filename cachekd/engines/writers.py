@@ -8,16 +8,15 @@ is not run again, and they import no torch.
 
 from __future__ import annotations
 
-import os
 import queue
 import subprocess
-import sys
 import threading
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from cachekd.codecs._priors import Prior
 from cachekd.engines.frames import receive_answer, send_sink, send_unit
+from cachekd.engines.fresh import environment, interpreter
 from cachekd.errors import StoreError
 from cachekd.store.commit import ScoredUnit, Sink, write_unit
 from cachekd.store.io import Location
@@ -202,12 +201,11 @@ class WriterPool:
 def _start() -> subprocess.Popen[bytes]:
     """A writer's process: this interpreter and import path, one thread, no terminal signals."""
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    path = os.pathsep.join(part or os.getcwd() for part in sys.path)
     return subprocess.Popen(
-        [sys.executable, "-m", "cachekd.engines.writer_process"],
+        interpreter("cachekd.engines.writer_process"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, **single, "PYTHONPATH": path},
+        env=environment(**single),
         start_new_session=True,
     )
 

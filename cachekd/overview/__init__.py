@@ -28,7 +28,7 @@ def make_report(config: ReportConfig, *, progress: Progress | None = None) -> di
 
     Returns:
         All figures of the page as plain JSON types, with ``kind`` ("cache" or "runs"), ``page``
-        and ``plots``: the files that were written.
+        and ``plots``: the files that were written, where they were asked for.
 
     Raises:
         ConfigError: the paths are neither a cache nor runs, a setting is for the other kind, or a
@@ -41,13 +41,12 @@ def make_report(config: ReportConfig, *, progress: Progress | None = None) -> di
     from cachekd.report.files import check_writable
 
     kind = kind_of(config)
-    out = Path(config.out or f"{kind}.html")
-    check_writable(out, "out")
+    if config.out is not None:
+        check_writable(Path(config.out), "out")
     if config.plots_dir is not None:
         check_writable(Path(config.plots_dir), "plots_dir", folder=True)
     report, page = _made(kind, config, progress)
-    plots = _write(config, out, page, report)
-    return {**report, "page": str(out), "plots": plots}
+    return {**report, "page": config.out, "plots": _write(config, page, report)}
 
 
 def _made(
@@ -68,7 +67,7 @@ def _made(
     return runs_report(runs, evaluated(config.evaluation, runs)), runs_page
 
 
-def _write(config: ReportConfig, out: Path, page: ModuleType, report: dict[str, Any]) -> list[str]:
+def _write(config: ReportConfig, page: ModuleType, report: dict[str, Any]) -> list[str]:
     """Write page and pictures; the paths of these."""
     from cachekd.errors import StoreError
     from cachekd.report.curves import write_page
@@ -77,7 +76,8 @@ def _write(config: ReportConfig, out: Path, page: ModuleType, report: dict[str, 
     title, intro = page.title_of(report), page.intro_of(report)
     figures = [plot for section in sections for plot in section.plots]
     try:
-        write_page(out, title=title, intro=intro, sections=sections)
+        if config.out is not None:
+            write_page(Path(config.out), title=title, intro=intro, sections=sections)
         if config.plots_dir is None:
             return []
         from cachekd.report.png import write_pngs

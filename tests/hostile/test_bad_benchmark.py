@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import cachekd as package
 from cachekd.config import BenchmarkConfig
 from cachekd.costs.comparison import children, live_step, page
 from cachekd.costs.comparison.ledger import report_of
-from cachekd.errors import ConfigError, StoreError
+from cachekd.errors import ConfigError, StoreError, WorkerError
 from cachekd.store import disk
 
 Run = Callable[..., Ran]
@@ -138,8 +139,8 @@ def measured(
     """Runs a benchmark in forked processes, on one short sample."""
     data = write_rows(tmp_path / "one.jsonl", [{"instruction": "a", "output": "b"}])
 
-    def run(**changes: Any) -> dict[str, Any]:
-        monkeypatch.setattr(children, "launch", forked)
+    def run(launch: Callable[[], Any] = forked, **changes: Any) -> dict[str, Any]:
+        monkeypatch.setattr(children, "launch", launch)
         settings: dict[str, Any] = {
             "teacher": str(family.teacher),
             "student": str(family.student),
@@ -237,3 +238,12 @@ def test_a_page_that_cannot_be_written_leaves_none_half(
     with pytest.raises(StoreError, match="No space left"):
         page.write_outputs(made, report_of(measures(config=made)))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_processes_that_do_not_start_end_the_benchmark(
+    measured: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """They are a broken installation, not a machine that is too small."""
+    with pytest.raises(WorkerError, match=r"did not start: its process .* with code 1"):
+        measured(lambda: forked(lambda _: sys.exit(1)))
+    assert not (tmp_path / "b.html").exists()

@@ -6,17 +6,17 @@ happens to the benchmark, its processes end: they are killed, and they notice th
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from cachekd.costs.comparison.jobs import Failure, Job, Message, Started
+from cachekd.engines.fresh import environment, interpreter
+from cachekd.errors import WorkerError
 
 _PATIENCE = 10.0
 _MODULE = "cachekd.costs.comparison.process"
@@ -50,13 +50,12 @@ def launch() -> tuple[Running, Connection]:
     Nothing of this process's memory counts into its own.
     """
     own, other = socket.socketpair()
-    path = os.pathsep.join(part or os.getcwd() for part in sys.path)
     with other:
         process = subprocess.Popen(
-            [sys.executable, "-m", _MODULE, str(other.fileno())],
+            interpreter(_MODULE, str(other.fileno())),
             pass_fds=(other.fileno(),),
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path},
+            env=environment(),
             start_new_session=True,
         )
     return process, Connection(own.detach())
@@ -86,8 +85,15 @@ class Child:
 
         Raises:
             ChildFailed: it failed, or died.
+            WorkerError: it did not even start, so that nothing can be measured here.
         """
-        self.hear(Started)
+        try:
+            self.hear(Started)
+        except ChildFailed as error:
+            raise WorkerError(
+                f"a process that is to be measured did not start: {error}; what it printed above "
+                "says why"
+            ) from error
         begun = time.monotonic()
         answer = self.ask(self.job, expected)
         self.seconds = time.monotonic() - begun
