@@ -16,7 +16,7 @@ from cachekd.overview.record import Run
 from cachekd.report.text import text_of
 from cachekd.training.figures import CURVES, curve, figures_of, held_out
 
-_UNTOLD = frozenset(["output_dir", "resume_from_checkpoint", "logging_dir", "run_name"])
+_UNTOLD = frozenset("output_dir resume_from_checkpoint logging_dir run_name hub_token".split())
 """Settings that say where a run is, not what it does."""
 _DEFAULT_SEED = "42"  # of transformers, whose defaults a record leaves out
 _LOWER = ("loss", "kl", "ce")
