@@ -95,26 +95,24 @@ def _write(config: EvaluateConfig, report: Mapping[str, Any], written: Sequence[
 
 
 class _Teacher:
-    """The live teacher, and what it wrote: read again for every model that has the same prompts."""
+    """The live teacher, and what it wrote: once for all models with the same prompts and ends."""
 
     def __init__(self, made: Ready, config: EvaluateConfig, told: Progress) -> None:
         assert made.teacher is not None, "a teacher was named"
         self._found, self._config, self._told = made.teacher, config, told
         model = load(self._found)
         self.side = Side.of("the teacher", model, self._found.tokenizer.vocab_size)
-        self._runs: list[Run] = []
-        self._asked: list[bytes] = []
+        self._runs: dict[tuple[Any, ...], list[Run]] = {}
 
     def runs(self, candidate: Candidate) -> list[Run]:
-        """What it writes to the prompts of a model."""
-        asked = [item.prompt.tobytes() for item in candidate.tokens]
-        if asked != self._asked:
-            ends = end_tokens(self._found, candidate.tokenizer, candidate.tokens)
-            self._runs = write_runs(
+        """What it writes to the prompts of a model, where its text ends as that model's may."""
+        ends = end_tokens(self._found, candidate.tokenizer, candidate.tokens)
+        key = (ends, *(item.prompt.tobytes() for item in candidate.tokens))
+        if key not in self._runs:
+            self._runs[key] = write_runs(
                 self._found, self.side.model, candidate.tokens, ends, self._config, self._told
             )
-            self._asked = asked
-        return self._runs
+        return self._runs[key]
 
 
 def _evaluated(

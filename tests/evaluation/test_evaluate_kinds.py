@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import Family, Ran, chat_rows, write_rows
@@ -63,3 +66,28 @@ def test_an_adapter_folder_is_a_model(family: Family, tmp_path: Path) -> None:
         )
         assert adapter["metrics"][name]["mean"] != plain["metrics"][name]["mean"]
     assert adapter["adapter"] and merged["adapter"] is None
+
+
+def test_the_order_of_models_that_end_differently_changes_nothing(
+    family: Family, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(family.student, tmp_path / "other"))
+    path = other / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": "<|user|>"}))
+    models = (f"a={family.student}", f"b={other}")
+    data = write_rows(tmp_path / "d.jsonl", chat_rows(8))
+    found: list[dict[str, Any]] = []
+    for order in (models, models[::-1]):
+        config = EvaluateConfig(
+            model=order,
+            data=(str(data),),
+            teacher=str(family.teacher),
+            seeds=(1, 2),
+            temperature=5.0,
+            max_new_tokens=30,
+            exaccerr_lengths=(10, 20),
+        )
+        report = package.evaluate(config)
+        found.append({one["name"]: (one["exaccerr"], one["metrics"]) for one in report["models"]})
+    assert found[0] == found[1]
+    assert found[0]["a"][0]["teacher"] != found[0]["b"][0]["teacher"]
