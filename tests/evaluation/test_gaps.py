@@ -69,6 +69,38 @@ def test_a_model_that_emits_nothing(
     assert metrics["exaccerr_2"]["parts"]["alive_student"] == [0.0, 0.0]
 
 
+def test_an_infinite_error_is_a_gap(
+    measured: Callable[..., dict[str, Any]],
+    family: Family,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cachekd.evaluation import run as module
+
+    load = module.load
+
+    def never(found: Any) -> Any:
+        """The model, but that it gives one token probability 0."""
+        model = load(found)
+        if found.name == "student":
+            model.lm_head.register_forward_hook(_without_a_token)
+        return model
+
+    monkeypatch.setattr(module, "load", never)
+    page = tmp_path / "page.html"
+    metrics = measured(chat_rows(3), "--out", page, teacher=family.teacher, exaccerr_lengths="2")
+    figure = metrics["exaccerr_2"]
+    assert figure["mean"] is None and "one is infinite" in figure["why"]
+    assert figure["parts"]["student"] == [None, None] == figure["parts"]["teacher"]
+    assert page.is_file() and metrics["forward_kl"]["mean"] is None
+
+
+def _without_a_token(module: Any, inputs: Any, logits: Any) -> Any:
+    logits = logits.clone()
+    logits[..., 9] = float("-inf")
+    return logits
+
+
 def test_one_example_and_one_seed(measured: Callable[..., dict[str, Any]]) -> None:
     metrics = measured([GOOD], seeds="7")
     assert metrics["rouge_l"]["mean"] is not None and metrics["rouge_l"]["deviation"] is None
