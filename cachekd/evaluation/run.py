@@ -30,7 +30,7 @@ from cachekd.evaluation.ready import Candidate, Ready, ready
 from cachekd.evaluation.scores import Side
 from cachekd.evaluation.tables import markdown
 from cachekd.evaluation.texts import Progress, Run, end_tokens, text_figures, write_runs
-from cachekd.evaluation.written import Row, response_rows, write_rows
+from cachekd.evaluation.written import Row, write_rows, written_rows
 from cachekd.report.files import check_writable, write_whole
 from cachekd.teachers._memory import release
 from cachekd.training.bars import quiet_bars
@@ -184,7 +184,7 @@ def _measured(
 
 
 def _responses(one: Candidate, made: Ready, runs: Sequence[Run]) -> list[Row]:
-    return list(response_rows(one.found.name, runs, one.tokens, made.examples.items, one.tokenizer))
+    return list(written_rows(one.found.name, runs, one.tokens, made.examples.items, one.tokenizer))
 
 
 def _from_cache(model: Any, cache: Cache, context: int | None, live: bool) -> Mapping[str, Figure]:

@@ -39,6 +39,11 @@ _METRICS: dict[str, tuple[str, int]] = {
     "ece_raw": ("ECE, raw probability", 4),
 }
 _EXACCERR = "exaccerr_"
+# What a part of a metric counts.
+_COUNTED = {
+    ("rouge_l", "unseen"): "examples whose references have no word of a-z or 0-9, and count 0 in "
+    "the mean ROUGE-L",
+}
 
 
 def main_table(report: Mapping[str, Any]) -> Table:
@@ -103,12 +108,23 @@ def counts(report: Mapping[str, Any]) -> list[str]:
         "responses_cut": f"references cut to {settings['max_new_tokens']} tokens for the loss",
     }
     found: dict[str, list[str]] = {}
-    for key, what in cut.items():
-        for model in report["models"]:
-            if model[key]:
-                found.setdefault(f"{what}: {model[key]:,}", []).append(model["name"])
+    for model in report["models"]:
+        amounts = {what: model[key] for key, what in cut.items()} | _in_parts(model)
+        for what, amount in amounts.items():
+            if amount:
+                found.setdefault(f"{what}: {amount:,}", []).append(model["name"])
     said = [f"rows left out: {why}: {n:,}" for why, n in report["data"]["skipped"].items()]
     return said + [f"{', '.join(names)}: {what}" for what, names in found.items()]
+
+
+def _in_parts(model: Mapping[str, Any]) -> dict[str, int]:
+    """What the parts of figures count, alike for every seed, by its sentence."""
+    found = {}
+    for (metric, part), what in _COUNTED.items():
+        figure = model["metrics"].get(metric)
+        amounts = figure["parts"].get(part) if figure is not None else None
+        found[what] = amounts[0] if amounts else 0
+    return found
 
 
 def markdown(report: Mapping[str, Any]) -> str:
