@@ -173,7 +173,7 @@ def _measured(
         )
         metrics |= figures
     if made.cache is not None:
-        metrics.update(_from_cache(model, made.cache, one.found.context, teacher is not None))
+        metrics.update(_from_cache(one, model, made.cache, config))
     if config.label_words:
         labels = [item.label for item in made.examples.items if item.label is not None]
         figures, found["reliability"] = calibration(
@@ -187,15 +187,19 @@ def _responses(one: Candidate, made: Ready, runs: Sequence[Run]) -> list[Row]:
     return list(written_rows(one.found.name, runs, one.tokens, made.examples.items, one.tokenizer))
 
 
-def _from_cache(model: Any, cache: Cache, context: int | None, live: bool) -> Mapping[str, Figure]:
+def _from_cache(
+    one: Candidate, model: Any, cache: Cache, config: EvaluateConfig
+) -> Mapping[str, Figure]:
     """Forward KL with a tail bucket on the cache's own samples, and what it cannot tell."""
-    found = heldout_kl(model, cache, max_length=context)
+    found = heldout_kl(model, cache, max_length=one.found.context, batch_tokens=config.batch_tokens)
     figures = {
-        "cache_forward_kl": figure([found.kl], rows=[found.rows]),
+        "cache_forward_kl": figure(
+            [found.kl], rows=[found.rows], cut=[found.cut], left_out=[found.left_out]
+        ),
         "cache_loss_token_mean": figure([found.ce]),
         "cache_tail_mass": figure([found.tail_mass]),
     }
-    missing = () if live else DIVERGENCES[1:]
+    missing = () if config.teacher else DIVERGENCES[1:]
     return figures | {name: gap(_NOT_DENSE) for name in missing}
 
 

@@ -43,6 +43,8 @@ _EXACCERR = "exaccerr_"
 _COUNTED = {
     ("rouge_l", "unseen"): "examples whose references have no word of a-z or 0-9, and count 0 in "
     "the mean ROUGE-L",
+    ("cache_forward_kl", "cut"): "documents of the cache cut to the model's context",
+    ("cache_forward_kl", "left_out"): "documents of the cache without a row that counts",
 }
 
 
