@@ -60,11 +60,16 @@ def _intro(report: Mapping[str, Any]) -> list[str]:
             f"{report['teacher']['path']}."
         )
     if report["cache"]:
-        said.append(
-            f"KL to the cache {report['cache']['name']} is that of its own samples, its heads and "
-            "one tail bucket: at most the KL of the whole distributions."
-        )
+        said.append(_of_cache(report["cache"]))
     return said
+
+
+def _of_cache(cache: Mapping[str, Any]) -> str:
+    """What KL to a cache is, by what of each distribution the cache holds."""
+    said = f"KL to the cache {cache['name']} is that of its own samples"
+    if {"samples", "tau"} & set(cache["selection"]):
+        return f"{said}, estimated from its draws: right in expectation, above or below at times."
+    return f"{said}, its heads and one tail bucket: at most the KL of the whole distributions."
 
 
 def _rouge(report: Mapping[str, Any]) -> Bars:

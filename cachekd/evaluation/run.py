@@ -73,7 +73,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dic
         "settings": {**resolved(config), **asdict(config.protocol)},
         "data": _data_facts(made.examples),
         "teacher": made.teacher.plain() if made.teacher else None,
-        "cache": cache_facts(made.cache) if made.cache else None,
+        "cache": _cache_facts(made.cache) if made.cache else None,
         "versions": {**versions(), "rouge-score": importlib.metadata.version("rouge-score")},
     }
     plain: dict[str, Any] = json.loads(json.dumps(report, allow_nan=False))
@@ -201,6 +201,10 @@ def _from_cache(
     }
     missing = () if config.teacher else DIVERGENCES[1:]
     return figures | {name: gap(_NOT_DENSE) for name in missing}
+
+
+def _cache_facts(cache: Cache) -> dict[str, Any]:
+    return {**cache_facts(cache), "selection": cache.identity.capture["selection"]}
 
 
 def _data_facts(examples: Examples) -> dict[str, Any]:
