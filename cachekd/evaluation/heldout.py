@@ -88,10 +88,8 @@ def heldout_kl(
         for places in by_length(dataset.lengths.tolist(), batch_tokens):
             totals += _tried(sums, dataset.records(places))
     kl, ce, mass = (totals[:3] / totals[3]).tolist()
-    left_out = sum(dataset.dropped.values())
-    return HeldOut(
-        kl=kl, ce=ce, tail_mass=mass, rows=int(totals[4]), cut=dataset.truncated, left_out=left_out
-    )
+    counts = {"cut": dataset.truncated, "left_out": sum(dataset.dropped.values())}
+    return HeldOut(kl=kl, ce=ce, tail_mass=mass, rows=int(totals[4]), **counts)
 
 
 def _tried(

@@ -90,15 +90,20 @@ def metric_names(report: Mapping[str, Any]) -> list[str]:
 
 
 def gaps(report: Mapping[str, Any]) -> list[str]:
-    """Why some cells are empty, a sentence for each metric and reason."""
+    """Why some cells are empty: a sentence for each model that failed, and metric and reason."""
     found: dict[str, list[str]] = {}
     for name in metric_names(report):
         for model in report["models"]:
             figure = model["metrics"].get(name)
-            if figure is not None and figure["why"] is not None:
+            if figure is not None and figure["why"] not in (None, model["failed"]):
                 said = f"{_title(name)}: {GAP}: {figure['why']}"
                 found.setdefault(said, []).append(model["name"])
-    return [f"{', '.join(names)}: {said}" for said, names in found.items()]
+    failed = [
+        f"{model['name']}: failed, and what is missing is {GAP}: {model['failed']}"
+        for model in report["models"]
+        if model["failed"] is not None
+    ]
+    return failed + [f"{', '.join(names)}: {said}" for said, names in found.items()]
 
 
 def counts(report: Mapping[str, Any]) -> list[str]:
@@ -169,6 +174,8 @@ def _cell(figure: Mapping[str, Any] | None, decimals: int) -> str:
 def _exposed(figure: Mapping[str, Any]) -> Sequence[str]:
     """Cells of one length."""
     parts = figure["parts"]
+    if not parts:
+        return ["—"] * 5
     cells = [_cell(figure, 1)]
     for name, decimals in (("student", 3), ("teacher", 3)):
         cells.append(_mean(parts[name], decimals))
