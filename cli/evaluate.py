@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cachekd.config import EvaluateConfig
+from cachekd.errors import EXIT_FAILED
 
 from .options import (
     CONFIG_OPTION,
@@ -45,6 +46,11 @@ def run(config: str | None, as_json: bool, **given: Any) -> None:
         emit(report, as_json=True)
     else:
         _show(report, list(filter(None, (getattr(settings, name) for name in OUTPUTS))))
+    failed = [model["failed"] for model in report["models"] if model["failed"] is not None]
+    for why in failed:
+        click.echo(f"cachekd: {why}", err=True)
+    if failed:
+        sys.exit(EXIT_FAILED)
 
 
 def _show(report: dict[str, Any], pages: list[str]) -> None:

@@ -73,8 +73,8 @@ class EvaluateConfig(RowsConfig):
     )
     references_column: str | None = option(
         None,
-        "Column with the reference, or the list of references, of a row. Default: its response; "
-        "of an output that is a list, all of them.",
+        "Column with the reference, or the list of references, of a row, in place of its response. "
+        "Default: its response; of an output that is a list, all of them.",
         group="Data",
     )
     prompt_template: str | None = option(

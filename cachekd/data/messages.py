@@ -20,7 +20,7 @@ ROLES = {
     "tool": Role.TOOL,
     "function": Role.TOOL,
 }
-_SHAREGPT = {
+SHAREGPT = {
     "system": "system",
     "human": "user",
     "user": "user",
@@ -31,6 +31,7 @@ _SHAREGPT = {
     "function": "tool",
     "observation": "tool",
 }
+"""Whose turn it is, by the names that data sets use."""
 # A turn that has one of these says more than its text: to drop it would change what is learned.
 _BEYOND_TEXT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
@@ -55,7 +56,7 @@ def read_sharegpt(value: Any, column: str) -> tuple[Message, ...]:
         BadRow: as `read_messages`.
     """
     return tuple(
-        _message(item, column, role_key="from", text_key="value", names=_SHAREGPT)
+        _message(item, column, role_key="from", text_key="value", names=SHAREGPT)
         for item in _items(value, column)
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from cachekd.config import DataConfig, EvaluateConfig
 from cachekd.data.columns import check_columns, column_map, read_noun
+from cachekd.data.messages import SHAREGPT
 from cachekd.data.nouns import BadRow, Chat, Instruction, Noun, PromptCompletion
 from cachekd.data.prompts import question
 from cachekd.data.sources import read_rows
@@ -128,8 +129,9 @@ def _example(
     references: tuple[str, ...] | None = None
     if c.references_column is not None:
         references = _texts(row.get(c.references_column), c.references_column)
-        row = _answered(row, names, references)
-    noun = question(read_noun(row, names))
+    noun = question(
+        read_noun(row if references is None else _answered(row, names, references), names)
+    )
     if references is None:
         output = row.get(names.get("output", "output"))
         several = isinstance(noun, Instruction) and isinstance(output, list)
@@ -159,16 +161,26 @@ def _texts(value: Any, column: str) -> tuple[str, ...]:
 def _answered(
     row: Mapping[str, Any], names: Mapping[str, str], references: Sequence[str]
 ) -> dict[str, Any]:
-    """The row with a gold response: where it has none, the first reference."""
-    turn = [{"role": "assistant", "content": references[0]}]
-    named = {name: names.get(name, name) for name in ("messages", "prompt", "completion", "output")}
-    prompt, messages = row.get(named["prompt"]), row.get(named["messages"])
-    answer = turn if isinstance(prompt, list) else references[0]
-    filled = {named["completion"]: answer, named["output"]: references[0], **row}
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    if isinstance(last, dict) and last.get("role") != "assistant":
-        filled[named["messages"]] = [*messages, *turn]  # type: ignore[misc]
+    """The row with the first reference as its gold response, whatever response it has."""
+    gold = references[0]
+    prompt, completion, output = (
+        names.get(name, name) for name in ("prompt", "completion", "output")
+    )
+    turn = {"role": "assistant", "content": gold}
+    answer = [turn] if isinstance(row.get(prompt), list) else gold
+    filled = {**row, completion: answer, output: gold}
+    for name, last in (("messages", turn), ("conversations", {"from": "gpt", "value": gold})):
+        turns = row.get(names.get(name, name))
+        if isinstance(turns, list) and turns:
+            filled[names.get(name, name)] = [*_asking(turns, next(iter(last))), last]
     return filled
+
+
+def _asking(turns: list[Any], speaker: str) -> list[Any]:
+    """Turns without a response at their end, by the key that says whose a turn is."""
+    last = turns[-1].get(speaker) if isinstance(turns[-1], dict) else None
+    answered = isinstance(last, str) and SHAREGPT.get(last) == "assistant"
+    return turns[:-1] if answered else turns
 
 
 def _gold(noun: Noun) -> str:

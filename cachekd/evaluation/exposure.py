@@ -23,6 +23,7 @@ from cachekd.data.alignment import response_rows
 from cachekd.evaluation.figures import Figure, figure
 from cachekd.evaluation.scores import Side, Wanted, score
 from cachekd.evaluation.texts import Run
+from cachekd.report.text import finite
 from cachekd.types import Int32
 
 Float64 = NDArray[np.float64]
@@ -146,9 +147,9 @@ def _at(pairs: Sequence[tuple[Curve, Curve]], length: int) -> Figure:
     why = f"no response of the {' or the '.join(short)} has {length} tokens"
     return figure(
         values,
-        why=why if short else "the error in the teacher's own contexts is 0 or infinite",
-        student=[r for r, _ in sides],
-        teacher=[e for _, e in sides],
+        why=why if short else "the error in the teacher's own contexts is 0, or one is infinite",
+        student=[finite(r) for r, _ in sides],
+        teacher=[finite(e) for _, e in sides],
         alive_student=[r for r, _ in alive],
         alive_teacher=[e for _, e in alive],
     )
@@ -156,6 +157,6 @@ def _at(pairs: Sequence[tuple[Curve, Curve]], length: int) -> Figure:
 
 def _plain(curve: Curve) -> dict[str, list[float | None]]:
     return {
-        "accumulated": [v if np.isfinite(v) else None for v in curve.accumulated().tolist()],
+        "accumulated": list(map(finite, curve.accumulated().tolist())),
         "alive": (curve.alive / curve.responses).tolist(),
     }

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from statistics import fmean, stdev
 from typing import Any, TypedDict
 
+from cachekd.report.text import finite
+
 
 class Figure(TypedDict):
     """One metric of one model.
@@ -41,15 +43,15 @@ def figure(
         digits: decimals that are told.
         parts: what the values were made of.
     """
-    finite = [value for value in values if math.isfinite(value)]
-    whole = len(finite) == len(values) and bool(values)
-    if not whole and finite:
-        why = f"{why} ({len(finite)} of {len(values)} seeds have it)"
-    mean = fmean(finite) if whole else None
+    known = [value for value in values if math.isfinite(value)]
+    whole = len(known) == len(values) and bool(values)
+    if not whole and known:
+        why = f"{why} ({len(known)} of {len(values)} seeds have it)"
+    mean = fmean(known) if whole else None
     return Figure(
         mean=_rounded(mean, digits),
-        deviation=_rounded(stdev(finite), digits) if whole and len(finite) > 1 else None,
-        values=[_rounded(v if math.isfinite(v) else None, digits) for v in values],
+        deviation=_rounded(stdev(known), digits) if whole and len(known) > 1 else None,
+        values=[_rounded(finite(v), digits) for v in values],
         why=None if whole else why,
         parts=parts,
     )

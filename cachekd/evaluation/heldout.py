@@ -8,6 +8,7 @@ heads.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ import torch
 
 from cachekd.data.alignment import LossMask
 from cachekd.objectives import build
+from cachekd.rollouts.batches import by_length
+from cachekd.rollouts.modes import inference
+from cachekd.teachers._memory import one_memory_error, release
 from cachekd.training.collate import Collator
 from cachekd.training.head import StudentHead
 from cachekd.training.loader import CacheDataset
@@ -22,7 +26,7 @@ from cachekd.training.loss import batch_loss
 
 if TYPE_CHECKING:
     from cachekd.store.reader import Cache
-    from cachekd.types import ObjectiveOutput
+    from cachekd.types import ObjectiveOutput, Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +38,16 @@ class HeldOut:
         ce: cross entropy of the actual next token at temperature 1.
         tail_mass: model's probability outside the teacher's head, at the temperature.
         rows: rows that the means are over.
+        cut: documents that lost their end, of those.
+        left_out: documents without a row that counts, some for what they lost.
     """
 
     kl: float
     ce: float
     tail_mass: float
     rows: int
+    cut: int
+    left_out: int
 
 
 def heldout_kl(
@@ -48,7 +56,7 @@ def heldout_kl(
     *,
     temperature: float = 1.0,
     loss_mask: LossMask = LossMask.AUTO,
-    batch_size: int = 8,
+    batch_tokens: int = 16384,
     max_length: int | None = None,
 ) -> HeldOut:
     """Exact means of a model over the rows of a cache, each row counted with its weight.
@@ -58,35 +66,52 @@ def heldout_kl(
         cache: an open cache or its location.
         temperature: of the KL and the tail mass; it must have been captured.
         loss_mask: which rows count.
-        batch_size: documents at a time.
+        batch_tokens: token budget of a batch (documents x longest).
         max_length: documents are cut to this many tokens.
 
     Raises:
         ConfigError: no row is left, or the temperature was not captured.
+        MemoryError: out of memory for a single document.
     """
     dataset = CacheDataset(cache, loss_mask=loss_mask, max_length=max_length)
-    collate, training = Collator(loss_mask), model.training
-    device = next(model.parameters()).device
-    totals, rows = torch.zeros(4, dtype=torch.float64), 0
+    collate, device = Collator(loss_mask), next(model.parameters()).device
     objective = build("kd", {"temperature": temperature})
-    model.eval()
-    try:
+    totals = torch.zeros(5, dtype=torch.float64)
+    with inference(model):
         head = StudentHead(model, model)
-        for start in range(0, len(dataset), batch_size):
-            chosen = range(start, min(start + batch_size, len(dataset)))
-            batch = _to(device, collate([dataset.record(i) for i in chosen]))
-            with torch.no_grad():
-                totals += _sums(batch_loss(model, head, batch, objective, dataset.vocab_size))
-            rows += len(batch["rows"])
-    finally:
-        model.train(training)
+
+        def sums(records: Sequence[Record]) -> torch.Tensor:
+            batch = _to(device, collate(records))
+            output = batch_loss(model, head, batch, objective, dataset.vocab_size)
+            return _sums(output, len(batch["rows"]))
+
+        for places in by_length(dataset.lengths.tolist(), batch_tokens):
+            totals += _tried(sums, dataset.records(places))
     kl, ce, mass = (totals[:3] / totals[3]).tolist()
-    return HeldOut(kl=kl, ce=ce, tail_mass=mass, rows=rows)
+    counts = {"cut": dataset.truncated, "left_out": sum(dataset.dropped.values())}
+    return HeldOut(kl=kl, ce=ce, tail_mass=mass, rows=int(totals[4]), **counts)
 
 
-def _sums(output: ObjectiveOutput) -> torch.Tensor:
+def _tried(
+    sums: Callable[[Sequence[Record]], torch.Tensor], records: Sequence[Record]
+) -> torch.Tensor:
+    """The sums of some documents; where memory is short, of one half after the other."""
+    try:
+        with one_memory_error():
+            return sums(records)
+    except MemoryError:
+        if len(records) == 1:
+            raise
+    release()
+    half = len(records) // 2
+    return _tried(sums, records[:half]) + _tried(sums, records[half:])
+
+
+def _sums(output: ObjectiveOutput, rows: int) -> torch.Tensor:
+    """What the means are made of: the sums, of the weights too, and the rows; float64 [5]."""
     columns = [output.metrics[name] for name in ("kl", "ce", "tail_mass")]
-    return torch.stack([*columns, output.weight_sum]).double().cpu()
+    found = torch.stack([*columns, output.weight_sum]).double().cpu()
+    return torch.cat([found, found.new_tensor([rows])])
 
 
 def _to(device: torch.device, value: Any) -> Any:

@@ -60,11 +60,16 @@ def _intro(report: Mapping[str, Any]) -> list[str]:
             f"{report['teacher']['path']}."
         )
     if report["cache"]:
-        said.append(
-            f"KL to the cache {report['cache']['name']} is that of its own samples, its heads and "
-            "one tail bucket: at most the KL of the whole distributions."
-        )
+        said.append(_of_cache(report["cache"]))
     return said
+
+
+def _of_cache(cache: Mapping[str, Any]) -> str:
+    """What KL to a cache is, by what of each distribution the cache holds."""
+    said = f"KL to the cache {cache['name']} is that of its own samples"
+    if {"samples", "tau"} & set(cache["selection"]):
+        return f"{said}, estimated from its draws: right in expectation, above or below at times."
+    return f"{said}, its heads and one tail bucket: at most the KL of the whole distributions."
 
 
 def _rouge(report: Mapping[str, Any]) -> Bars:
@@ -102,14 +107,28 @@ def _alive(report: Mapping[str, Any]) -> Plot | None:
     exposed = _exposed(report)
     if not exposed:
         return None
-    curves = {model["name"]: model["exaccerr"]["student"]["alive"] for model in exposed}
-    curves |= {"the teacher": exposed[0]["exaccerr"]["teacher"]["alive"]}
+    own, forced = (
+        [(model["name"], model["exaccerr"][side]["alive"]) for model in exposed] for side in SIDES
+    )
+    # What the teacher wrote differs where models have other prompts or end tokens.
+    alike = all(curve == forced[0][1] for _, curve in forced)
+    named = [("the teacher", forced[0][1])]
+    if not alike:
+        named = [(f"the teacher beside {name}", curve) for name, curve in forced]
+    curves = [*own, *((_apart(name, report), curve) for name, curve in named)]
     return Plot(
         title="Responses that are not over",
         x_label="response tokens",
         y_label="share alive",
-        series=tuple((name, range(1, len(ys) + 1), ys) for name, ys in curves.items()),
+        series=tuple((name, range(1, len(ys) + 1), ys) for name, ys in curves),
     )
+
+
+def _apart(name: str, report: Mapping[str, Any]) -> str:
+    """A name for a series that is of no model, unlike those of the models."""
+    while name in {model["name"] for model in report["models"]}:
+        name = f"({name})"
+    return name
 
 
 def _exposed(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -131,7 +150,7 @@ def _reliability(report: Mapping[str, Any]) -> Plot | None:
         title="Reliability: accuracy against confidence, ten bins",
         x_label="confidence",
         y_label="accuracy",
-        series=(*series, ("calibrated", [0.0, 1.0], [0.0, 1.0])),
+        series=(*series, (_apart("calibrated", report), [0.0, 1.0], [0.0, 1.0])),
         marks=dict.fromkeys(names, "line"),
         names=names,
     )

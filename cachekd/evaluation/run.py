@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from cachekd.evaluation.ready import Candidate, Ready, ready
 from cachekd.evaluation.scores import Side
 from cachekd.evaluation.tables import markdown
 from cachekd.evaluation.texts import Progress, Run, end_tokens, text_figures, write_runs
-from cachekd.evaluation.written import Row, response_rows, write_rows
+from cachekd.evaluation.written import Row, write_rows, written_rows
 from cachekd.report.files import check_writable, write_whole
 from cachekd.teachers._memory import release
 from cachekd.training.bars import quiet_bars
@@ -52,12 +53,13 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dic
 
     Returns:
         ``models``: for each, in the order given, ``metrics`` (see `cachekd.evaluation.figures`:
-        mean, deviation, values, why), ``exaccerr`` curves, ``reliability`` bins, who it is, counts
-        and seconds; ``settings``, ``data``, ``teacher``, ``cache`` and ``versions``. What was not
-        asked for is not there; what could not be measured is None with the reason.
+        mean, deviation, values, why), ``exaccerr`` curves, ``reliability`` bins, who it is, counts,
+        seconds, and in ``failed`` why some of it is missing, or None; ``settings``, ``data``,
+        ``teacher``, ``cache`` and ``versions``. What was not asked for is not there; what could
+        not be measured is None with the reason.
 
     Raises:
-        CachekdError: whatever is wrong with settings, data, models or teacher.
+        CachekdError: whatever is wrong with settings, data, teacher, or all of the models.
     """
     told: Progress = progress or (lambda stage, done, total: None)
     for option in OUTPUTS:
@@ -67,13 +69,14 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dic
     with redirect_stdout(sys.stderr), quiet_bars(own=progress is not None):
         teacher = _Teacher(made, config, told) if made.teacher else None
         models = [_evaluated(one, made, teacher, config, told) for one in made.candidates]
+    _mark_gaps(models)
     written = [row for model in models for row in model.pop("written")]
     report = {
         "models": models,
         "settings": {**resolved(config), **asdict(config.protocol)},
         "data": _data_facts(made.examples),
         "teacher": made.teacher.plain() if made.teacher else None,
-        "cache": cache_facts(made.cache) if made.cache else None,
+        "cache": _cache_facts(made.cache) if made.cache else None,
         "versions": {**versions(), "rouge-score": importlib.metadata.version("rouge-score")},
     }
     plain: dict[str, Any] = json.loads(json.dumps(report, allow_nan=False))
@@ -95,74 +98,92 @@ def _write(config: EvaluateConfig, report: Mapping[str, Any], written: Sequence[
 
 
 class _Teacher:
-    """The live teacher, and what it wrote: read again for every model that has the same prompts."""
+    """The live teacher, and what it wrote: once for all models with the same prompts and ends."""
 
     def __init__(self, made: Ready, config: EvaluateConfig, told: Progress) -> None:
         assert made.teacher is not None, "a teacher was named"
         self._found, self._config, self._told = made.teacher, config, told
         model = load(self._found)
         self.side = Side.of("the teacher", model, self._found.tokenizer.vocab_size)
-        self._runs: list[Run] = []
-        self._asked: list[bytes] = []
+        self._runs: dict[tuple[Any, ...], list[Run]] = {}
 
     def runs(self, candidate: Candidate) -> list[Run]:
-        """What it writes to the prompts of a model."""
-        asked = [item.prompt.tobytes() for item in candidate.tokens]
-        if asked != self._asked:
-            ends = end_tokens(self._found, candidate.tokenizer, candidate.tokens)
-            self._runs = write_runs(
+        """What it writes to the prompts of a model, where its text ends as that model's may."""
+        ends = end_tokens(self._found, candidate.tokenizer, candidate.tokens)
+        key = (ends, *(item.prompt.tobytes() for item in candidate.tokens))
+        if key not in self._runs:
+            self._runs[key] = write_runs(
                 self._found, self.side.model, candidate.tokens, ends, self._config, self._told
             )
-            self._asked = asked
-        return self._runs
+        return self._runs[key]
 
 
 def _evaluated(
     one: Candidate, made: Ready, teacher: _Teacher | None, config: EvaluateConfig, told: Progress
 ) -> dict[str, Any]:
-    """Load a model, measure it, and let it go."""
+    """Load a model, measure it, and let it go; what it has until it fails is kept."""
     begun = time.monotonic()
-    model = load(one.found)
-    facts = {
+    found: dict[str, Any] = {
         **one.found.plain(),
-        "parameters": sum(p.numel() for p in model.parameters()),
         "end_tokens": list(end_tokens(one.found, one.tokenizer, one.tokens)),
         "prompts_cut": sum(item.prompt_cut for item in one.tokens),
         "responses_cut": sum(item.response_cut for item in one.tokens),
+        "failed": None,
+        "metrics": {},
+        "written": [],
     }
+    # The errors are not kept: they hold the model.
     try:
-        measured = _measured(one, model, made, teacher, config, told)
+        _measure(found, one, made, teacher, config, told)
+    except TeacherError as error:
+        found["failed"] = str(error)
     except MemoryError as error:
-        raise TeacherError(
+        found["failed"] = (
             f"model {one.found.name} ({one.found.path}): out of memory for a single example: "
             f"{error}. Shorten it with --max-prompt-length or --max-new-tokens, use a smaller "
             "--dtype, or put the teacher elsewhere with --teacher-device"
-        ) from error
-    del model
+        )
     release()
-    return {**facts, **measured, "seconds": round(time.monotonic() - begun, 3)}
+    return {**found, "seconds": round(time.monotonic() - begun, 3)}
 
 
-def _measured(
+def _mark_gaps(models: Sequence[dict[str, Any]]) -> None:
+    """Give models that failed a gap for all that they lack of the others' metrics.
+
+    Raises:
+        TeacherError: all failed; says why the first did.
+    """
+    whole = [model for model in models if model["failed"] is None]
+    if not whole:
+        raise TeacherError(models[0]["failed"])
+    names = dict.fromkeys(name for model in whole for name in model["metrics"])
+    for model in models:
+        if model["failed"] is not None:
+            model["metrics"] = {name: gap(model["failed"]) for name in names} | model["metrics"]
+
+
+def _measure(
+    found: dict[str, Any],
     one: Candidate,
-    model: Any,
     made: Ready,
     teacher: _Teacher | None,
     config: EvaluateConfig,
     told: Progress,
-) -> dict[str, Any]:
-    """Everything that was asked for, of a loaded model."""
-    name, count, budget = one.found.name, len(one.tokens), config.batch_tokens
+) -> None:
+    """Load a model, and add everything that was asked for to what is found of it."""
+    model = load(one.found)
+    found["parameters"] = sum(p.numel() for p in model.parameters())
+    name, metrics, budget = one.found.name, found["metrics"], config.batch_tokens
     side = Side.of(f"model {name}", model, one.found.tokenizer.vocab_size)
     other = teacher.side if teacher else None
-    metrics: dict[str, Figure] = gold_figures(
-        side, other, one.tokens, budget, lambda done: told(f"{name}: loss", done, count)
+    metrics |= gold_figures(
+        side, other, one.tokens, budget, lambda done: told(f"{name}: loss", done, len(one.tokens))
     )
-    ends = end_tokens(one.found, one.tokenizer, one.tokens)
-    runs = write_runs(one.found, model, one.tokens, ends, config, told)
+    runs = write_runs(one.found, model, one.tokens, tuple(found["end_tokens"]), config, told)
     references = [item.references for item in made.examples.items]
-    metrics = text_figures(runs, one.tokens, references, one.tokenizer) | metrics
-    found: dict[str, Any] = {"written": _responses(one, made, runs) if config.responses else []}
+    metrics |= text_figures(runs, one.tokens, references, one.tokenizer)
+    if config.responses:
+        found["written"] = _responses(one, made, runs)
     if teacher is not None:
         figures, found["exaccerr"] = exposure(
             side,
@@ -171,34 +192,41 @@ def _measured(
             (runs, teacher.runs(one)),
             [n for n in config.exaccerr_lengths if n <= config.max_new_tokens],
             budget,
-            lambda done, total: told(f"{name}: ExAccErr", done, total),
+            partial(told, f"{name}: ExAccErr"),
         )
         metrics |= figures
     if made.cache is not None:
-        metrics.update(_from_cache(model, made.cache, one.found.context, teacher is not None))
+        metrics |= _from_cache(one, model, made.cache, config)
     if config.label_words:
         labels = [item.label for item in made.examples.items if item.label is not None]
         figures, found["reliability"] = calibration(
-            side, one.tokens, labels, budget, lambda n, total: told(f"{name}: labels", n, total)
+            side, one.tokens, labels, budget, partial(told, f"{name}: labels")
         )
         metrics |= figures
-    return {**found, "metrics": metrics}
 
 
 def _responses(one: Candidate, made: Ready, runs: Sequence[Run]) -> list[Row]:
-    return list(response_rows(one.found.name, runs, one.tokens, made.examples.items, one.tokenizer))
+    return list(written_rows(one.found.name, runs, one.tokens, made.examples.items, one.tokenizer))
 
 
-def _from_cache(model: Any, cache: Cache, context: int | None, live: bool) -> Mapping[str, Figure]:
+def _from_cache(
+    one: Candidate, model: Any, cache: Cache, config: EvaluateConfig
+) -> Mapping[str, Figure]:
     """Forward KL with a tail bucket on the cache's own samples, and what it cannot tell."""
-    found = heldout_kl(model, cache, max_length=context)
+    found = heldout_kl(model, cache, max_length=one.found.context, batch_tokens=config.batch_tokens)
     figures = {
-        "cache_forward_kl": figure([found.kl], rows=[found.rows]),
+        "cache_forward_kl": figure(
+            [found.kl], rows=[found.rows], cut=[found.cut], left_out=[found.left_out]
+        ),
         "cache_loss_token_mean": figure([found.ce]),
         "cache_tail_mass": figure([found.tail_mass]),
     }
-    missing = () if live else DIVERGENCES[1:]
+    missing = () if config.teacher else DIVERGENCES[1:]
     return figures | {name: gap(_NOT_DENSE) for name in missing}
+
+
+def _cache_facts(cache: Cache) -> dict[str, Any]:
+    return {**cache_facts(cache), "selection": cache.identity.capture["selection"]}
 
 
 def _data_facts(examples: Examples) -> dict[str, Any]:

@@ -39,6 +39,13 @@ _METRICS: dict[str, tuple[str, int]] = {
     "ece_raw": ("ECE, raw probability", 4),
 }
 _EXACCERR = "exaccerr_"
+# What a part of a metric counts.
+_COUNTED = {
+    ("rouge_l", "unseen"): "examples whose references have no word of a-z or 0-9, and count 0 in "
+    "the mean ROUGE-L",
+    ("cache_forward_kl", "cut"): "documents of the cache cut to the model's context",
+    ("cache_forward_kl", "left_out"): "documents of the cache without a row that counts",
+}
 
 
 def main_table(report: Mapping[str, Any]) -> Table:
@@ -83,15 +90,20 @@ def metric_names(report: Mapping[str, Any]) -> list[str]:
 
 
 def gaps(report: Mapping[str, Any]) -> list[str]:
-    """Why some cells are empty, a sentence for each metric and reason."""
+    """Why some cells are empty: a sentence for each model that failed, and metric and reason."""
     found: dict[str, list[str]] = {}
     for name in metric_names(report):
         for model in report["models"]:
             figure = model["metrics"].get(name)
-            if figure is not None and figure["why"] is not None:
+            if figure is not None and figure["why"] not in (None, model["failed"]):
                 said = f"{_title(name)}: {GAP}: {figure['why']}"
                 found.setdefault(said, []).append(model["name"])
-    return [f"{', '.join(names)}: {said}" for said, names in found.items()]
+    failed = [
+        f"{model['name']}: failed, and what is missing is {GAP}: {model['failed']}"
+        for model in report["models"]
+        if model["failed"] is not None
+    ]
+    return failed + [f"{', '.join(names)}: {said}" for said, names in found.items()]
 
 
 def counts(report: Mapping[str, Any]) -> list[str]:
@@ -103,12 +115,23 @@ def counts(report: Mapping[str, Any]) -> list[str]:
         "responses_cut": f"references cut to {settings['max_new_tokens']} tokens for the loss",
     }
     found: dict[str, list[str]] = {}
-    for key, what in cut.items():
-        for model in report["models"]:
-            if model[key]:
-                found.setdefault(f"{what}: {model[key]:,}", []).append(model["name"])
+    for model in report["models"]:
+        amounts = {what: model[key] for key, what in cut.items()} | _in_parts(model)
+        for what, amount in amounts.items():
+            if amount:
+                found.setdefault(f"{what}: {amount:,}", []).append(model["name"])
     said = [f"rows left out: {why}: {n:,}" for why, n in report["data"]["skipped"].items()]
     return said + [f"{', '.join(names)}: {what}" for what, names in found.items()]
+
+
+def _in_parts(model: Mapping[str, Any]) -> dict[str, int]:
+    """What the parts of figures count, alike for every seed, by its sentence."""
+    found = {}
+    for (metric, part), what in _COUNTED.items():
+        figure = model["metrics"].get(metric)
+        amounts = figure["parts"].get(part) if figure is not None else None
+        found[what] = amounts[0] if amounts else 0
+    return found
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -151,6 +174,8 @@ def _cell(figure: Mapping[str, Any] | None, decimals: int) -> str:
 def _exposed(figure: Mapping[str, Any]) -> Sequence[str]:
     """Cells of one length."""
     parts = figure["parts"]
+    if not parts:
+        return ["—"] * 5
     cells = [_cell(figure, 1)]
     for name, decimals in (("student", 3), ("teacher", 3)):
         cells.append(_mean(parts[name], decimals))

@@ -152,12 +152,12 @@ def decoded(contents: Sequence[Int32], tokenizer: Any) -> list[str]:
 
 
 def _rouge(texts: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Figure:
-    """Mean over examples, to four decimals as the papers print it."""
+    """Mean over examples, to four decimals as the papers print it; the library's 0s count."""
     unseen = sum(not any(map(sees, known)) for known in references)
     if unseen == len(references):
         return gap("no reference has a word of a-z or 0-9, and ROUGE-L sees no others")
     means = [float(rouge_l(some, references).mean()) for some in texts]
-    return figure(means, digits=4)
+    return figure(means, digits=4, unseen=[unseen] * len(means))
 
 
 def _distinct(contents: Sequence[Sequence[Int32]], n: int) -> Figure:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cachekd.evaluation.examples import Example
-from cachekd.evaluation.rouge import rouge_l
+from cachekd.evaluation.rouge import rouge_l, sees
 from cachekd.evaluation.texts import Run, decoded
 from cachekd.evaluation.tokens import Tokens
 from cachekd.report.files import write_whole
@@ -19,7 +19,7 @@ from cachekd.report.files import write_whole
 Row = dict[str, Any]
 
 
-def response_rows(
+def written_rows(
     name: str,
     runs: Sequence[Run],
     tokens: Sequence[Tokens],
@@ -27,6 +27,9 @@ def response_rows(
     tokenizer: Any,
 ) -> Iterator[Row]:
     """What a model wrote: the prompt as it read it, response, references, ROUGE-L (0 to 100).
+
+    ROUGE-L is None where it sees no word of the references, which counts 0 in the mean; tokens are
+    those of the response without the one that ended it.
 
     Args:
         name: of the model.
@@ -37,8 +40,10 @@ def response_rows(
     """
     prompts = [tokenizer.decode(item.prompt.tolist()) for item in tokens]
     references = [item.references for item in examples]
+    seen = [any(map(sees, known)) for known in references]
     for run in runs:
-        texts = decoded(run.contents(), tokenizer)
+        contents = run.contents()
+        texts = decoded(contents, tokenizer)
         scores = rouge_l(texts, references).tolist()
         for place, example in enumerate(examples):
             yield {
@@ -49,8 +54,8 @@ def response_rows(
                 "prompt": prompts[place],
                 "response": texts[place],
                 "references": list(example.references),
-                "rouge_l": round(scores[place], 4),
-                "tokens": len(run.written[place].response),
+                "rouge_l": round(scores[place], 4) if seen[place] else None,
+                "tokens": len(contents[place]),
                 "ended": run.written[place].ended,
             }
 

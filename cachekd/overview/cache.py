@@ -7,7 +7,6 @@ None, with a reason beside it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from cachekd.overview.rows import Drawn, Rows, draw, read_rows
 from cachekd.overview.sizes import bytes_of
 from cachekd.overview.spread import BINS, count_edges, even_edges, spread_of
 from cachekd.overview.tokens import pieces, tokenizer_of
+from cachekd.report.text import finite
 from cachekd.store.io import Location
 from cachekd.store.layout import read_document
 from cachekd.store.reader import Cache, open_cache
@@ -130,15 +130,15 @@ def _spreads(rows: Rows) -> dict[str, Any]:
     edges, log = count_edges(rows.entries)
     mass = 1 - rows.tail.astype(np.float64)
     losses = -rows.next_logprob.astype(np.float64)
-    finite = losses[np.isfinite(losses)]
+    known = losses[np.isfinite(losses)]
     return {
         "mass": spread_of(mass, np.linspace(0, 1, BINS + 1)),
         "tail": spread_of(rows.tail, np.geomspace(LEAST_TAIL, 1, BINS + 1)),
         "entries": spread_of(rows.entries.astype(np.float64), edges),
         "entries_log": log,
         "entropy": spread_of(rows.entropy, even_edges(rows.entropy, 0.0)),
-        "next_loss": spread_of(finite, even_edges(finite, 0.0)),
-        "next_loss_infinite": len(losses) - len(finite),
+        "next_loss": spread_of(known, even_edges(known, 0.0)),
+        "next_loss_infinite": len(losses) - len(known),
     }
 
 
@@ -196,7 +196,7 @@ def _domains(rows: Rows, kl: Mapping[str, float]) -> list[dict[str, Any]]:
                     "mass": float(1 - rows.tail[own].astype(np.float64).mean()),
                     "entries": float(rows.entries[own].mean()),
                     "entropy": float(rows.entropy[own].astype(np.float64).mean()),
-                    "next_loss": _plain(float(loss.mean())),
+                    "next_loss": finite(float(loss.mean())),
                     "kl_flat": kl.get(name),
                 }
             )
@@ -212,13 +212,8 @@ def _passage(cache: Cache, window: Window, tokenizer: Any) -> dict[str, Any]:
         "mean_entropy": window.mean_entropy,
         "input_ids": ids,
         "tokens": list(pieces(tokenizer, ids)),
-        "entropy": [_plain(value) for value in window.entropy.tolist()],
-        "next_logprob": [_plain(value) for value in window.next_logprob.tolist()],
-        "tail": [_plain(value) for value in window.tail.tolist()],
+        "entropy": [finite(value) for value in window.entropy.tolist()],
+        "next_logprob": [finite(value) for value in window.next_logprob.tolist()],
+        "tail": [finite(value) for value in window.tail.tolist()],
         "entries": window.entries.tolist(),
     }
-
-
-def _plain(value: float) -> float | None:
-    """A number that JSON has."""
-    return value if math.isfinite(value) else None

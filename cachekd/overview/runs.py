@@ -6,14 +6,13 @@ those that differ by their seed alone, the settings that differ and those that d
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from cachekd.overview.record import Run
-from cachekd.report.text import text_of
+from cachekd.report.text import finite, text_of
 from cachekd.training.figures import CURVES, curve, figures_of, held_out
 
 _UNTOLD = frozenset("output_dir resume_from_checkpoint logging_dir run_name hub_token".split())
@@ -80,7 +79,7 @@ def final_of(run: Run, further: Mapping[str, float | None]) -> dict[str, float |
     used = facts.get("throughput") or {}
     found = {**held_out(facts.get("final_eval")), **further, "train_loss": facts.get("train_loss")}
     found |= {name: used.get(name) for name in _COSTS}
-    return {name: _finite(value) for name, value in found.items() if value is not None}
+    return {name: finite(value) for name, value in found.items() if value is not None}
 
 
 def _run(run: Run, final: Mapping[str, float | None]) -> dict[str, Any]:
@@ -192,7 +191,7 @@ def _curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for name in figures_of([row for run in runs for row in run.history]):
         for about, prefix in CURVES:
             lines = [
-                {"run": run.name, "steps": steps, "values": [_finite(value) for value in values]}
+                {"run": run.name, "steps": steps, "values": [finite(value) for value in values]}
                 for run in runs
                 for steps, values in [curve(run.history, prefix + name)]
                 if steps
@@ -206,10 +205,4 @@ def _plain(value: Any) -> Any:
     """A value in which each number that JSON does not have is None."""
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
-    return _finite(value) if isinstance(value, float) else value
-
-
-def _finite(value: Any) -> float | None:
-    """A number that JSON has."""
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if known and math.isfinite(value) else None
+    return finite(value) if isinstance(value, float) else value

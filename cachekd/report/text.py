@@ -1,7 +1,8 @@
-"""Amounts and settings as text."""
+"""Amounts and settings as text, and numbers as JSON has them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,3 +31,9 @@ def short(text: str, most: int = _MOST_LETTERS) -> str:
     """A long text by its beginning and how much more there is."""
     rest = len(text) - most
     return text if rest <= 0 else f"{text[:most]} ... ({rest:,} more letters)"
+
+
+def finite(value: Any) -> float | None:
+    """A number that JSON has; None for NaN, an infinity, and what is no number."""
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if known and math.isfinite(value) else None

@@ -209,6 +209,8 @@ def test_every_response_is_written_beside_its_references(
     assert mean == pytest.approx(small(report)["rouge_l"]["values"][1], abs=1e-3)
     ended = statistics.mean(100 * one["ended"] for one in own)
     assert ended == pytest.approx(small(report)["ended"]["values"][1])
+    tokens = statistics.mean(one["tokens"] for one in own)
+    assert tokens == pytest.approx(small(report)["response_tokens"]["values"][1])
     assert "written" not in report["models"][0]
 
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from tiny import Family, Ran, chat_rows, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import cachekd as package
 from cachekd.config import EvaluateConfig
+from cachekd.evaluation import heldout
 
 Run = Callable[..., Ran]
 
@@ -34,6 +39,67 @@ def test_cache_gives_forward_kl_alone(cachekd: Run, family: Family, tmp_path: Pa
     assert metrics["cache_tail_mass"]["mean"] == pytest.approx(expected.tail_mass)
     assert metrics["reverse_kl"]["mean"] is None and "--teacher" in metrics["reverse_kl"]["why"]
     assert "forward_kl" not in metrics and report["cache"]["samples"] == 4
+
+
+@pytest.fixture
+def stored(cachekd: Run, family: Family, tmp_path: Path) -> Path:
+    """A cache of ten documents, two of them long."""
+    rows = [{"text": "the cat sleeps"}] * 8 + [{"text": "the cat sings " * n} for n in (13, 15)]
+    rows = [{"text": f"{number} {row['text']}"} for number, row in enumerate(rows)]
+    data, cache = write_rows(tmp_path / "text.jsonl", rows), tmp_path / "cache"
+    flags = ("--teacher", family.teacher, "--data", data, "--cache", cache)
+    assert cachekd("precompute", *flags, "--logits-top-k", 16).code == 0
+    return cache
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_documents_of_a_cache_come_in_smaller_batches_where_memory_is_short(
+    family: Family, stored: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(family.student)
+    expected = package.heldout_kl(model, str(stored))
+    loss, sizes = heldout.batch_loss, []
+
+    def short(model: Any, head: Any, batch: Any, *further: Any) -> Any:
+        count, length = batch["input_ids"].shape
+        sizes.append(count * length)
+        if not whole and count > 3:
+            raise torch.OutOfMemoryError("no room")
+        return loss(model, head, batch, *further)
+
+    monkeypatch.setattr(heldout, "batch_loss", short)
+    found = package.heldout_kl(model, str(stored), batch_tokens=32 if whole else 4096)
+    assert len(sizes) > 3 and (not whole or max(sizes[2:]) <= 32)
+    assert found.rows == expected.rows and found.kl == pytest.approx(expected.kl)
+
+
+def test_documents_that_a_context_cuts_are_counted(
+    cachekd: Run, family: Family, stored: Path, tmp_path: Path
+) -> None:
+    short = Path(shutil.copytree(family.student, tmp_path / "short"))
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 64}))
+    data = write_rows(tmp_path / "d.jsonl", [{"instruction": "i", "output": "a"}])
+    flags = ("--model", short, "--data", data, "--cache", stored, "--seeds", 1)
+    ran = cachekd("evaluate", *flags, "--max-new-tokens", 4, "--json")
+    parts = ran.json["models"][0]["metrics"]["cache_forward_kl"]["parts"]
+    assert parts["cut"] == [2] and parts["left_out"] == [0]
+    said = "short: documents of the cache cut to the model's context: 2"
+    assert said in cachekd("evaluate", *flags, "--max-new-tokens", 4).out
+
+
+def test_a_document_that_fits_no_memory_names_the_model(
+    cachekd: Run, family: Family, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(heldout, "batch_loss", full)
+    data = write_rows(tmp_path / "d.jsonl", chat_rows(2))
+    flags = ("--model", family.student, "--data", data, "--cache", stored, "--seeds", 1)
+    ran = cachekd("evaluate", *flags, "--max-new-tokens", 4)
+    assert ran.code == 1 and "Traceback" not in ran.err
+    assert "model student" in ran.err and "out of memory" in ran.err
 
 
 def test_an_adapter_folder_is_a_model(family: Family, tmp_path: Path) -> None:
@@ -63,3 +129,28 @@ def test_an_adapter_folder_is_a_model(family: Family, tmp_path: Path) -> None:
         )
         assert adapter["metrics"][name]["mean"] != plain["metrics"][name]["mean"]
     assert adapter["adapter"] and merged["adapter"] is None
+
+
+def test_the_order_of_models_that_end_differently_changes_nothing(
+    family: Family, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(family.student, tmp_path / "other"))
+    path = other / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": "<|user|>"}))
+    models = (f"a={family.student}", f"b={other}")
+    data = write_rows(tmp_path / "d.jsonl", chat_rows(8))
+    found: list[dict[str, Any]] = []
+    for order in (models, models[::-1]):
+        config = EvaluateConfig(
+            model=order,
+            data=(str(data),),
+            teacher=str(family.teacher),
+            seeds=(1, 2),
+            temperature=5.0,
+            max_new_tokens=30,
+            exaccerr_lengths=(10, 20),
+        )
+        report = package.evaluate(config)
+        found.append({one["name"]: (one["exaccerr"], one["metrics"]) for one in report["models"]})
+    assert found[0] == found[1]
+    assert found[0]["a"][0]["teacher"] != found[0]["b"][0]["teacher"]

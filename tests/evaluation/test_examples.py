@@ -10,6 +10,7 @@ import pytest
 from tiny import write_rows
 
 from cachekd.config import EvaluateConfig
+from cachekd.data.nouns import Chat, Instruction, PromptCompletion
 from cachekd.errors import DataError
 from cachekd.evaluation.examples import Example, Examples, read_examples
 
@@ -67,11 +68,45 @@ def test_references_may_stand_in_a_column_of_their_own(read: Read, row: dict[str
     assert only(read([row], references_column="refs")).references == ("a", "b")
 
 
-def test_a_response_beside_the_references_stays_gold(read: Read) -> None:
-    row = {"prompt": "p", "completion": "gold", "refs": ["a", "b"]}
-    found = only(read([row], references_column="refs"))
+@pytest.mark.parametrize(
+    "row",
+    [
+        *({"prompt": "p", "completion": own} for own in ("own", "", None)),
+        *({"instruction": "p", "output": own} for own in ("own", "", None, [], ["own"])),
+        {"prompt": [{"role": "user", "content": "p"}], "completion": None},
+        {
+            "prompt": [{"role": "user", "content": "p"}],
+            "completion": [{"role": "assistant", "content": "own"}],
+        },
+        {"messages": [{"role": "user", "content": "p"}]},
+        {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "own"}]},
+        {"conversations": [{"from": "human", "value": "p"}]},
+        *(
+            {"conversations": [{"from": "human", "value": "p"}, {"from": name, "value": own}]}
+            for name, own in (("gpt", "own"), ("assistant", ""), ("chatbot", "own"))
+        ),
+    ],
+)
+def test_the_first_reference_is_gold_whatever_response_stands_beside_it(
+    read: Read, row: dict[str, Any]
+) -> None:
+    found = only(read([{**row, "refs": ["a", "b"]}], references_column="refs"))
     assert found.references == ("a", "b")
-    assert found.noun.completion == "gold"  # type: ignore[union-attr]
+    if isinstance(found.noun, Chat):
+        assert [turn.content for turn in found.noun.messages] == ["p", "a"]
+        assert found.noun.prompt_messages == 1
+    elif isinstance(found.noun, Instruction):
+        assert (found.noun.instruction, found.noun.output) == ("p", "a")
+    else:
+        assert isinstance(found.noun, PromptCompletion)
+        assert (found.noun.prompt, found.noun.completion) == ("p", "a")
+
+
+def test_a_label_may_be_the_response_beside_the_references(read: Read) -> None:
+    row = {"instruction": "p", "output": "yes", "refs": ["no", "yes"]}
+    words = {"label_words": ("no", "yes"), "references_column": "refs"}
+    assert only(read([row], **words)).label == 0
+    assert only(read([row], **words, label_column="output")).label == 1
 
 
 def test_labels_are_the_reference_or_a_column(read: Read) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,10 +70,59 @@ def test_a_model_that_emits_nothing(
     assert metrics["exaccerr_2"]["parts"]["alive_student"] == [0.0, 0.0]
 
 
+def test_an_infinite_error_is_a_gap(
+    measured: Callable[..., dict[str, Any]],
+    family: Family,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from cachekd.evaluation import run as module
+
+    load = module.load
+
+    def never(found: Any) -> Any:
+        """The model, but that it gives one token probability 0."""
+        model = load(found)
+        if found.name == "student":
+            model.lm_head.register_forward_hook(_without_a_token)
+        return model
+
+    monkeypatch.setattr(module, "load", never)
+    page = tmp_path / "page.html"
+    metrics = measured(chat_rows(3), "--out", page, teacher=family.teacher, exaccerr_lengths="2")
+    figure = metrics["exaccerr_2"]
+    assert figure["mean"] is None and "one is infinite" in figure["why"]
+    assert figure["parts"]["student"] == [None, None] == figure["parts"]["teacher"]
+    assert page.is_file() and metrics["forward_kl"]["mean"] is None
+
+
+def _without_a_token(module: Any, inputs: Any, logits: Any) -> Any:
+    logits = logits.clone()
+    logits[..., 9] = float("-inf")
+    return logits
+
+
 def test_one_example_and_one_seed(measured: Callable[..., dict[str, Any]]) -> None:
     metrics = measured([GOOD], seeds="7")
     assert metrics["rouge_l"]["mean"] is not None and metrics["rouge_l"]["deviation"] is None
     assert metrics["loss"]["mean"] == pytest.approx(metrics["loss_token_mean"]["mean"])
+
+
+def test_some_references_that_rouge_cannot_see_are_told(
+    cachekd: Run, family: Family, tmp_path: Path
+) -> None:
+    rows = [GOOD, {"instruction": "i", "output": ["— …", "你好"]}, {**GOOD, "output": ["…", "it"]}]
+    data, responses = write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "written.jsonl"
+    flags = ("--model", family.student, "--data", data, "--seeds", "1,2", "--max-new-tokens", 4)
+    ran = cachekd("evaluate", *flags, "--responses", responses, "--json")
+    figure = ran.json["models"][0]["metrics"]["rouge_l"]
+    assert figure["mean"] is not None and figure["parts"] == {"unseen": [1, 1]}
+    scores = [json.loads(line)["rouge_l"] for line in responses.read_text().splitlines()]
+    assert [score is None for score in scores] == [False, True, False] * 2
+    table = tmp_path / "table.md"
+    said = "student: examples whose references have no word of a-z or 0-9, and count 0"
+    assert said in cachekd("evaluate", *flags, "--markdown", table).out
+    assert said in table.read_text()
 
 
 def test_references_that_rouge_cannot_see(measured: Callable[..., dict[str, Any]]) -> None:

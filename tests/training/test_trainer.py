@@ -144,7 +144,7 @@ def test_logs_are_means_over_rows(tmp_path: Path) -> None:
     )
     trainer.train()
     logged = trainer.state.log_history[0]
-    expected = heldout_kl(trainer.model, FakeCache(records), batch_size=5)  # type: ignore[arg-type]
+    expected = heldout_kl(trainer.model, FakeCache(records), batch_tokens=40)  # type: ignore[arg-type]
     assert expected.rows == sum(len(ids) - 1 for ids in DOCUMENTS)
     for name in ("kl", "ce", "tail_mass"):
         assert logged[name] == pytest.approx(getattr(expected, name), rel=1e-9)
