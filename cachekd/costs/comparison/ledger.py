@@ -21,10 +21,10 @@ from cachekd.costs.comparison.measures import (
     steps_per_epoch,
     why,
 )
-from cachekd.costs.comparison.model import Way
+from cachekd.costs.comparison.model import Meeting, Way
 from cachekd.costs.comparison.quantities import Quantity, extrapolated, measured, never
 from cachekd.costs.comparison.rounds import Captured, Taken
-from cachekd.costs.comparison.verdict import Facts, Totals, judge
+from cachekd.costs.comparison.verdict import NEVER, Facts, Totals, judge
 
 _HOUR = 3600.0
 
@@ -134,17 +134,13 @@ def _account(config: BenchmarkConfig, pair: Pair) -> dict[str, Any]:
         return dict.fromkeys(names, Quantity(value=None, kind="gap", how=pair).to_json())
     cached, live = pair
     epochs, students, every = config.epochs, config.students, config.teacher_changes
-    dear = never("an epoch from the cache costs no less than a live one")
     meet = model.break_even(cached, live, students)
-    enough = model.break_even_students(cached, live, epochs)
     found = {
         "cached_total": _made(model.FORMULA_CACHED, cached.total(epochs, students, every)),
         "live_total": _made(model.FORMULA_LIVE, live.total(epochs, students)),
         "storage": _made("bytes / 1e9 x price_per_gb_month x months", cached.kept),
-        "break_even": dear if meet is None else _made(model.FORMULA_BREAK_EVEN, meet),
-        "break_even_students": dear
-        if enough is None
-        else _made("(capture + storage) / (live - cached of one student's run)", enough),
+        "break_even": _met(meet),
+        "break_even_students": _enough(model.break_even_students(cached, live, epochs, every)),
     }
     amounts = {
         "capture": cached.once,
@@ -153,7 +149,20 @@ def _account(config: BenchmarkConfig, pair: Pair) -> dict[str, Any]:
         "live_load": live.per_student,
         "live_epoch": live.per_epoch,
     }
-    return _plain(found) | {"amounts": amounts}
+    return _plain(found) | {"pays": meet.pays, "amounts": amounts}
+
+
+def _met(meet: Meeting) -> Quantity:
+    if meet.at is None:
+        return never(NEVER)
+    further = "; a cache is cheaper up to there" if meet.before else ""
+    return _made(model.FORMULA_BREAK_EVEN + further, meet.at)
+
+
+def _enough(students: float | None) -> Quantity:
+    if students is None:
+        return never("a student's run from the cache, its start included, costs no less than live")
+    return _made(model.FORMULA_STUDENTS, students)
 
 
 def _made(formula: str, value: float) -> Quantity:
@@ -195,7 +204,7 @@ def _sensitivity(
         "kind": "extrapolated",
         "how": sensitivity.FORMULA,
         "measured_at": ratio.known,
-        "rows": [{"ratio": at, "break_even": meet} for at, meet in found],
+        "rows": [{"ratio": at, "break_even": meet.at, "pays": meet.pays} for at, meet in found],
     }
 
 

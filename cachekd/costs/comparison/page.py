@@ -141,14 +141,15 @@ def account_tables(report: Report) -> list[Table]:
         "money": lambda v: f"{v:,.4g}",
         "energy": lambda v: f"{v:,.4g} J",
     }
+    stays = ", of a teacher that stays" if report["plan"]["teacher_changes"] else ""
     lines = (
         ("cached, planned", "cached_total", None),
         ("live, planned", "live_total", None),
-        ("break-even, epochs x students", "break_even", _count),
+        (f"break-even, epochs x students{stays}", "break_even", _count),
         ("break-even, students of the planned epochs", "break_even_students", _count),
     )
     rows = tuple(
-        (title, *(shown(report[what][key], own or show) for what, show in shows.items()))
+        (title, *(_sided(report[what], key, own or show) for what, show in shows.items()))
         for title, key, own in lines
     )
     return [
@@ -158,6 +159,12 @@ def account_tables(report: Report) -> list[Table]:
             rows=rows,
         )
     ]
+
+
+def _sided(account: Mapping[str, Any], key: str, show: Show) -> str:
+    """A value of an account; of a break-even that a cache is cheaper up to, that."""
+    before = key == "break_even" and account.get("pays") == "up to"
+    return ("up to " if before else "") + shown(account[key], show)
 
 
 def origin_table(report: Report) -> Table:

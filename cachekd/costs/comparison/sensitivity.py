@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cachekd.costs.comparison.model import Way, break_even
+from cachekd.costs.comparison.model import Meeting, Way, break_even
 
 FORMULA = (
     "t_live(r) = t_student + t_teacher * r / r0; capture(r) = load * r / r0 + tokens * (rest + "
-    "forward * r / r0); t_cached does not depend on r"
+    "forward * r / r0); t_cached does not depend on r; the teacher stays"
 )
 RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
@@ -63,6 +63,6 @@ def at(parts: Parts, ratio: float) -> tuple[Way, Way]:
 
 def break_evens(
     parts: Parts, students: int, ratios: tuple[float, ...] = RATIOS
-) -> list[tuple[float, float | None]]:
-    """Epochs x students of the break-even at each ratio; None: never."""
+) -> list[tuple[float, Meeting]]:
+    """The break-even at each ratio, in epochs x students."""
     return [(ratio, break_even(*at(parts, ratio), students)) for ratio in ratios]

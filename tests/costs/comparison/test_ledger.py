@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,43 @@ def test_never_is_said_so() -> None:
     assert report["verdict"]["advice"] == "do not cache"
     (table,) = page.account_tables(report)
     assert ("break-even, epochs x students", "never", "not measured", "not measured") in table.rows
+
+
+def test_loads_count_where_epochs_are_equal() -> None:
+    """Four runs that each start 58 s dearer pay for a capture of 15 s, and up to what epochs."""
+    sides = measures().sides
+    for live, pays, cell in ((0.1, "from", "0*"), (0.099, "up to", "up to 2.17e+03*")):
+        made = {**sides, "cached": taken(0.1, load=2.0), "live": taken(live, load=60.0)}
+        report = report_of(measures(config=config(epochs=1.0, students=4), sides=made))
+        assert report["time"]["pays"] == pays and report["verdict"]["advice"] == "cache"
+        assert "never" not in report["verdict"]["reasons"][0]
+        (table,) = page.account_tables(report)
+        assert next(row for row in table.rows if "epochs x" in row[0])[1] == cell
+        gap = plots_of(report)[-3]
+        assert (gap.title[:10], math.isnan(gap.series[1][2][0])) == ("Break-even", pays != "from")
+
+
+def test_a_teacher_that_changes_is_captured_again_in_all_that_is_told() -> None:
+    changing = config(epochs=10.0, teacher_changes=1.0)
+    report = report_of(measures(config=changing))
+    of_live = 4 + 10 * 30
+    assert value(report, "time", "cached_total") == pytest.approx(10 * 15 + 1 + 10 * 10)
+    assert value(report, "time", "live_total") == pytest.approx(of_live)
+    assert value(report, "time", "break_even_students") == pytest.approx(150 / (of_live - 101))
+    assert value(report, "time", "break_even") == pytest.approx((15 - 3) / 20)
+    assert "a teacher that stays" in report["time"]["break_even"]["how"]
+    assert "with a teacher that stays both cost" in report["verdict"]["reasons"][0]
+    (table,) = page.account_tables(report)
+    assert any("of a teacher that stays" in row[0] for row in table.rows)
+
+
+def test_students_that_never_pay_have_their_own_reason() -> None:
+    """An epoch is cheaper from the cache, a run is not: its start takes more."""
+    sides = {**measures().sides, "cached": taken(0.1, load=90.0)}
+    account = report_of(measures(config=config(epochs=1.0), sides=sides))["time"]
+    assert account["break_even"]["kind"] == "extrapolated"
+    assert account["break_even_students"]["kind"] == "never"
+    assert "its start included" in account["break_even_students"]["how"]
 
 
 def test_the_plots_cross_where_the_report_says() -> None:
