@@ -123,7 +123,8 @@ def predictions(report: dict[str, Any], epochs: float) -> dict[str, Seconds]:
         "capture": report["capture"]["seconds"]["value"],
         "cached_training": report["time"]["cached_total"]["value"]
         - report["capture"]["seconds"]["value"],
-        "live_training": report["time"]["live_total"]["value"],
+        "live_training": report["time"]["live_total"]["value"]
+        - report["capture"]["prepare_seconds"]["value"],  # the run below has its tokens already
     }
     data, steps = report["data"], report["steps"]
     trained = epochs * data["sample_tokens"]

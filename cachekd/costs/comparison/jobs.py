@@ -56,21 +56,27 @@ class Capture:
     Attributes:
         tokens: scored.
         score_seconds: from the first batch until all was written.
+        first_tokens: of the first batch, in which things are set up.
+        first_seconds: of these seconds those until it was done.
         cpu_seconds: processor time of the whole capture, its writers included.
         bytes: of the whole cache on disk.
         peak_bytes: most memory, of the GPU where there is one.
         device: kind of device that the teacher ran on.
         joules: of the whole capture, or None.
+        first_joules: of these those until the first batch was done, loading included, or None.
         no_joules: why there are none.
     """
 
     tokens: int
     score_seconds: float
+    first_tokens: int
+    first_seconds: float
     cpu_seconds: float
     bytes: int
     peak_bytes: int
     device: str
     joules: float | None
+    first_joules: float | None
     no_joules: str
 
 

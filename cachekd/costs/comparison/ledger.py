@@ -68,19 +68,20 @@ Pair = tuple[Way, Way] | str
 
 
 def _time(capture: Quantities, steps: Mapping[str, Quantities]) -> Pair:
-    """Seconds."""
+    """Seconds. Each live run reads and tokenises the data; one from the cache does not."""
     cached, live = steps["cached"], steps["live"]
     return _pair(
         [
             capture["seconds"],
+            capture["prepare_seconds"],
             cached["load_seconds"],
             cached["epoch_seconds"],
             live["load_seconds"],
             live["epoch_seconds"],
         ],
-        lambda once, load, epoch, live_load, live_epoch: (
+        lambda once, prepare, load, epoch, live_load, live_epoch: (
             Way(once=once, per_student=load, per_epoch=epoch),
-            Way(per_student=live_load, per_epoch=live_epoch),
+            Way(per_student=prepare + live_load, per_epoch=live_epoch),
         ),
     )
 
@@ -111,9 +112,14 @@ def _money(config: BenchmarkConfig, capture: Quantities, steps: Mapping[str, Qua
 
 
 def _energy(measures: Measures, capture: Quantities, steps: Mapping[str, Quantities]) -> Pair:
-    """Joules of GPUs, loading left out but in the capture."""
-    tokens = measured(measures.documents.tokens)
-    once = extrapolated("", lambda j, n: j * n, capture["joules_per_token"], tokens)
+    """Joules of GPUs: of a capture with its loading, of training runs without it."""
+    once = extrapolated(
+        "load_joules + joules_per_token x tokens",
+        lambda load, each, tokens: load + each * tokens,
+        capture["load_joules"],
+        capture["joules_per_token"],
+        measured(measures.documents.tokens),
+    )
     return _pair(
         [once, steps["cached"]["epoch_joules"], steps["live"]["epoch_joules"]],
         lambda once, cached, live: (Way(once=once, per_epoch=cached), Way(per_epoch=live)),
@@ -197,6 +203,7 @@ def _sensitivity(
         capture_load=capture["load_seconds"].known,
         capture_rest=capture["prepare_seconds"].known + scoring - forward,
         capture_forward=forward,
+        live_rest=capture["prepare_seconds"].known,
         teacher_load=max(live["load_seconds"].known - cached["load_seconds"].known, 0.0),
     )
     found = sensitivity.break_evens(parts, measures.config.students)

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 
 from cachekd.config import BenchmarkConfig
 from cachekd.costs.comparison.documents import Documents
-from cachekd.costs.comparison.jobs import SIDES, Failure, Step
+from cachekd.costs.comparison.jobs import SIDES, Capture, Failure, Step
 from cachekd.costs.comparison.parameters import Parameters
 from cachekd.costs.comparison.quantities import Quantity, extrapolated, gap, measured
 from cachekd.costs.comparison.rounds import Captured, Taken
 
 Quantities = dict[str, Quantity]
+_LARGEST_FIRST = 0.25
+"""Share of the sample's tokens up to which the first batch is left out of what is measured."""
+
 EPOCH = "median seconds a token x tokens of an epoch"
 
 
@@ -89,6 +92,7 @@ _OF_CAPTURE = (
     "cpu_seconds_per_token",
     "bytes_per_token",
     "peak_memory_bytes",
+    "load_joules",
     "joules_per_token",
 )
 _OF_ALL_DATA = ("prepare_seconds", "seconds", "bytes")
@@ -97,24 +101,59 @@ _OF_ALL_DATA = ("prepare_seconds", "seconds", "bytes")
 def _of_capture(captured: Captured) -> Quantities:
     """What was measured of the sample's capture: `_OF_CAPTURE`, in this order."""
     capture = captured.capture
-    rate = capture.tokens / max(capture.score_seconds, 1e-9)
-    joules = (
-        gap(capture.no_joules or "NVML does not answer")
-        if capture.joules is None
-        else measured(capture.joules / capture.tokens, "NVML, loading included")
-    )
+    load, each = apart(captured)
     values = (
         measured(
-            captured.load_seconds,
-            "all of a capture but scoring and writing; libraries are imported already",
+            load,
+            "all of a capture but scoring and writing, and what the first batch takes over usual "
+            "ones; libraries are imported already",
         ),
-        measured(rate, "scored, packed and written"),
+        measured(1 / each, "scored, packed and written"),
         measured(capture.cpu_seconds / capture.tokens, "processor time, loading included"),
         measured(capture.bytes / capture.tokens, "of the sample's whole cache"),
         measured(capture.peak_bytes, _memory(capture.device)),
-        joules,
+        *_joules_apart(capture),
     )
     return dict(zip(_OF_CAPTURE, values, strict=True))
+
+
+def apart(captured: Captured) -> tuple[float, float]:
+    """Seconds of a capture that do not grow with the data, and seconds of each token.
+
+    The first batch is left out of the second, and what it takes over usual ones is of the first;
+    not where it is so much of the sample that little would be left to measure.
+    """
+    capture = captured.capture
+    if not _first_is_small(capture):
+        return captured.load_seconds, max(capture.score_seconds, 1e-9) / capture.tokens
+    later = capture.score_seconds - capture.first_seconds
+    each = max(later, 1e-9) / (capture.tokens - capture.first_tokens)
+    over = max(capture.first_seconds - each * capture.first_tokens, 0.0)
+    return captured.load_seconds + over, each
+
+
+def _joules_apart(capture: Capture) -> tuple[Quantity, Quantity]:
+    """The same of energy; a gap where loading cannot be told from scoring."""
+    if capture.joules is None or capture.first_joules is None:
+        missing = gap(capture.no_joules or "NVML does not answer")
+        return missing, missing
+    if not _first_is_small(capture):
+        missing = gap(
+            "the sample has too few batches to tell the energy of loading from that of scoring; "
+            "take more --samples or a smaller --batch-tokens"
+        )
+        return missing, missing
+    later = capture.joules - capture.first_joules
+    each = later / (capture.tokens - capture.first_tokens)
+    load = max(capture.first_joules - each * capture.first_tokens, 0.0)
+    return (
+        measured(load, "NVML, until the first batch is done, less what a usual batch takes"),
+        measured(each, "NVML, after the first batch"),
+    )
+
+
+def _first_is_small(capture: Capture) -> bool:
+    return capture.first_tokens <= _LARGEST_FIRST * capture.tokens
 
 
 def side_quantities(measures: Measures, name: str) -> Quantities:

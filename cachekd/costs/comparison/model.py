@@ -4,8 +4,9 @@
     total_live(E, S)   =                            S * load_live   + S * E * epoch_live
 
 c(E) is the number of captures: 1, or ceil(E / N) where the teacher is trained anew every N epochs.
-An amount is in seconds, in money or in joules, the same for all of a `Way`. In: the amounts. Out:
-totals, and where both ways meet. Pure functions of numbers.
+load_live holds reading and tokenising, which each live run does. An amount is in seconds, in money
+or in joules, the same for all of a `Way`. In: the amounts. Out: totals, and where both ways meet.
+Pure functions of numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from dataclasses import dataclass
 FORMULA_CACHED = (
     "captures * capture + storage + students * load_cached + students * epochs * epoch_cached"
 )
-FORMULA_LIVE = "students * load_live + students * epochs * epoch_live"
+FORMULA_LIVE = (
+    "students * load_live + students * epochs * epoch_live; load_live with reading and tokenising "
+    "the data"
+)
 FORMULA_BREAK_EVEN = (
     "(capture + storage - students * (load_live - load_cached)) / (epoch_live - epoch_cached), of "
     "a teacher that stays"

@@ -89,6 +89,12 @@ def explain(report: Report) -> list[str]:
         "the cached one: the teacher's body runs once a batch, its head beside the student's on "
         "a few hundred rows at a time, and no logits of a whole batch exist. sft is a step on the "
         "text alone: the floor of both.",
+        "A live run reads and tokenises the data, as the capture does; one from the cache does "
+        "not. Energy is that of GPUs: of the capture with its loading, of runs that of their "
+        "steps. Of the capture the first batch is left out, not what else a small sample spreads "
+        "over few tokens (the prior that is learned, the last write, files of the cache), so that "
+        "seconds and bytes a token are overestimated rather than underestimated: more --samples "
+        "come nearer.",
     ]
 
 

@@ -73,24 +73,34 @@ def _capture(job: Job) -> Capture:
     """Run precompute on the sample, as its command does."""
     import torch
 
-    from cachekd.capture import precompute
+    from cachekd.capture import Progress, precompute
     from cachekd.config import precompute_config
 
     energy = counter()
     plain: dict[str, Any] = {"columns": {}, "split": "train", "on_long": "fail", "on_bad": "fail"}
     plain |= dict.fromkeys(("dataset_config", "domain_column", "max_samples"))
     settings = precompute_config(job.config, cache=str(job.cache), data=(str(job.sample),), **plain)
+    first: list[tuple[Progress, float | None]] = []
+
+    def told(done: Progress) -> None:
+        if not first:
+            first.append((done, energy.joules()))
+
     before, cpu = energy.joules(), cpu_seconds()
-    report = precompute(settings)
+    report = precompute(settings, progress=told)
+    (begun, reading), after = first[0], energy.joules()
     gpu = torch.cuda.is_available() and job.config.device != "cpu"
     return Capture(
         tokens=int(report["tokens_to_score"]),
         score_seconds=float(report["score_seconds"]),
+        first_tokens=begun.tokens_done,
+        first_seconds=begun.seconds,
         cpu_seconds=cpu_seconds() - cpu,
         bytes=sum(path.stat().st_size for path in job.cache.rglob("*") if path.is_file()),
         peak_bytes=peak_bytes(torch.device("cuda" if gpu else "cpu")),
         device="cuda" if gpu else "cpu",
-        joules=spent(before, energy.joules()),
+        joules=spent(before, after),
+        first_joules=spent(before, reading),
         no_joules=energy.why,
     )
 

@@ -34,6 +34,7 @@ class Parts:
         capture_load: until the teacher scores.
         capture_rest: of the capture after that what does not grow with the teacher.
         capture_forward: the teacher's share of it.
+        live_rest: of the start of a live run what does not grow with the teacher.
         teacher_load: what loading the teacher adds to the start of a live run.
     """
 
@@ -44,6 +45,7 @@ class Parts:
     capture_load: float
     capture_rest: float
     capture_forward: float
+    live_rest: float
     teacher_load: float
 
 
@@ -55,7 +57,7 @@ def at(parts: Parts, ratio: float) -> tuple[Way, Way]:
         per_epoch=parts.cached_epoch,
     )
     live = Way(
-        per_student=parts.teacher_load * by,
+        per_student=parts.live_rest + parts.teacher_load * by,
         per_epoch=parts.student_epoch + parts.teacher_epoch * by,
     )
     return cached, live

@@ -48,8 +48,8 @@ def test_time_by_hand() -> None:
     assert value(report, "capture", "cpu_seconds_per_token") == pytest.approx(4 / 1000)
     assert report["data"]["steps_per_epoch"] == 100
     assert value(report, "time", "cached_total") == pytest.approx(15 + 3 * 1 + 6 * 10)
-    assert value(report, "time", "live_total") == pytest.approx(3 * 4 + 6 * 30)
-    assert value(report, "time", "break_even") == pytest.approx((15 - 3 * (4 - 1)) / 20)
+    assert value(report, "time", "live_total") == pytest.approx(3 * (2 + 4) + 6 * 30)
+    assert value(report, "time", "break_even") == pytest.approx((15 - 3 * (2 + 4 - 1)) / 20)
     assert value(report, "models", "active_ratio") == 8
     assert report["verdict"]["advice"] == "cache"
 
@@ -69,8 +69,8 @@ def test_money_by_hand() -> None:
     report = report_of(measures(config=priced))
     assert value(report, "money", "storage") == pytest.approx(5e5 / 1e9 * 1e9 * 2e-6)
     assert value(report, "money", "cached_total") == pytest.approx(15 + 1 + 0.5 * (1 + 20))
-    assert value(report, "money", "live_total") == pytest.approx(4 + 60)
-    assert value(report, "money", "break_even") == pytest.approx((16 - (4 - 0.5)) / (30 - 5))
+    assert value(report, "money", "live_total") == pytest.approx(2 + 4 + 60)
+    assert value(report, "money", "break_even") == pytest.approx((16 - (6 - 0.5)) / (30 - 5))
     same = report_of(measures(config=config(**PRICED, epochs=2.0)))
     assert value(same, "money", "cached_total") == pytest.approx(15 + 1 + (1 + 20))
 
@@ -94,7 +94,7 @@ def test_energy_is_a_gap_without_a_counter_and_counted_with_one() -> None:
     without = report_of(measures())["energy"]["break_even"]
     assert without == {"value": None, "kind": "gap", "how": "not measured: no counter"}
     made = measures()
-    capture = dataclasses.replace(made.captured.capture, joules=500.0)
+    capture = dataclasses.replace(made.captured.capture, joules=500.0, first_joules=140.0)
     captured = dataclasses.replace(made.captured, capture=capture)
     sides = {
         "cached": taken(0.1, joules=2.0),
@@ -103,8 +103,38 @@ def test_energy_is_a_gap_without_a_counter_and_counted_with_one() -> None:
     }
     report = report_of(measures(captured=captured, sides=sides))
     assert value(report, "steps", "live", "joules_per_step") == 6
-    # 0.5 J a token captured; 0.02 and 0.06 J a token trained.
-    assert value(report, "energy", "break_even") == pytest.approx(5000 / (600 - 200))
+    # 360 J for 900 tokens, so 40 J of the first 140 are of its tokens: the others are of loading.
+    assert value(report, "capture", "load_joules") == pytest.approx(100)
+    assert value(report, "capture", "joules_per_token") == pytest.approx(0.4)
+    # 0.02 and 0.06 J a token trained.
+    assert value(report, "energy", "cached_total") == pytest.approx(100 + 4000 + 3 * 200)
+    assert value(report, "energy", "break_even") == pytest.approx(4100 / (600 - 200))
+
+
+def test_what_is_set_up_in_the_first_batch_does_not_grow_with_the_data() -> None:
+    """Fixed seconds beside 1000 tokens/s: the rate is the same, however small the sample."""
+    made = measures()
+    for tokens in (400, 1000, 4000):
+        capture = dataclasses.replace(
+            made.captured.capture, tokens=tokens, score_seconds=1.0 + tokens / 1000
+        )
+        captured = dataclasses.replace(made.captured, capture=capture)
+        found = report_of(measures(captured=captured))["capture"]
+        assert found["tokens_per_second"]["value"] == pytest.approx(1000)
+        assert found["load_seconds"]["value"] == pytest.approx(2 + 1)
+
+
+def test_a_sample_of_few_batches_is_taken_whole_and_leaves_energy_a_gap() -> None:
+    made = measures()
+    capture = dataclasses.replace(
+        made.captured.capture, first_tokens=251, joules=500.0, first_joules=140.0
+    )
+    captured = dataclasses.replace(made.captured, capture=capture)
+    found = report_of(measures(captured=captured))["capture"]
+    assert found["tokens_per_second"]["value"] == pytest.approx(1000 / 2)
+    assert found["load_seconds"]["value"] == 2
+    assert "take more --samples" in found["load_joules"]["how"]
+    assert found["joules_per_token"]["kind"] == "gap"
 
 
 def test_a_teacher_that_does_not_fit_leaves_the_rest_standing() -> None:
@@ -157,7 +187,7 @@ def test_sensitivity_meets_the_measured_break_even() -> None:
     rows = {row["ratio"]: row["break_even"] for row in report["sensitivity"]["rows"]}
     assert rows[8.0] == pytest.approx(value(report, "time", "break_even"))
     # Capture: load 3 s and forward 10 s eight times, 2 s of reading; a live epoch 15 + 8 x 15 s.
-    assert rows[64.0] == pytest.approx((24 + 2 + 80 - 8 * 3) / (15 + 120 - 10))
+    assert rows[64.0] == pytest.approx((24 + 2 + 80 - 2 - 8 * 3) / (15 + 120 - 10))
 
 
 def test_never_is_said_so() -> None:
@@ -170,9 +200,9 @@ def test_never_is_said_so() -> None:
 
 
 def test_loads_count_where_epochs_are_equal() -> None:
-    """Four runs that each start 58 s dearer pay for a capture of 15 s, and up to what epochs."""
+    """Four runs that each start 60 s dearer pay for a capture of 15 s, and up to what epochs."""
     sides = measures().sides
-    for live, pays, cell in ((0.1, "from", "0*"), (0.099, "up to", "up to 2.17e+03*")):
+    for live, pays, cell in ((0.1, "from", "0*"), (0.099, "up to", "up to 2.25e+03*")):
         made = {**sides, "cached": taken(0.1, load=2.0), "live": taken(live, load=60.0)}
         report = report_of(measures(config=config(epochs=1.0, students=4), sides=made))
         assert report["time"]["pays"] == pays and report["verdict"]["advice"] == "cache"
@@ -186,11 +216,11 @@ def test_loads_count_where_epochs_are_equal() -> None:
 def test_a_teacher_that_changes_is_captured_again_in_all_that_is_told() -> None:
     changing = config(epochs=10.0, teacher_changes=1.0)
     report = report_of(measures(config=changing))
-    of_live = 4 + 10 * 30
+    of_live = 2 + 4 + 10 * 30
     assert value(report, "time", "cached_total") == pytest.approx(10 * 15 + 1 + 10 * 10)
     assert value(report, "time", "live_total") == pytest.approx(of_live)
     assert value(report, "time", "break_even_students") == pytest.approx(150 / (of_live - 101))
-    assert value(report, "time", "break_even") == pytest.approx((15 - 3) / 20)
+    assert value(report, "time", "break_even") == pytest.approx((15 - 5) / 20)
     assert "a teacher that stays" in report["time"]["break_even"]["how"]
     assert "with a teacher that stays both cost" in report["verdict"]["reasons"][0]
     (table,) = page.account_tables(report)
