@@ -56,8 +56,8 @@ class Capture:
     Attributes:
         tokens: scored.
         score_seconds: from the first batch until all was written.
-        first_tokens: of the first batch, in which things are set up.
-        first_seconds: of these seconds those until it was done.
+        batches: tokens and seconds of each batch of the first unit: from the end of the one before
+            to its own, so that what is set up and learned between them is in one of them.
         cpu_seconds: processor time of the whole capture, its writers included.
         bytes: of the whole cache on disk.
         peak_bytes: most memory, of the GPU where there is one.
@@ -69,8 +69,7 @@ class Capture:
 
     tokens: int
     score_seconds: float
-    first_tokens: int
-    first_seconds: float
+    batches: tuple[tuple[int, float], ...]
     cpu_seconds: float
     bytes: int
     peak_bytes: int

@@ -20,8 +20,8 @@ from cachekd.costs.comparison.quantities import Quantity, extrapolated, gap, mea
 from cachekd.costs.comparison.rounds import Captured, Taken
 
 Quantities = dict[str, Quantity]
-_LARGEST_FIRST = 0.25
-"""Share of the sample's tokens up to which the first batch is left out of what is measured."""
+_BATCHES = 4
+"""Batches of a capture from which on what is set up is told from what each token takes."""
 
 EPOCH = "median seconds a token x tokens of an epoch"
 
@@ -105,10 +105,10 @@ def _of_capture(captured: Captured) -> Quantities:
     values = (
         measured(
             load,
-            "all of a capture but scoring and writing, and what the first batch takes over usual "
-            "ones; libraries are imported already",
+            "all of a capture but scoring and writing, and what the batches of the first unit take "
+            "over their tokens x their median seconds a token; libraries are imported already",
         ),
-        measured(1 / each, "scored, packed and written"),
+        measured(1 / each, "scored, packed and written, that left out"),
         measured(capture.cpu_seconds / capture.tokens, "processor time, loading included"),
         measured(capture.bytes / capture.tokens, "of the sample's whole cache"),
         measured(capture.peak_bytes, _memory(capture.device)),
@@ -120,40 +120,38 @@ def _of_capture(captured: Captured) -> Quantities:
 def apart(captured: Captured) -> tuple[float, float]:
     """Seconds of a capture that do not grow with the data, and seconds of each token.
 
-    The first batch is left out of the second, and what it takes over usual ones is of the first;
-    not where it is so much of the sample that little would be left to measure.
+    fixed = seconds of the first unit's batches - their tokens x their median seconds a token: what
+    is set up in the first and learned after it. Packing and writing follow the last of them and
+    grow with the data. Of few batches a median says nothing: then nothing is fixed but loading.
     """
-    capture = captured.capture
-    if not _first_is_small(capture):
-        return captured.load_seconds, max(capture.score_seconds, 1e-9) / capture.tokens
-    later = capture.score_seconds - capture.first_seconds
-    each = max(later, 1e-9) / (capture.tokens - capture.first_tokens)
-    over = max(capture.first_seconds - each * capture.first_tokens, 0.0)
-    return captured.load_seconds + over, each
+    capture, batches = captured.capture, captured.capture.batches
+    fixed = 0.0
+    if len(batches) >= _BATCHES:
+        usual = statistics.median(seconds / tokens for tokens, seconds in batches)
+        fixed = sum(seconds - tokens * usual for tokens, seconds in batches)
+    fixed = max(fixed, 0.0)
+    each = max(capture.score_seconds - fixed, 1e-9) / capture.tokens
+    return captured.load_seconds + fixed, each
 
 
 def _joules_apart(capture: Capture) -> tuple[Quantity, Quantity]:
-    """The same of energy; a gap where loading cannot be told from scoring."""
+    """Energy until the teacher scores, and of each token; a gap where they cannot be told apart."""
     if capture.joules is None or capture.first_joules is None:
         missing = gap(capture.no_joules or "NVML does not answer")
         return missing, missing
-    if not _first_is_small(capture):
+    if len(capture.batches) < _BATCHES:
         missing = gap(
             "the sample has too few batches to tell the energy of loading from that of scoring; "
             "take more --samples or a smaller --batch-tokens"
         )
         return missing, missing
-    later = capture.joules - capture.first_joules
-    each = later / (capture.tokens - capture.first_tokens)
-    load = max(capture.first_joules - each * capture.first_tokens, 0.0)
+    first, _ = capture.batches[0]
+    each = (capture.joules - capture.first_joules) / (capture.tokens - first)
+    load = max(capture.first_joules - each * first, 0.0)
     return (
         measured(load, "NVML, until the first batch is done, less what a usual batch takes"),
         measured(each, "NVML, after the first batch"),
     )
-
-
-def _first_is_small(capture: Capture) -> bool:
-    return capture.first_tokens <= _LARGEST_FIRST * capture.tokens
 
 
 def side_quantities(measures: Measures, name: str) -> Quantities:

@@ -91,10 +91,9 @@ def explain(report: Report) -> list[str]:
         "text alone: the floor of both.",
         "A live run reads and tokenises the data, as the capture does; one from the cache does "
         "not. Energy is that of GPUs: of the capture with its loading, of runs that of their "
-        "steps. Of the capture the first batch is left out, not what else a small sample spreads "
-        "over few tokens (the prior that is learned, the last write, files of the cache), so that "
-        "seconds and bytes a token are overestimated rather than underestimated: more --samples "
-        "come nearer.",
+        "steps. What a capture sets up and learns before it goes on is told from what each token "
+        "takes by the median of its batches, four at least; bytes are not told apart so: a small "
+        "sample overestimates them by the cache's own files, and more --samples come nearer.",
     ]
 
 

@@ -94,7 +94,7 @@ def test_energy_is_a_gap_without_a_counter_and_counted_with_one() -> None:
     without = report_of(measures())["energy"]["break_even"]
     assert without == {"value": None, "kind": "gap", "how": "not measured: no counter"}
     made = measures()
-    capture = dataclasses.replace(made.captured.capture, joules=500.0, first_joules=140.0)
+    capture = dataclasses.replace(made.captured.capture, joules=540.0, first_joules=140.0)
     captured = dataclasses.replace(made.captured, capture=capture)
     sides = {
         "cached": taken(0.1, joules=2.0),
@@ -103,20 +103,24 @@ def test_energy_is_a_gap_without_a_counter_and_counted_with_one() -> None:
     }
     report = report_of(measures(captured=captured, sides=sides))
     assert value(report, "steps", "live", "joules_per_step") == 6
-    # 360 J for 900 tokens, so 40 J of the first 140 are of its tokens: the others are of loading.
-    assert value(report, "capture", "load_joules") == pytest.approx(100)
-    assert value(report, "capture", "joules_per_token") == pytest.approx(0.4)
+    # 400 J for the later 800 tokens: of the first 140, 100 are of 200 tokens, 40 of loading.
+    assert value(report, "capture", "load_joules") == pytest.approx(40)
+    assert value(report, "capture", "joules_per_token") == pytest.approx(0.5)
     # 0.02 and 0.06 J a token trained.
-    assert value(report, "energy", "cached_total") == pytest.approx(100 + 4000 + 3 * 200)
-    assert value(report, "energy", "break_even") == pytest.approx(4100 / (600 - 200))
+    assert value(report, "energy", "cached_total") == pytest.approx(40 + 5000 + 3 * 200)
+    assert value(report, "energy", "break_even") == pytest.approx(5040 / (600 - 200))
 
 
-def test_what_is_set_up_in_the_first_batch_does_not_grow_with_the_data() -> None:
-    """Fixed seconds beside 1000 tokens/s: the rate is the same, however small the sample."""
+def test_what_is_set_up_and_learned_does_not_grow_with_the_data() -> None:
+    """A second of it beside 1000 tokens/s: the rate is the same, however small the sample."""
     made = measures()
-    for tokens in (400, 1000, 4000):
+    for number in (4, 5, 50):
+        batches = ((200, 0.18), (200, 1.18), *((200, 0.18),) * (number - 2))
         capture = dataclasses.replace(
-            made.captured.capture, tokens=tokens, score_seconds=1.0 + tokens / 1000
+            made.captured.capture,
+            batches=batches,
+            tokens=200 * number,
+            score_seconds=1.0 + 0.2 * number,
         )
         captured = dataclasses.replace(made.captured, capture=capture)
         found = report_of(measures(captured=captured))["capture"]
@@ -127,7 +131,7 @@ def test_what_is_set_up_in_the_first_batch_does_not_grow_with_the_data() -> None
 def test_a_sample_of_few_batches_is_taken_whole_and_leaves_energy_a_gap() -> None:
     made = measures()
     capture = dataclasses.replace(
-        made.captured.capture, first_tokens=251, joules=500.0, first_joules=140.0
+        made.captured.capture, batches=((400, 1.0),) * 2, joules=500.0, first_joules=140.0
     )
     captured = dataclasses.replace(made.captured, capture=capture)
     found = report_of(measures(captured=captured))["capture"]
