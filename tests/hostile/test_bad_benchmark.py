@@ -15,7 +15,7 @@ from tiny import Family, Ran, save_model, save_tokenizer, write_rows
 
 import cachekd as package
 from cachekd.config import BenchmarkConfig
-from cachekd.costs.comparison import children, live_step, page
+from cachekd.costs.comparison import children, live_step, page, parameters
 from cachekd.costs.comparison.ledger import report_of
 from cachekd.errors import ConfigError, StoreError
 from cachekd.store import disk
@@ -138,8 +138,8 @@ def measured(
     """Runs a benchmark in forked processes, on one short sample."""
     data = write_rows(tmp_path / "one.jsonl", [{"instruction": "a", "output": "b"}])
 
-    def run(**changes: Any) -> dict[str, Any]:
-        monkeypatch.setattr(children, "launch", forked)
+    def run(launch: Callable[[], Any] = forked, **changes: Any) -> dict[str, Any]:
+        monkeypatch.setattr(children, "launch", launch)
         settings: dict[str, Any] = {
             "teacher": str(family.teacher),
             "student": str(family.student),
@@ -202,6 +202,28 @@ def test_a_teacher_that_does_not_fit_at_all(
     assert "out of memory" in report["capture"]["seconds"]["how"]
     assert report["verdict"]["advice"] == "cannot tell"
     assert len(page.gaps(report)) >= 2
+
+
+def test_parameters_that_cannot_be_counted_are_asked_for_first_and_leave_the_rest(
+    measured: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code of the model's own that does not run on the meta device."""
+    asked: list[str] = []
+
+    def fails(*_: Any, **__: Any) -> Any:
+        asked.append("counted")
+        raise RuntimeError("no kernel for meta tensors\nand much more")
+
+    def launch() -> Any:
+        asked.append("measured")
+        return forked()
+
+    monkeypatch.setattr(parameters, "count", fails)
+    report = measured(launch=launch)
+    assert asked[:3] == ["counted", "counted", "measured"]
+    assert "no kernel for meta tensors" in report["sensitivity"]["gap"]
+    assert report["models"]["teacher"]["parameters"] is None
+    assert report["time"]["break_even"]["kind"] != "gap"
 
 
 def test_a_side_that_is_killed(
