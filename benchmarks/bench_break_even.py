@@ -113,7 +113,7 @@ def live_training(config: BenchmarkConfig, folder: Path) -> None:
     """A run of as many steps with a live teacher."""
     with (folder / "out" / "run.json").open() as stream:
         steps = json.load(stream)["steps"]
-    whole = BenchmarkConfig(**{**vars(config), "steps": steps, "discard": 0})
+    whole = BenchmarkConfig(**{**vars(config), "steps": steps - 1, "discard": 1})
     side_of(Job(side="live", config=whole, folder=folder)).trainer.train()
 
 

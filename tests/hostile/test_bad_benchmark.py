@@ -69,7 +69,7 @@ def refused(
         (["--teacher-changes", 0], "teacher_changes"),
         (["--samples", 0], "samples"),
         (["--steps", 0], "steps"),
-        (["--discard", -1], "discard"),
+        (["--discard", 0], "discard: expected at least 1"),
         (["--seed", -1], "seed"),
         (["--backend", "dummy"], "expected hf"),
         (["--logits-top-p", 2], "logits_top_p"),
@@ -147,7 +147,7 @@ def measured(
             "device": "cpu",
             "threads": 1,
             "steps": 1,
-            "discard": 0,
+            "discard": 1,
             "training": {"use_cpu": True},
             "out": str(tmp_path / "b.html"),
         }

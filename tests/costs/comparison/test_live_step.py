@@ -36,8 +36,8 @@ def job(side: str, family: Family, folder: Path, **changes: Any) -> Job:
         "device": "cpu",
         "objective_options": {"loss": {"kd": 1.0}},
         "training": {"use_cpu": True, "per_device_train_batch_size": 4},
-        "steps": 3,
-        "discard": 0,
+        "steps": 2,
+        "discard": 1,
     }
     return Job(side=side, config=BenchmarkConfig(**{**settings, **changes}), folder=folder)
 
