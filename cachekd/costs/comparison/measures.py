@@ -137,7 +137,7 @@ def apart(captured: Captured) -> tuple[float, float]:
 def _joules_apart(capture: Capture) -> tuple[Quantity, Quantity]:
     """Energy until the teacher scores, and of each token; a gap where they cannot be told apart."""
     if capture.joules is None or capture.first_joules is None:
-        missing = gap(capture.no_joules or "NVML does not answer")
+        missing = gap(capture.no_joules)
         return missing, missing
     if len(capture.batches) < _BATCHES:
         missing = gap(
@@ -257,7 +257,7 @@ def _parts(steps: Sequence[Step], found: Quantities, tokens: Quantity) -> Quanti
 def _joules(taken: Taken) -> Quantity:
     counts = [step.joules for step in taken.steps if step.joules is not None]
     if not counts:
-        return gap(taken.ended.no_joules or "NVML does not answer")
+        return gap(taken.ended.no_joules)
     if not taken.alternated:
         return measured(statistics.mean(counts), "NVML, mean over steps")
     return measured(
