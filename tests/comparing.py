@@ -64,7 +64,7 @@ def taken(seconds: float, *, teacher: float = 0.0, load: float = 0.0, joules: An
     step = Step(seconds=seconds, tokens=100, wait=wait, teacher=teacher, cpu=cpu, joules=joules)
     return Taken(
         load_seconds=load,
-        ready=Ready(documents=10, tokens=1000, batch=4, device="cpu"),
+        ready=Ready(tokens=1000, batch=4, device="cpu"),
         first=step,
         steps=(step,) * 4,
         ended=Ended(peak_bytes=10**9, no_joules="" if joules is not None else "no counter"),

@@ -84,12 +84,11 @@ class Ready:
     """A side that is about to take its first step.
 
     Attributes:
-        documents, tokens: that an epoch of the sample trains on.
+        tokens: that an epoch of the sample trains on.
         batch: documents of a step.
         device: kind of device that the student is on.
     """
 
-    documents: int
     tokens: int
     batch: int
     device: str

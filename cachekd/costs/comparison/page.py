@@ -89,6 +89,8 @@ def explain(report: Report) -> list[str]:
         "the cached one: the teacher's body runs once a batch, its head beside the student's on "
         "a few hundred rows at a time, and no logits of a whole batch exist. sft is a step on the "
         "text alone: the floor of both.",
+        "Workers that load data, where --dataloader-num-workers asks for them, go on while other "
+        "sides take their turns: what a side waits for data then looks smaller than it is.",
         "A live run reads and tokenises the data, as the capture does; one from the cache does "
         "not. Energy is that of GPUs: of the capture with its loading, of runs that of their "
         "steps. What a capture sets up and learns before it goes on is told from what each token "

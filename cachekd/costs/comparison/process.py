@@ -66,7 +66,7 @@ def _do(job: Job, connection: Connection) -> None:
     trainer.add_callback(Turns(connection, trainer, energy))
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
     kind = arguments.device.type
-    connection.send(Ready(documents=side.documents, tokens=side.tokens, batch=batch, device=kind))
+    connection.send(Ready(tokens=side.tokens, batch=batch, device=kind))
     if connection.recv() == GO:
         trainer.train()
     connection.send(Ended(peak_bytes=peak_bytes(arguments.device), no_joules=energy.why))

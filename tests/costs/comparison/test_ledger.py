@@ -261,6 +261,9 @@ def test_the_page_tells_verdict_origins_and_gaps(tmp_path: Path) -> None:
         "not measured",
         "Origins",
         "prepare_seconds + load_seconds + tokens / tokens_per_second",
+        "A live run reads and tokenises the data",
+        "Workers that load data, where --dataloader-num-workers asks for them, go on",
+        "a small sample overestimates them",
     ):
         assert part in text
     assert text.count("<svg") == len(list((tmp_path / "png").glob("*.png"))) == 2
