@@ -108,12 +108,17 @@ def _said(totals: Totals, facts: Facts, what: str) -> str:
         return f"in {what} a cache never pays: {NEVER}"
     ratio = totals.cached / totals.live if totals.live else float("inf")
     stays = "" if facts.every is None else "with a teacher that stays "
-    where = (
-        f"{stays}a cache is cheaper up to {meet.at:.3g} epochs x students"
-        if meet.before
-        else f"{stays}both cost the same at {meet.at:.3g} epochs x students"
+    return (
+        f"in {what} the cached way takes {ratio:.2f} of the live one for {planned}; {stays}"
+        f"{_where(meet)}"
     )
-    return f"in {what} the cached way takes {ratio:.2f} of the live one for {planned}; {where}"
+
+
+def _where(meet: Meeting) -> str:
+    if not meet.at:
+        return "a cache is cheaper from the start"
+    before, after = "a cache is cheaper up to", "both cost the same at"
+    return f"{before if meet.before else after} {meet.at:.3g} epochs x students"
 
 
 def _of_money(facts: Facts, advice: str) -> list[str]:

@@ -60,6 +60,10 @@ def test_a_cache_that_is_cheaper_up_to_some_epochs_is_judged_by_its_totals(
     assert said(verdict, "a cache is cheaper up to 7 epochs x students")
 
 
+def test_a_cache_that_is_cheaper_from_the_start_is_said_to_be() -> None:
+    assert said(judged(time=totals(50, 100, 0.0)), "; a cache is cheaper from the start")
+
+
 def test_a_break_even_beside_several_captures_is_said_to_be_of_a_teacher_that_stays() -> None:
     assert said(judged(time=totals(50, 100)), "; both cost the same at 2 epochs")
     verdict = judged(every=1, time=totals(110, 100, 1.11))
