@@ -64,7 +64,7 @@ def taken(seconds: float, *, teacher: float = 0.0, load: float = 0.0, joules: An
     step = Step(seconds=seconds, tokens=100, wait=wait, teacher=teacher, cpu=cpu, joules=joules)
     return Taken(
         load_seconds=load,
-        ready=Ready(documents=10, tokens=1000, batch=4, device="cpu"),
+        ready=Ready(tokens=1000, batch=4, device="cpu"),
         first=step,
         steps=(step,) * 4,
         ended=Ended(peak_bytes=10**9, no_joules="" if joules is not None else "no counter"),
@@ -75,7 +75,8 @@ def taken(seconds: float, *, teacher: float = 0.0, load: float = 0.0, joules: An
 def measures(**changes: Any) -> Measures:
     """Whole data: 10 000 tokens in 100 documents, each in one sample, so 100 steps an epoch.
 
-    Capture: 2 s of reading, 3 s of loading, 1000 tokens/s, so 15 s; 50 bytes a token. Steps: cached
+    Capture: 2 s of reading, 3 s of loading of which 1 s within the second batch, 1000 tokens/s, so
+    15 s; 50 bytes a token. Steps: cached
     0.1 s, live 0.3 s of which 0.15 s are the teacher's, so epochs of 10 s and 30 s; live loads
     4 s, cached 1 s. Active parameters: 80 and 10.
     """
@@ -92,12 +93,14 @@ def measures(**changes: Any) -> Measures:
     )
     capture = Capture(
         tokens=1000,
-        score_seconds=1.0,
+        score_seconds=2.0,
+        batches=((200, 0.18), (200, 1.18), *((200, 0.18),) * 3),  # and 0.1 s of writing
         cpu_seconds=4.0,
         bytes=50_000,
         peak_bytes=2 * 10**9,
         device="cpu",
         joules=None,
+        first_joules=None,
         no_joules="no counter",
     )
     made: dict[str, Any] = {
@@ -105,7 +108,7 @@ def measures(**changes: Any) -> Measures:
         "documents": documents,
         "teacher": Parameters(total=100, active=80, experts=1, chosen=None),
         "student": Parameters(total=12, active=10, experts=1, chosen=None),
-        "captured": Captured(capture=capture, load_seconds=3.0),
+        "captured": Captured(capture=capture, load_seconds=2.0),
         "sides": {
             "cached": taken(0.1, load=1.0),
             "live": taken(0.3, teacher=0.15, load=4.0),

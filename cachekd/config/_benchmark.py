@@ -53,7 +53,9 @@ class BenchmarkConfig(SelectionConfig, DataConfig, ModelConfig):
     samples: int = option(256, "Documents that are captured and trained on.", group="Measurement")
     steps: int = option(20, "Steps of each side that are measured.", group="Measurement")
     discard: int = option(
-        3, "Steps of each side before these, which are not counted.", group="Measurement"
+        3,
+        "Steps of each side before these, which are not counted: in the first things are set up.",
+        group="Measurement",
     )
     seed: int = option(0, "Seed of the random sample and of its order.", group="Measurement")
     batch_tokens: int = option(
@@ -93,7 +95,7 @@ class BenchmarkConfig(SelectionConfig, DataConfig, ModelConfig):
                 f"backend: the live side runs the teacher within each step: expected hf; found "
                 f"{self.backend}"
             )
-        least = {"samples": 1, "steps": 1, "discard": 0, "students": 1, "seed": 0}
+        least = {"samples": 1, "steps": 1, "discard": 1, "students": 1, "seed": 0}
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ConfigError(f"{name}: expected at least {bound}; found {getattr(self, name)}")

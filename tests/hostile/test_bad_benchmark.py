@@ -16,7 +16,7 @@ from tiny import Family, Ran, save_model, save_tokenizer, write_rows
 
 import cachekd as package
 from cachekd.config import BenchmarkConfig
-from cachekd.costs.comparison import children, live_step, page
+from cachekd.costs.comparison import children, live_step, page, parameters
 from cachekd.costs.comparison.ledger import report_of
 from cachekd.errors import ConfigError, StoreError, WorkerError
 from cachekd.store import disk
@@ -70,7 +70,7 @@ def refused(
         (["--teacher-changes", 0], "teacher_changes"),
         (["--samples", 0], "samples"),
         (["--steps", 0], "steps"),
-        (["--discard", -1], "discard"),
+        (["--discard", 0], "discard: expected at least 1"),
         (["--seed", -1], "seed"),
         (["--backend", "dummy"], "expected hf"),
         (["--logits-top-p", 2], "logits_top_p"),
@@ -148,7 +148,7 @@ def measured(
             "device": "cpu",
             "threads": 1,
             "steps": 1,
-            "discard": 0,
+            "discard": 1,
             "training": {"use_cpu": True},
             "out": str(tmp_path / "b.html"),
         }
@@ -203,6 +203,28 @@ def test_a_teacher_that_does_not_fit_at_all(
     assert "out of memory" in report["capture"]["seconds"]["how"]
     assert report["verdict"]["advice"] == "cannot tell"
     assert len(page.gaps(report)) >= 2
+
+
+def test_parameters_that_cannot_be_counted_are_asked_for_first_and_leave_the_rest(
+    measured: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code of the model's own that does not run on the meta device."""
+    asked: list[str] = []
+
+    def fails(*_: Any, **__: Any) -> Any:
+        asked.append("counted")
+        raise RuntimeError("no kernel for meta tensors\nand much more")
+
+    def launch() -> Any:
+        asked.append("measured")
+        return forked()
+
+    monkeypatch.setattr(parameters, "count", fails)
+    report = measured(launch=launch)
+    assert asked[:3] == ["counted", "counted", "measured"]
+    assert "no kernel for meta tensors" in report["sensitivity"]["gap"]
+    assert report["models"]["teacher"]["parameters"] is None
+    assert report["time"]["break_even"]["kind"] != "gap"
 
 
 def test_a_side_that_is_killed(

@@ -20,7 +20,7 @@ from cachekd.costs.comparison.jobs import SIDES, Failure, Job
 from cachekd.costs.comparison.ledger import report_of
 from cachekd.costs.comparison.measures import Measures
 from cachekd.costs.comparison.page import write_outputs
-from cachekd.costs.comparison.parameters import count
+from cachekd.costs.comparison.parameters import counted
 from cachekd.costs.comparison.rounds import Tell
 
 __all__ = ["benchmark"]
@@ -46,16 +46,18 @@ def benchmark(config: BenchmarkConfig, *, progress: Tell | None = None) -> dict[
     with tempfile.TemporaryDirectory(prefix="cachekd-benchmark-") as name:
         job = Job(side="capture", config=config, folder=Path(name))
         documents = draw(config, pair.facts, job.sample)
-        measures = _measured(job, progress or _untold)
         code = config.trust_remote_code
+        teacher = counted(pair.facts.folder, trust_remote_code=code)
+        student = counted(pair.student, trust_remote_code=code)
+        captured, sides = _measured(job, progress or _untold)
         report = report_of(
             Measures(
                 config=config,
                 documents=documents,
-                teacher=count(pair.facts.folder, trust_remote_code=code),
-                student=count(pair.student, trust_remote_code=code),
-                captured=measures[0],
-                sides=measures[1],
+                teacher=teacher,
+                student=student,
+                captured=captured,
+                sides=sides,
             )
         )
     write_outputs(config, report)

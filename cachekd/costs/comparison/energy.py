@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Counter:
     """A counter of energy.
 
     Attributes:
         nvml: the module pynvml, initialised, or None.
-        why: why nothing is counted, or "".
+        why: why nothing is counted, or was at the last reading that failed, or "".
     """
 
     nvml: Any
@@ -34,7 +34,8 @@ class Counter:
                 self.nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle(device))
                 for device in range(torch.cuda.device_count())
             ]
-        except self.nvml.NVMLError:
+        except self.nvml.NVMLError as error:
+            self.why = f"NVML does not tell the energy of the GPU: {error}"
             return None
         return float(sum(counts)) / 1e3
 

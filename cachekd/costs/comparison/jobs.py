@@ -56,21 +56,26 @@ class Capture:
     Attributes:
         tokens: scored.
         score_seconds: from the first batch until all was written.
+        batches: tokens and seconds of each batch of the first unit: from the end of the one before
+            to its own, so that what is set up and learned between them is in one of them.
         cpu_seconds: processor time of the whole capture, its writers included.
         bytes: of the whole cache on disk.
         peak_bytes: most memory, of the GPU where there is one.
         device: kind of device that the teacher ran on.
         joules: of the whole capture, or None.
+        first_joules: of these those until the first batch was done, loading included, or None.
         no_joules: why there are none.
     """
 
     tokens: int
     score_seconds: float
+    batches: tuple[tuple[int, float], ...]
     cpu_seconds: float
     bytes: int
     peak_bytes: int
     device: str
     joules: float | None
+    first_joules: float | None
     no_joules: str
 
 
@@ -79,12 +84,11 @@ class Ready:
     """A side that is about to take its first step.
 
     Attributes:
-        documents, tokens: that an epoch of the sample trains on.
+        tokens: that an epoch of the sample trains on.
         batch: documents of a step.
         device: kind of device that the student is on.
     """
 
-    documents: int
     tokens: int
     batch: int
     device: str

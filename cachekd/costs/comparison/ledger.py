@@ -21,10 +21,10 @@ from cachekd.costs.comparison.measures import (
     steps_per_epoch,
     why,
 )
-from cachekd.costs.comparison.model import Way
+from cachekd.costs.comparison.model import Meeting, Way
 from cachekd.costs.comparison.quantities import Quantity, extrapolated, measured, never
 from cachekd.costs.comparison.rounds import Captured, Taken
-from cachekd.costs.comparison.verdict import Facts, Totals, judge
+from cachekd.costs.comparison.verdict import NEVER, Facts, Totals, judge
 
 _HOUR = 3600.0
 
@@ -68,19 +68,20 @@ Pair = tuple[Way, Way] | str
 
 
 def _time(capture: Quantities, steps: Mapping[str, Quantities]) -> Pair:
-    """Seconds."""
+    """Seconds. Each live run reads and tokenises the data; one from the cache does not."""
     cached, live = steps["cached"], steps["live"]
     return _pair(
         [
             capture["seconds"],
+            capture["prepare_seconds"],
             cached["load_seconds"],
             cached["epoch_seconds"],
             live["load_seconds"],
             live["epoch_seconds"],
         ],
-        lambda once, load, epoch, live_load, live_epoch: (
+        lambda once, prepare, load, epoch, live_load, live_epoch: (
             Way(once=once, per_student=load, per_epoch=epoch),
-            Way(per_student=live_load, per_epoch=live_epoch),
+            Way(per_student=prepare + live_load, per_epoch=live_epoch),
         ),
     )
 
@@ -111,9 +112,14 @@ def _money(config: BenchmarkConfig, capture: Quantities, steps: Mapping[str, Qua
 
 
 def _energy(measures: Measures, capture: Quantities, steps: Mapping[str, Quantities]) -> Pair:
-    """Joules of GPUs, loading left out but in the capture."""
-    tokens = measured(measures.documents.tokens)
-    once = extrapolated("", lambda j, n: j * n, capture["joules_per_token"], tokens)
+    """Joules of GPUs: of a capture with its loading, of training runs without it."""
+    once = extrapolated(
+        "load_joules + joules_per_token x tokens",
+        lambda load, each, tokens: load + each * tokens,
+        capture["load_joules"],
+        capture["joules_per_token"],
+        measured(measures.documents.tokens),
+    )
     return _pair(
         [once, steps["cached"]["epoch_joules"], steps["live"]["epoch_joules"]],
         lambda once, cached, live: (Way(once=once, per_epoch=cached), Way(per_epoch=live)),
@@ -134,17 +140,13 @@ def _account(config: BenchmarkConfig, pair: Pair) -> dict[str, Any]:
         return dict.fromkeys(names, Quantity(value=None, kind="gap", how=pair).to_json())
     cached, live = pair
     epochs, students, every = config.epochs, config.students, config.teacher_changes
-    dear = never("an epoch from the cache costs no less than a live one")
     meet = model.break_even(cached, live, students)
-    enough = model.break_even_students(cached, live, epochs)
     found = {
         "cached_total": _made(model.FORMULA_CACHED, cached.total(epochs, students, every)),
         "live_total": _made(model.FORMULA_LIVE, live.total(epochs, students)),
         "storage": _made("bytes / 1e9 x price_per_gb_month x months", cached.kept),
-        "break_even": dear if meet is None else _made(model.FORMULA_BREAK_EVEN, meet),
-        "break_even_students": dear
-        if enough is None
-        else _made("(capture + storage) / (live - cached of one student's run)", enough),
+        "break_even": _met(meet),
+        "break_even_students": _enough(model.break_even_students(cached, live, epochs, every)),
     }
     amounts = {
         "capture": cached.once,
@@ -153,7 +155,20 @@ def _account(config: BenchmarkConfig, pair: Pair) -> dict[str, Any]:
         "live_load": live.per_student,
         "live_epoch": live.per_epoch,
     }
-    return _plain(found) | {"amounts": amounts}
+    return _plain(found) | {"pays": meet.pays, "amounts": amounts}
+
+
+def _met(meet: Meeting) -> Quantity:
+    if meet.at is None:
+        return never(NEVER)
+    further = "; a cache is cheaper up to there" if meet.before else ""
+    return _made(model.FORMULA_BREAK_EVEN + further, meet.at)
+
+
+def _enough(students: float | None) -> Quantity:
+    if students is None:
+        return never("a student's run from the cache, its start included, costs no less than live")
+    return _made(model.FORMULA_STUDENTS, students)
 
 
 def _made(formula: str, value: float) -> Quantity:
@@ -188,6 +203,7 @@ def _sensitivity(
         capture_load=capture["load_seconds"].known,
         capture_rest=capture["prepare_seconds"].known + scoring - forward,
         capture_forward=forward,
+        live_rest=capture["prepare_seconds"].known,
         teacher_load=max(live["load_seconds"].known - cached["load_seconds"].known, 0.0),
     )
     found = sensitivity.break_evens(parts, measures.config.students)
@@ -195,7 +211,7 @@ def _sensitivity(
         "kind": "extrapolated",
         "how": sensitivity.FORMULA,
         "measured_at": ratio.known,
-        "rows": [{"ratio": at, "break_even": meet} for at, meet in found],
+        "rows": [{"ratio": at, "break_even": meet.at, "pays": meet.pays} for at, meet in found],
     }
 
 

@@ -63,7 +63,8 @@ class LiveKL:
             teacher_RV = self._teacher.logits(states_RX, own_RV.shape[1]).to(own_RV.dtype)
             norm_R = teacher_RV.logsumexp(1)
             p_RV = (teacher_RV - norm_R[:, None]).exp_()
-            fixed_R = teacher_RV.mul_(p_RV).sum(1) - norm_R
+            # A token that the teacher rules out adds nothing, where 0 * -inf would be NaN.
+            fixed_R = teacher_RV.masked_fill_(p_RV == 0, 0.0).mul_(p_RV).sum(1) - norm_R
         kl_R = fixed_R - (p_RV * own_RV).sum(1) + student.outcomes(1.0).log_norm_R
         weights_R = targets["weights"]
         loss_sum = (weights_R * kl_R).sum()

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 
 from cachekd.config import BenchmarkConfig
 from cachekd.costs.comparison.documents import Documents
-from cachekd.costs.comparison.jobs import SIDES, Failure, Step
+from cachekd.costs.comparison.jobs import SIDES, Capture, Failure, Step
 from cachekd.costs.comparison.parameters import Parameters
 from cachekd.costs.comparison.quantities import Quantity, extrapolated, gap, measured
 from cachekd.costs.comparison.rounds import Captured, Taken
 
 Quantities = dict[str, Quantity]
+_BATCHES = 4
+"""Batches of a capture from which on what is set up is told from what each token takes."""
+
 EPOCH = "median seconds a token x tokens of an epoch"
 
 
@@ -89,6 +92,7 @@ _OF_CAPTURE = (
     "cpu_seconds_per_token",
     "bytes_per_token",
     "peak_memory_bytes",
+    "load_joules",
     "joules_per_token",
 )
 _OF_ALL_DATA = ("prepare_seconds", "seconds", "bytes")
@@ -97,24 +101,57 @@ _OF_ALL_DATA = ("prepare_seconds", "seconds", "bytes")
 def _of_capture(captured: Captured) -> Quantities:
     """What was measured of the sample's capture: `_OF_CAPTURE`, in this order."""
     capture = captured.capture
-    rate = capture.tokens / max(capture.score_seconds, 1e-9)
-    joules = (
-        gap(capture.no_joules or "NVML does not answer")
-        if capture.joules is None
-        else measured(capture.joules / capture.tokens, "NVML, loading included")
-    )
+    load, each = apart(captured)
     values = (
         measured(
-            captured.load_seconds,
-            "all of a capture but scoring and writing; libraries are imported already",
+            load,
+            "all of a capture but scoring and writing, and what the batches of the first unit take "
+            "over their tokens x their median seconds a token; libraries are imported already",
         ),
-        measured(rate, "scored, packed and written"),
+        measured(1 / each, "scored, packed and written, that left out"),
         measured(capture.cpu_seconds / capture.tokens, "processor time, loading included"),
         measured(capture.bytes / capture.tokens, "of the sample's whole cache"),
         measured(capture.peak_bytes, _memory(capture.device)),
-        joules,
+        *_joules_apart(capture),
     )
     return dict(zip(_OF_CAPTURE, values, strict=True))
+
+
+def apart(captured: Captured) -> tuple[float, float]:
+    """Seconds of a capture that do not grow with the data, and seconds of each token.
+
+    fixed = seconds of the first unit's batches - their tokens x their median seconds a token: what
+    is set up in the first and learned after it. Packing and writing follow the last of them and
+    grow with the data. Of few batches a median says nothing: then nothing is fixed but loading.
+    """
+    capture, batches = captured.capture, captured.capture.batches
+    fixed = 0.0
+    if len(batches) >= _BATCHES:
+        usual = statistics.median(seconds / tokens for tokens, seconds in batches)
+        fixed = sum(seconds - tokens * usual for tokens, seconds in batches)
+    fixed = max(fixed, 0.0)
+    each = max(capture.score_seconds - fixed, 1e-9) / capture.tokens
+    return captured.load_seconds + fixed, each
+
+
+def _joules_apart(capture: Capture) -> tuple[Quantity, Quantity]:
+    """Energy until the teacher scores, and of each token; a gap where they cannot be told apart."""
+    if capture.joules is None or capture.first_joules is None:
+        missing = gap(capture.no_joules)
+        return missing, missing
+    if len(capture.batches) < _BATCHES:
+        missing = gap(
+            "the sample has too few batches to tell the energy of loading from that of scoring; "
+            "take more --samples or a smaller --batch-tokens"
+        )
+        return missing, missing
+    first, _ = capture.batches[0]
+    each = (capture.joules - capture.first_joules) / (capture.tokens - first)
+    load = max(capture.first_joules - each * first, 0.0)
+    return (
+        measured(load, "NVML, until the first batch is done, less what a usual batch takes"),
+        measured(each, "NVML, after the first batch"),
+    )
 
 
 def side_quantities(measures: Measures, name: str) -> Quantities:
@@ -220,7 +257,7 @@ def _parts(steps: Sequence[Step], found: Quantities, tokens: Quantity) -> Quanti
 def _joules(taken: Taken) -> Quantity:
     counts = [step.joules for step in taken.steps if step.joules is not None]
     if not counts:
-        return gap(taken.ended.no_joules or "NVML does not answer")
+        return gap(taken.ended.no_joules)
     if not taken.alternated:
         return measured(statistics.mean(counts), "NVML, mean over steps")
     return measured(

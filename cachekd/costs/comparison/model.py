@@ -4,8 +4,9 @@
     total_live(E, S)   =                            S * load_live   + S * E * epoch_live
 
 c(E) is the number of captures: 1, or ceil(E / N) where the teacher is trained anew every N epochs.
-An amount is in seconds, in money or in joules, the same for all of a `Way`. In: the amounts. Out:
-totals, and the epochs at which both ways meet. Pure functions of numbers.
+load_live holds reading and tokenising, which each live run does. An amount is in seconds, in money
+or in joules, the same for all of a `Way`. In: the amounts. Out: totals, and where both ways meet.
+Pure functions of numbers.
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ from dataclasses import dataclass
 FORMULA_CACHED = (
     "captures * capture + storage + students * load_cached + students * epochs * epoch_cached"
 )
-FORMULA_LIVE = "students * load_live + students * epochs * epoch_live"
-FORMULA_BREAK_EVEN = (
-    "(capture + storage - students * (load_live - load_cached)) / (epoch_live - epoch_cached)"
+FORMULA_LIVE = (
+    "students * load_live + students * epochs * epoch_live; load_live with reading and tokenising "
+    "the data"
 )
+FORMULA_BREAK_EVEN = (
+    "(capture + storage - students * (load_live - load_cached)) / (epoch_live - epoch_cached), of "
+    "a teacher that stays"
+)
+FORMULA_STUDENTS = "(captures * capture + storage) / (live - cached of one student's run)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +65,33 @@ def captures(epochs: float, every: float | None) -> int:
     return 1 if every is None else max(1, math.ceil(epochs / every - 1e-9))
 
 
-def break_even(cached: Way, live: Way, students: int) -> float | None:
-    """Epochs x students at which a cache has paid for itself; None: never.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meeting:
+    """Where both ways cost the same, and on which side of it a cache is cheaper.
 
-    Of a teacher that does not change. 0 where a cache is cheaper from the start.
+    Attributes:
+        at: where; 0 where a cache is cheaper from the start, None where it never is.
+        before: a cache is cheaper up to there, and not from there on: its epochs are dearer, and
+            it spares the start of live runs.
+    """
+
+    at: float | None
+    before: bool = False
+
+    @property
+    def pays(self) -> str:
+        """In a word: from, up to, or never."""
+        return "never" if self.at is None else "up to" if self.before else "from"
+
+    def cheaper(self, planned: float) -> bool:
+        """Whether a cache is cheaper at what is planned."""
+        if self.at is None:
+            return False
+        return planned < self.at if self.before else planned > self.at
+
+
+def break_even(cached: Way, live: Way, students: int) -> Meeting:
+    """Epochs x students at which both ways cost the same, of a teacher that does not change.
 
     Args:
         cached: the way with a cache.
@@ -70,15 +99,22 @@ def break_even(cached: Way, live: Way, students: int) -> float | None:
         students: how many share the cache.
     """
     saved = live.per_epoch - cached.per_epoch
-    if saved <= 0:
-        return None
     ahead = cached.once + cached.kept - students * (live.per_student - cached.per_student)
-    return max(0.0, ahead / saved)
+    if saved > 0:
+        return Meeting(at=max(0.0, ahead / saved))
+    if ahead >= 0:
+        return Meeting(at=None)
+    return Meeting(at=ahead / saved, before=True) if saved else Meeting(at=0.0)
 
 
-def break_even_students(cached: Way, live: Way, epochs: float) -> float | None:
-    """Students of so many epochs each at which a cache has paid for itself; None: never."""
+def break_even_students(
+    cached: Way, live: Way, epochs: float, every: float | None = None
+) -> float | None:
+    """Students of so many epochs each at which a cache has paid for itself; None: never.
+
+    The captures of a teacher that changes count: they do not grow with the students.
+    """
     of_each = live.per_student - cached.per_student + epochs * (live.per_epoch - cached.per_epoch)
     if of_each <= 0:
         return None
-    return max(0.0, (cached.once + cached.kept) / of_each)
+    return (captures(epochs, every) * cached.once + cached.kept) / of_each

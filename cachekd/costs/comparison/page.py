@@ -89,6 +89,13 @@ def explain(report: Report) -> list[str]:
         "the cached one: the teacher's body runs once a batch, its head beside the student's on "
         "a few hundred rows at a time, and no logits of a whole batch exist. sft is a step on the "
         "text alone: the floor of both.",
+        "Workers that load data, where --dataloader-num-workers asks for them, go on while other "
+        "sides take their turns: what a side waits for data then looks smaller than it is.",
+        "A live run reads and tokenises the data, as the capture does; one from the cache does "
+        "not. Energy is that of GPUs: of the capture with its loading, of runs that of their "
+        "steps. What a capture sets up and learns before it goes on is told from what each token "
+        "takes by the median of its batches, four at least; bytes are not told apart so: a small "
+        "sample overestimates them by the cache's own files, and more --samples come nearer.",
     ]
 
 
@@ -141,14 +148,15 @@ def account_tables(report: Report) -> list[Table]:
         "money": lambda v: f"{v:,.4g}",
         "energy": lambda v: f"{v:,.4g} J",
     }
+    stays = ", of a teacher that stays" if report["plan"]["teacher_changes"] else ""
     lines = (
         ("cached, planned", "cached_total", None),
         ("live, planned", "live_total", None),
-        ("break-even, epochs x students", "break_even", _count),
+        (f"break-even, epochs x students{stays}", "break_even", _count),
         ("break-even, students of the planned epochs", "break_even_students", _count),
     )
     rows = tuple(
-        (title, *(shown(report[what][key], own or show) for what, show in shows.items()))
+        (title, *(_sided(report[what], key, own or show) for what, show in shows.items()))
         for title, key, own in lines
     )
     return [
@@ -158,6 +166,12 @@ def account_tables(report: Report) -> list[Table]:
             rows=rows,
         )
     ]
+
+
+def _sided(account: Mapping[str, Any], key: str, show: Show) -> str:
+    """A value of an account; of a break-even that a cache is cheaper up to, that."""
+    before = key == "break_even" and account.get("pays") == "up to"
+    return ("up to " if before else "") + shown(account[key], show)
 
 
 def origin_table(report: Report) -> Table:

@@ -22,14 +22,14 @@ class Parameters:
     """Counts of a model.
 
     Attributes:
-        total: all parameters.
+        total: all parameters, or None.
         active: those that a token's forward multiplies with, or None.
         experts: of a layer that has them, 1 for a dense model.
         chosen: experts that a token is sent to, or None where the configuration does not say.
         why: why ``active`` is not known, or "".
     """
 
-    total: int
+    total: int | None
     active: int | None
     experts: int
     chosen: int | None
@@ -41,6 +41,16 @@ class Parameters:
         if self.experts > 1:
             found |= {"experts": self.experts, "experts_per_token": self.chosen}
         return found | ({"why": self.why} if self.why else {})
+
+
+def counted(folder: Path, *, trust_remote_code: bool) -> Parameters:
+    """Parameters of the model in a folder; of one that cannot be built without weights, why."""
+    try:
+        return count(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # code of the model's own raises what it likes; times stand without
+        text = f"{type(error).__name__}: {error}".strip().split("\n", 1)[0]
+        why = f"its modules cannot be built without weights: {text}"
+        return Parameters(total=None, active=None, experts=1, chosen=None, why=why)
 
 
 def count(folder: Path, *, trust_remote_code: bool) -> Parameters:

@@ -86,15 +86,14 @@ def _unit(what: str, largest: float) -> tuple[float, str]:
 
 
 def _sizes(report: Report) -> Plot:
-    """Break-even against the ratio of active parameters; never leaves a gap."""
+    """From where on a cache pays, against the ratio of active parameters; else a gap."""
     found = report["sensitivity"]
     rows = found["rows"]
-    here = report["time"]["break_even"]["value"]
-    values = [math.nan if row["break_even"] is None else row["break_even"] for row in rows]
+    values = [row["break_even"] if row["pays"] == "from" else math.nan for row in rows]
+    time = report["time"]
+    here = time["break_even"]["value"] if time["pays"] == "from" else math.nan
     series: list[Series] = [("extrapolated", [row["ratio"] for row in rows], values)]
-    series.append(
-        ("at the measured ratio", [found["measured_at"]], [math.nan if here is None else here])
-    )
+    series.append(("at the measured ratio", [found["measured_at"]], [here]))
     return Plot(
         title="Break-even against the size of the teacher",
         x_label="active parameters, teacher / student",

@@ -11,12 +11,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from typing import Any
 
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from cachekd.capture.meter import Progress
 from cachekd.costs.comparison.clock import cpu_seconds, now, peak_bytes
 from cachekd.costs.comparison.energy import Counter, counter, spent
 from cachekd.costs.comparison.jobs import GO, Capture, Ended, Failure, Job, Ready, Started, Step
@@ -63,7 +66,7 @@ def _do(job: Job, connection: Connection) -> None:
     trainer.add_callback(Turns(connection, trainer, energy))
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
     kind = arguments.device.type
-    connection.send(Ready(documents=side.documents, tokens=side.tokens, batch=batch, device=kind))
+    connection.send(Ready(tokens=side.tokens, batch=batch, device=kind))
     if connection.recv() == GO:
         trainer.train()
     connection.send(Ended(peak_bytes=peak_bytes(arguments.device), no_joules=energy.why))
@@ -80,19 +83,37 @@ def _capture(job: Job) -> Capture:
     plain: dict[str, Any] = {"columns": {}, "split": "train", "on_long": "fail", "on_bad": "fail"}
     plain |= dict.fromkeys(("dataset_config", "domain_column", "max_samples"))
     settings = precompute_config(job.config, cache=str(job.cache), data=(str(job.sample),), **plain)
+    done: list[Progress] = []
+    readings: list[float | None] = []
+
+    def told(progress: Progress) -> None:
+        if progress.tokens_done <= settings.unit_tokens or not done:
+            done.append(progress)
+        if not readings:
+            readings.append(energy.joules())
+
     before, cpu = energy.joules(), cpu_seconds()
-    report = precompute(settings)
+    report = precompute(settings, progress=told)
+    after = energy.joules()
     gpu = torch.cuda.is_available() and job.config.device != "cpu"
     return Capture(
         tokens=int(report["tokens_to_score"]),
         score_seconds=float(report["score_seconds"]),
+        batches=_batches(done),
         cpu_seconds=cpu_seconds() - cpu,
         bytes=sum(path.stat().st_size for path in job.cache.rglob("*") if path.is_file()),
         peak_bytes=peak_bytes(torch.device("cuda" if gpu else "cpu")),
         device="cuda" if gpu else "cpu",
-        joules=spent(before, energy.joules()),
+        joules=spent(before, after),
+        first_joules=spent(before, readings[0]),
         no_joules=energy.why,
     )
+
+
+def _batches(done: Sequence[Progress]) -> tuple[tuple[int, float], ...]:
+    """Tokens and seconds of each batch."""
+    marks = [(0, 0.0), *((one.tokens_done, one.seconds) for one in done)]
+    return tuple((end[0] - begin[0], end[1] - begin[1]) for begin, end in pairwise(marks))
 
 
 def _failure(error: Exception) -> Failure:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cachekd.costs.comparison.model import Way, break_even
+from cachekd.costs.comparison.model import Meeting, Way, break_even
 
 FORMULA = (
     "t_live(r) = t_student + t_teacher * r / r0; capture(r) = load * r / r0 + tokens * (rest + "
-    "forward * r / r0); t_cached does not depend on r"
+    "forward * r / r0); t_cached does not depend on r; the teacher stays"
 )
 RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
@@ -34,6 +34,7 @@ class Parts:
         capture_load: until the teacher scores.
         capture_rest: of the capture after that what does not grow with the teacher.
         capture_forward: the teacher's share of it.
+        live_rest: of the start of a live run what does not grow with the teacher.
         teacher_load: what loading the teacher adds to the start of a live run.
     """
 
@@ -44,6 +45,7 @@ class Parts:
     capture_load: float
     capture_rest: float
     capture_forward: float
+    live_rest: float
     teacher_load: float
 
 
@@ -55,7 +57,7 @@ def at(parts: Parts, ratio: float) -> tuple[Way, Way]:
         per_epoch=parts.cached_epoch,
     )
     live = Way(
-        per_student=parts.teacher_load * by,
+        per_student=parts.live_rest + parts.teacher_load * by,
         per_epoch=parts.student_epoch + parts.teacher_epoch * by,
     )
     return cached, live
@@ -63,6 +65,6 @@ def at(parts: Parts, ratio: float) -> tuple[Way, Way]:
 
 def break_evens(
     parts: Parts, students: int, ratios: tuple[float, ...] = RATIOS
-) -> list[tuple[float, float | None]]:
-    """Epochs x students of the break-even at each ratio; None: never."""
+) -> list[tuple[float, Meeting]]:
+    """The break-even at each ratio, in epochs x students."""
     return [(ratio, break_even(*at(parts, ratio), students)) for ratio in ratios]

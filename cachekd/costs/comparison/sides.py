@@ -32,10 +32,9 @@ from cachekd.types import Record
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Side:
-    """A Trainer, and the documents of an epoch of the sample."""
+    """A Trainer, and the tokens of an epoch of the sample."""
 
     trainer: DistillTrainer
-    documents: int
     tokens: int
 
 
@@ -69,12 +68,12 @@ def side_of(job: Job) -> Side:
     """
     inputs = checked(train_config(job))
     dataset: Any = samples_of_run(inputs)
-    documents, tokens = len(dataset), int(dataset.lengths.sum())
+    tokens = int(dataset.lengths.sum())
     if job.side == "cached":
         trainer = trainer_of(inputs, dataset, StopFlag(), _silent)
     else:
         trainer = _on_tokens(job, inputs, TokenRows(dataset))
-    return Side(trainer=trainer, documents=documents, tokens=tokens)
+    return Side(trainer=trainer, tokens=tokens)
 
 
 def _on_tokens(job: Job, inputs: Inputs, rows: TokenRows) -> DistillTrainer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cachekd.costs.comparison.model import captures
+from cachekd.costs.comparison.model import Meeting, captures
 
 CLOSE = 0.05
 """Totals nearer than this share of the live one are called equal: steps are not measured better."""
@@ -16,6 +16,11 @@ CLOSE = 0.05
 SMALL_ACTIVE = 4.0
 """A mixture of experts is called small where it has at most so many times the student's active
 parameters: with a backward pass of two forwards the student then costs about as much a step."""
+
+NEVER = (
+    "an epoch from the cache costs no less than a live one, and the capture no less than what "
+    "starting live runs costs more"
+)
 
 CACHE, DO_NOT, EITHER, UNKNOWN = "cache", "do not cache", "either", "cannot tell"
 
@@ -27,12 +32,12 @@ class Totals:
     Attributes:
         cached, live: of each way.
         storage: of the cached total what is spent on storage.
-        break_even: epochs x students, None: never.
+        break_even: epochs x students, of a teacher that stays.
     """
 
     cached: float
     live: float
-    break_even: float | None
+    break_even: Meeting
     storage: float = 0.0
 
 
@@ -88,7 +93,7 @@ def judge(facts: Facts) -> Verdict:
 
 
 def _advice(totals: Totals) -> str:
-    if totals.break_even is None:
+    if totals.break_even.at is None:
         return DO_NOT
     if abs(totals.live - totals.cached) <= CLOSE * totals.live:
         return EITHER
@@ -98,15 +103,22 @@ def _advice(totals: Totals) -> str:
 def _said(totals: Totals, facts: Facts, what: str) -> str:
     """The comparison in words."""
     planned = f"{facts.epochs:g} epochs x {facts.students} students"
-    if totals.break_even is None:
-        return (
-            f"in {what} a cache never pays: an epoch from the cache costs no less than a live one"
-        )
+    meet = totals.break_even
+    if meet.at is None:
+        return f"in {what} a cache never pays: {NEVER}"
     ratio = totals.cached / totals.live if totals.live else float("inf")
+    stays = "" if facts.every is None else "with a teacher that stays "
     return (
-        f"in {what} the cached way takes {ratio:.2f} of the live one for {planned}; both cost the "
-        f"same at {totals.break_even:.3g} epochs x students"
+        f"in {what} the cached way takes {ratio:.2f} of the live one for {planned}; {stays}"
+        f"{_where(meet)}"
     )
+
+
+def _where(meet: Meeting) -> str:
+    if not meet.at:
+        return "a cache is cheaper from the start"
+    before, after = "a cache is cheaper up to", "both cost the same at"
+    return f"{before if meet.before else after} {meet.at:.3g} epochs x students"
 
 
 def _of_money(facts: Facts, advice: str) -> list[str]:
@@ -134,9 +146,7 @@ def _of_plan(facts: Facts, totals: Totals) -> list[str]:
         )
     times = captures(facts.epochs, facts.every)
     if times > 1:
-        worth = totals.break_even is not None and (
-            facts.epochs * facts.students > totals.break_even
-        )
+        worth = totals.break_even.cheaper(facts.epochs * facts.students)
         still = "; with a teacher that stays it would pay" if worth else ""
         reasons.append(
             f"the teacher moves: it changes every {facts.every:g} epochs, so that {times} captures "

@@ -6,7 +6,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ from tiny import Family, Ran, chat_rows, write_rows
 
 import cachekd
 from cachekd.config import BenchmarkConfig
-from cachekd.costs.comparison import children, page
+from cachekd.costs.comparison import children, page, process
+from cachekd.costs.comparison.jobs import Job
 
 SMALL = {"use_cpu": True, "per_device_train_batch_size": 4}
 
@@ -58,6 +61,28 @@ def report(family: Family, launched: None, places: Path) -> dict[str, Any]:
         )
 
 
+def test_a_capture_tells_its_batches_apart(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a counter that goes up by a joule a reading."""
+    readings = count()
+    counting = SimpleNamespace(joules=lambda: float(next(readings)), why="")
+    monkeypatch.setattr(process, "counter", lambda: counting)
+    write_rows(tmp_path / "sample.jsonl", chat_rows(12))
+    settings = BenchmarkConfig(
+        teacher=str(family.teacher),
+        student=str(family.student),
+        data=(str(tmp_path / "sample.jsonl"),),
+        device="cpu",
+        batch_tokens=128,
+    )
+    found = process._capture(Job(side="capture", config=settings, folder=tmp_path))
+    assert len(found.batches) > 4 and sum(tokens for tokens, _ in found.batches) == found.tokens
+    assert all(seconds > 0 for _, seconds in found.batches)
+    assert sum(seconds for _, seconds in found.batches) < found.score_seconds
+    assert (found.first_joules, found.joules) == (1.0, 2.0)
+
+
 def test_counts_of_the_whole_and_of_the_sample(report: dict[str, Any]) -> None:
     data = report["data"]
     assert (data["samples"], data["documents"], data["drawn"]) == (22, 20, 12)
@@ -88,7 +113,8 @@ def test_the_report_adds_up(report: dict[str, Any]) -> None:
     cached, live = report["steps"]["cached"], report["steps"]["live"]
     total = seconds + cached["load_seconds"]["value"] + 3 * cached["epoch_seconds"]["value"]
     assert report["time"]["cached_total"]["value"] == pytest.approx(total)
-    total = live["load_seconds"]["value"] + 3 * live["epoch_seconds"]["value"]
+    total = capture["prepare_seconds"]["value"] + live["load_seconds"]["value"]
+    total += 3 * live["epoch_seconds"]["value"]
     assert report["time"]["live_total"]["value"] == pytest.approx(total)
 
 

@@ -62,10 +62,12 @@ def test_millijoules_of_all_visible_gpus_met_by_their_uuid(monkeypatch: pytest.M
     assert spent(before, found.joules()) == 0.25
 
 
-def test_a_gpu_that_does_not_count_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_does_not_count_gives_none_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, ["a"])
     monkeypatch.setitem(sys.modules, "pynvml", nvml({}))
-    assert counter().joules() is None
+    found = counter()
+    assert found.joules() is None
+    assert found.why == "NVML does not tell the energy of the GPU: not supported"
     assert spent(None, 3.0) is None and spent(3.0, None) is None
 
 

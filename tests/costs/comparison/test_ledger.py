@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def test_time_by_hand() -> None:
     assert value(report, "capture", "cpu_seconds_per_token") == pytest.approx(4 / 1000)
     assert report["data"]["steps_per_epoch"] == 100
     assert value(report, "time", "cached_total") == pytest.approx(15 + 3 * 1 + 6 * 10)
-    assert value(report, "time", "live_total") == pytest.approx(3 * 4 + 6 * 30)
-    assert value(report, "time", "break_even") == pytest.approx((15 - 3 * (4 - 1)) / 20)
+    assert value(report, "time", "live_total") == pytest.approx(3 * (2 + 4) + 6 * 30)
+    assert value(report, "time", "break_even") == pytest.approx((15 - 3 * (2 + 4 - 1)) / 20)
     assert value(report, "models", "active_ratio") == 8
     assert report["verdict"]["advice"] == "cache"
 
@@ -68,8 +69,8 @@ def test_money_by_hand() -> None:
     report = report_of(measures(config=priced))
     assert value(report, "money", "storage") == pytest.approx(5e5 / 1e9 * 1e9 * 2e-6)
     assert value(report, "money", "cached_total") == pytest.approx(15 + 1 + 0.5 * (1 + 20))
-    assert value(report, "money", "live_total") == pytest.approx(4 + 60)
-    assert value(report, "money", "break_even") == pytest.approx((16 - (4 - 0.5)) / (30 - 5))
+    assert value(report, "money", "live_total") == pytest.approx(2 + 4 + 60)
+    assert value(report, "money", "break_even") == pytest.approx((16 - (6 - 0.5)) / (30 - 5))
     same = report_of(measures(config=config(**PRICED, epochs=2.0)))
     assert value(same, "money", "cached_total") == pytest.approx(15 + 1 + (1 + 20))
 
@@ -93,7 +94,7 @@ def test_energy_is_a_gap_without_a_counter_and_counted_with_one() -> None:
     without = report_of(measures())["energy"]["break_even"]
     assert without == {"value": None, "kind": "gap", "how": "not measured: no counter"}
     made = measures()
-    capture = dataclasses.replace(made.captured.capture, joules=500.0)
+    capture = dataclasses.replace(made.captured.capture, joules=540.0, first_joules=140.0)
     captured = dataclasses.replace(made.captured, capture=capture)
     sides = {
         "cached": taken(0.1, joules=2.0),
@@ -102,8 +103,42 @@ def test_energy_is_a_gap_without_a_counter_and_counted_with_one() -> None:
     }
     report = report_of(measures(captured=captured, sides=sides))
     assert value(report, "steps", "live", "joules_per_step") == 6
-    # 0.5 J a token captured; 0.02 and 0.06 J a token trained.
-    assert value(report, "energy", "break_even") == pytest.approx(5000 / (600 - 200))
+    # 400 J for the later 800 tokens: of the first 140, 100 are of 200 tokens, 40 of loading.
+    assert value(report, "capture", "load_joules") == pytest.approx(40)
+    assert value(report, "capture", "joules_per_token") == pytest.approx(0.5)
+    # 0.02 and 0.06 J a token trained.
+    assert value(report, "energy", "cached_total") == pytest.approx(40 + 5000 + 3 * 200)
+    assert value(report, "energy", "break_even") == pytest.approx(5040 / (600 - 200))
+
+
+def test_what_is_set_up_and_learned_does_not_grow_with_the_data() -> None:
+    """A second of it beside 1000 tokens/s: the rate is the same, however small the sample."""
+    made = measures()
+    for number in (4, 5, 50):
+        batches = ((200, 0.18), (200, 1.18), *((200, 0.18),) * (number - 2))
+        capture = dataclasses.replace(
+            made.captured.capture,
+            batches=batches,
+            tokens=200 * number,
+            score_seconds=1.0 + 0.2 * number,
+        )
+        captured = dataclasses.replace(made.captured, capture=capture)
+        found = report_of(measures(captured=captured))["capture"]
+        assert found["tokens_per_second"]["value"] == pytest.approx(1000)
+        assert found["load_seconds"]["value"] == pytest.approx(2 + 1)
+
+
+def test_a_sample_of_few_batches_is_taken_whole_and_leaves_energy_a_gap() -> None:
+    made = measures()
+    capture = dataclasses.replace(
+        made.captured.capture, batches=((400, 1.0),) * 2, joules=500.0, first_joules=140.0
+    )
+    captured = dataclasses.replace(made.captured, capture=capture)
+    found = report_of(measures(captured=captured))["capture"]
+    assert found["tokens_per_second"]["value"] == pytest.approx(1000 / 2)
+    assert found["load_seconds"]["value"] == 2
+    assert "take more --samples" in found["load_joules"]["how"]
+    assert found["joules_per_token"]["kind"] == "gap"
 
 
 def test_a_teacher_that_does_not_fit_leaves_the_rest_standing() -> None:
@@ -156,7 +191,7 @@ def test_sensitivity_meets_the_measured_break_even() -> None:
     rows = {row["ratio"]: row["break_even"] for row in report["sensitivity"]["rows"]}
     assert rows[8.0] == pytest.approx(value(report, "time", "break_even"))
     # Capture: load 3 s and forward 10 s eight times, 2 s of reading; a live epoch 15 + 8 x 15 s.
-    assert rows[64.0] == pytest.approx((24 + 2 + 80 - 8 * 3) / (15 + 120 - 10))
+    assert rows[64.0] == pytest.approx((24 + 2 + 80 - 2 - 8 * 3) / (15 + 120 - 10))
 
 
 def test_never_is_said_so() -> None:
@@ -166,6 +201,43 @@ def test_never_is_said_so() -> None:
     assert report["verdict"]["advice"] == "do not cache"
     (table,) = page.account_tables(report)
     assert ("break-even, epochs x students", "never", "not measured", "not measured") in table.rows
+
+
+def test_loads_count_where_epochs_are_equal() -> None:
+    """Four runs that each start 60 s dearer pay for a capture of 15 s, and up to what epochs."""
+    sides = measures().sides
+    for live, pays, cell in ((0.1, "from", "0*"), (0.099, "up to", "up to 2.25e+03*")):
+        made = {**sides, "cached": taken(0.1, load=2.0), "live": taken(live, load=60.0)}
+        report = report_of(measures(config=config(epochs=1.0, students=4), sides=made))
+        assert report["time"]["pays"] == pays and report["verdict"]["advice"] == "cache"
+        assert "never" not in report["verdict"]["reasons"][0]
+        (table,) = page.account_tables(report)
+        assert next(row for row in table.rows if "epochs x" in row[0])[1] == cell
+        gap = plots_of(report)[-3]
+        assert (gap.title[:10], math.isnan(gap.series[1][2][0])) == ("Break-even", pays != "from")
+
+
+def test_a_teacher_that_changes_is_captured_again_in_all_that_is_told() -> None:
+    changing = config(epochs=10.0, teacher_changes=1.0)
+    report = report_of(measures(config=changing))
+    of_live = 2 + 4 + 10 * 30
+    assert value(report, "time", "cached_total") == pytest.approx(10 * 15 + 1 + 10 * 10)
+    assert value(report, "time", "live_total") == pytest.approx(of_live)
+    assert value(report, "time", "break_even_students") == pytest.approx(150 / (of_live - 101))
+    assert value(report, "time", "break_even") == pytest.approx((15 - 5) / 20)
+    assert "a teacher that stays" in report["time"]["break_even"]["how"]
+    assert "with a teacher that stays both cost" in report["verdict"]["reasons"][0]
+    (table,) = page.account_tables(report)
+    assert any("of a teacher that stays" in row[0] for row in table.rows)
+
+
+def test_students_that_never_pay_have_their_own_reason() -> None:
+    """An epoch is cheaper from the cache, a run is not: its start takes more."""
+    sides = {**measures().sides, "cached": taken(0.1, load=90.0)}
+    account = report_of(measures(config=config(epochs=1.0), sides=sides))["time"]
+    assert account["break_even"]["kind"] == "extrapolated"
+    assert account["break_even_students"]["kind"] == "never"
+    assert "its start included" in account["break_even_students"]["how"]
 
 
 def test_the_plots_cross_where_the_report_says() -> None:
@@ -189,6 +261,9 @@ def test_the_page_tells_verdict_origins_and_gaps(tmp_path: Path) -> None:
         "not measured",
         "Origins",
         "prepare_seconds + load_seconds + tokens / tokens_per_second",
+        "A live run reads and tokenises the data",
+        "Workers that load data, where --dataloader-num-workers asks for them, go on",
+        "a small sample overestimates them",
     ):
         assert part in text
     assert text.count("<svg") == len(list((tmp_path / "png").glob("*.png"))) == 2

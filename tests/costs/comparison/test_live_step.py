@@ -36,8 +36,8 @@ def job(side: str, family: Family, folder: Path, **changes: Any) -> Job:
         "device": "cpu",
         "objective_options": {"loss": {"kd": 1.0}},
         "training": {"use_cpu": True, "per_device_train_batch_size": 4},
-        "steps": 3,
-        "discard": 0,
+        "steps": 2,
+        "discard": 1,
     }
     return Job(side=side, config=BenchmarkConfig(**{**settings, **changes}), folder=folder)
 
@@ -89,6 +89,25 @@ def test_the_live_loss_is_dense_kl(family: Family, folder: Path) -> None:
         )
     loss = trainer.compute_loss(trainer.model, batch).item()
     assert loss == pytest.approx(expected / len(batch["rows"]), rel=1e-4)
+
+
+def test_tokens_that_the_teacher_rules_out_leave_the_live_loss_finite(
+    family: Family, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = side_of(job("live", family, folder)).trainer
+    batch = batches(trainer)[0]
+    whole, losses = LiveTeacher.logits, []
+    for value in (-1e4, -math.inf):  # both have no share in the teacher's distribution
+
+        def masked(*given: Any, value: float = value) -> torch.Tensor:
+            logits_RV = whole(*given).clone()
+            logits_RV[:, 3] = value
+            return logits_RV
+
+        monkeypatch.setattr(LiveTeacher, "logits", masked)
+        losses.append(loss_and_gradient(trainer, batch))
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-6) and math.isfinite(losses[1][0])
+    torch.testing.assert_close(losses[1][1], losses[0][1])
 
 
 def test_the_plain_side_is_cross_entropy_of_the_same_text(family: Family, folder: Path) -> None:

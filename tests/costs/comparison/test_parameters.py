@@ -8,7 +8,7 @@ import pytest
 from tiny import Family
 from transformers import AutoConfig, MixtralConfig, Qwen3MoeConfig
 
-from cachekd.costs.comparison.parameters import active_of, count
+from cachekd.costs.comparison.parameters import active_of, count, counted
 
 
 def test_a_dense_model_looks_its_embedding_up(family: Family) -> None:
@@ -75,6 +75,13 @@ def test_experts_that_a_token_is_sent_to(tmp_path: Path) -> None:
 def test_what_cannot_be_told_is_a_gap(names: list[str], config: dict[str, int]) -> None:
     found = active_of(dict.fromkeys(names, 10), config)
     assert found.active is None and found.total == 20 and "configuration" in found.why
+
+
+def test_a_model_that_cannot_be_built_is_a_gap(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "nothing-like-it"}')
+    found = counted(tmp_path, trust_remote_code=False)
+    assert found.active is None and found.total is None
+    assert "cannot be built without weights: ValueError" in found.why and "\n" not in found.why
 
 
 def test_shared_experts_are_always_active() -> None:

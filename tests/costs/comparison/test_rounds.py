@@ -15,7 +15,7 @@ from cachekd.costs.comparison import children
 from cachekd.costs.comparison.jobs import END, GO, Ended, Failure, Job, Ready, Started, Step
 from cachekd.costs.comparison.rounds import Taken, take_turns
 
-READY = Ready(documents=2, tokens=20, batch=1, device="cpu")
+READY = Ready(tokens=20, batch=1, device="cpu")
 Answer = Callable[[Job, int], None]
 
 

@@ -6,11 +6,20 @@ from typing import Any
 
 import pytest
 
+from cachekd.costs.comparison.model import Meeting
 from cachekd.costs.comparison.verdict import CLOSE, SMALL_ACTIVE, Facts, Totals, Verdict, judge
 
 
-def totals(cached: float, live: float, meet: float | None = 2.0, storage: float = 0.0) -> Totals:
-    return Totals(cached=cached, live=live, break_even=meet, storage=storage)
+def totals(
+    cached: float,
+    live: float,
+    meet: float | None = 2.0,
+    storage: float = 0.0,
+    *,
+    before: bool = False,
+) -> Totals:
+    meeting = Meeting(at=meet, before=before)
+    return Totals(cached=cached, live=live, break_even=meeting, storage=storage)
 
 
 def judged(**facts: Any) -> Verdict:
@@ -38,6 +47,27 @@ def test_totals_within_what_is_measured_are_equal(cached: float, advice: str) ->
 def test_never_is_do_not_cache_even_where_totals_are_equal() -> None:
     verdict = judged(time=totals(100, 100, None))
     assert verdict.advice == "do not cache" and said(verdict, "never pays")
+
+
+@pytest.mark.parametrize(
+    ("cached", "advice"), [(80, "cache"), (98, "either"), (110, "do not cache")]
+)
+def test_a_cache_that_is_cheaper_up_to_some_epochs_is_judged_by_its_totals(
+    cached: float, advice: str
+) -> None:
+    verdict = judged(time=totals(cached, 100, 7.0, before=True))
+    assert verdict.advice == advice and not said(verdict, "never")
+    assert said(verdict, "a cache is cheaper up to 7 epochs x students")
+
+
+def test_a_cache_that_is_cheaper_from_the_start_is_said_to_be() -> None:
+    assert said(judged(time=totals(50, 100, 0.0)), "; a cache is cheaper from the start")
+
+
+def test_a_break_even_beside_several_captures_is_said_to_be_of_a_teacher_that_stays() -> None:
+    assert said(judged(time=totals(50, 100)), "; both cost the same at 2 epochs")
+    verdict = judged(every=1, time=totals(110, 100, 1.11))
+    assert said(verdict, "with a teacher that stays both cost the same at 1.11 epochs x students")
 
 
 def test_money_decides_where_it_is_known_and_time_is_told() -> None:
@@ -84,8 +114,11 @@ def test_a_moving_teacher(every: float | None, moves: bool) -> None:
 
 
 def test_a_moving_teacher_is_no_excuse_for_a_cache_that_would_not_pay() -> None:
-    verdict = judged(every=1, time=totals(200, 100, 3.0))
-    assert said(verdict, "the teacher moves") and not said(verdict, "it would pay")
+    for unworthy in (totals(200, 100, 3.0), totals(200, 100, 2.0, before=True)):
+        verdict = judged(every=1, time=unworthy)
+        assert said(verdict, "the teacher moves") and not said(verdict, "it would pay")
+    verdict = judged(every=1, time=totals(200, 100, 4.0, before=True))
+    assert said(verdict, "it would pay")
 
 
 @pytest.mark.parametrize(
