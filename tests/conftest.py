@@ -72,6 +72,7 @@ def cachekd(
 
     def run(*args: object) -> Ran:
         monkeypatch.setattr(sys, "argv", ["cachekd", *map(str, args)])
+        monkeypatch.setattr("cachekd_cli.main._leave", sys.exit)
         capsys.readouterr()
         code = 0
         before = {number: signal.getsignal(number) for number in HANDLED}

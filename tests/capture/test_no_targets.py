@@ -115,13 +115,13 @@ def test_a_model_that_gives_too_few_rows_is_refused(
     """A hidden state a document too few would shift the rows of all documents but the first."""
     job, teacher = loaded(config(family, data, tmp_path / "c"))
     rows = teacher._rows  # type: ignore[attr-defined]
-    body = rows._body
+    body = rows.body
 
     def short(*args: Any) -> Any:
         hidden_BTD, kind = body(*args)
         return hidden_BTD[:, 1:], kind
 
-    monkeypatch.setattr(rows, "_body", short)
+    monkeypatch.setattr(rows, "body", short)
     with pytest.raises(TeacherError, match="expected one row a token"):
         score_batch(job, teacher, job.plan.units[0][0])
 
