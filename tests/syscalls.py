@@ -76,14 +76,19 @@ def order(root: Path, tool: str, *, syncs: bool) -> tuple[int, int]:
     return out_of_order(log.read_text(), cache)
 
 
-def kill(root: Path, workload: Workload, truth: dict[str, str], points: int) -> dict[str, int]:
-    """Kill at evenly spread calls, one kind after another; then the command continues."""
+def kill(
+    root: Path, workload: Workload, truth: dict[str, str], points: int, part: tuple[int, int]
+) -> dict[str, int]:
+    """Kill at evenly spread calls, one kind after another; then the command continues.
+
+    Of these points a part is taken: every so-manieth from a first one on.
+    """
     log = root / "log"
     job(root, root / "traced", "-e", f"trace={CALLS}", "-o", str(log))
     counts = {call: len(re.findall(rf" {call}\(", log.read_text())) for call in CALLS.split(",")}
     every = [(call, number + 1) for call, count in counts.items() for number in range(count)]
     done = dict.fromkeys(counts, 0)
-    for at in range(points):
+    for at in range(part[0], points, part[1]):
         call, number = every[at * (len(every) - 1) // max(1, points - 1)]
         cache = root / f"cache-{at}"
         inject = f"inject={call}:signal=SIGKILL:when={number}"
@@ -104,6 +109,7 @@ def main() -> None:
     parser.add_argument("mode", choices=["order", "kill", "run"])
     parser.add_argument("place", nargs="*")
     parser.add_argument("--points", type=int, default=24)
+    parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("FIRST", "STEP"))
     parser.add_argument("--no-sync", action="store_true")
     parser.add_argument("--eatmydata", action="store_true")
     args = parser.parse_args()
@@ -117,7 +123,7 @@ def main() -> None:
             published, wrong = order(root, tool, syncs=not args.no_sync)
             report(published=published, wrong=wrong)
         else:
-            report(done=kill(root, workload, truth, args.points))
+            report(done=kill(root, workload, truth, args.points, tuple(args.part)))
 
 
 if __name__ == "__main__":
