@@ -74,4 +74,11 @@ def _script() -> str:
 
 def _arguments() -> list[str]:
     """Arguments as given, with paths of this machine left out."""
-    return ["DATA" if os.path.isabs(arg) or arg.startswith("..") else arg for arg in sys.argv[1:]]
+    return [_told(arg) for arg in sys.argv[1:]]
+
+
+def _told(argument: str) -> str:
+    """An argument, or NAME=PATH, without a path of this machine."""
+    name, equals, value = argument.rpartition("=")
+    local = os.path.isabs(value) or value.startswith("..")
+    return f"{name}{equals}{'DATA' if local else value}"

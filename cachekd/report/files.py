@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cachekd.errors import ConfigError
-from cachekd.store.local import LocalFolder
+from cachekd.store.local import LocalFolder, nearest
 
 
 def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
@@ -21,11 +21,9 @@ def check_writable(path: Path, option: str, *, folder: bool = False) -> None:
     """
     if path.is_dir() and not folder:
         raise ConfigError(f"{option}: {path} is a folder; expected the name of a file in it")
-    above = path if folder else path.parent
+    above = nearest(str(path if folder else path.parent))
     try:
-        while not above.exists():
-            above = above.parent
-        LocalFolder(str(above)).probe()
+        LocalFolder(above).probe()
     except OSError as error:
         raise ConfigError(
             f"{option}: cannot write to {above} ({error.strerror}); choose another place"

@@ -7,11 +7,9 @@ was found damaged (`replace`) may be written over.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 from typing import TypeVar
 
 import fsspec
@@ -19,7 +17,7 @@ import pyarrow as pa
 
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache, StoreError
-from cachekd.store.local import LocalFolder, too_large
+from cachekd.store.local import LocalFolder, nearest, too_large
 from cachekd.store.locks import sweep_locks
 from cachekd.store.names import check_name, shown
 
@@ -269,10 +267,10 @@ class Location:
                 )
             return
         try:
-            self._in_existing(lambda above: LocalFolder(str(above)).probe())
+            self._in_existing(lambda above: LocalFolder(above).probe())
         except OSError as error:
             raise StoreError(
-                f"cannot write to {self._existing_folder()} ({error.strerror}); "
+                f"cannot write to {nearest(self._root)} ({error.strerror}); "
                 "choose a cache location with write access"
             ) from error
 
@@ -280,18 +278,12 @@ class Location:
         """Free bytes on the disk of a local cache, else None."""
         return self._in_existing(shutil.disk_usage).free if self.local else None
 
-    def _in_existing(self, look: Callable[[Path], T]) -> T:
+    def _in_existing(self, look: Callable[[str], T]) -> T:
         """What a look tells of the root, or of the folder above it that there is."""
         with suppress(FileNotFoundError):
-            return look(self._existing_folder())
+            return look(nearest(self._root))
         # Another process had made the root for a lock alone, and took it away again.
-        return look(self._existing_folder())
-
-    def _existing_folder(self) -> Path:
-        folder = Path(self._root)
-        while not os.path.exists(folder):  # nor is one that may not be looked into
-            folder = folder.parent
-        return folder
+        return look(nearest(self._root))
 
     def _cannot_write(self, name: str, size: int, error: OSError) -> StoreError:
         return StoreError(

@@ -229,6 +229,13 @@ def _plain(path: str, open_by: Callable[[str, int], int], name: str, folder: int
         raise
 
 
+def nearest(path: str) -> str:
+    """A folder, or where it is not there the nearest above it that is."""
+    while not os.path.exists(path):  # nor is one that may not be looked into
+        path = os.path.dirname(path) or os.curdir
+    return path
+
+
 def make_path(path: str) -> None:
     """A folder and those above it; each that is new is synced into the one that holds it."""
     if os.path.isdir(path):

@@ -77,6 +77,16 @@ def check_live(
             "keeps no state of half-written text. Load it here with --teacher, or set "
             "--teacher-mix 0"
         )
+    _check_pairs(teacher, caches)
+    if config.keep_rollouts:
+        from cachekd.rollouts.keep import check_keep
+
+        check_keep(config.keep_rollouts, teacher)
+    return _live(config, rollouts, teacher, student, clock)
+
+
+def _check_pairs(teacher: FoundTeacher, caches: Sequence[Cache]) -> None:
+    """Refuse a live teacher that is another than that of a cache."""
     for cache in caches:
         if "weights" in teacher.source:
             refuse_difference(
@@ -92,11 +102,6 @@ def check_live(
                 "cache %r is not checked",
                 cache.name,
             )
-    if config.keep_rollouts:
-        from cachekd.rollouts.keep import check_keep
-
-        check_keep(config.keep_rollouts, teacher)
-    return _live(config, rollouts, teacher, student, clock)
 
 
 def _live(
