@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache, StoreError
+from cachekd.store.listing import Entry, local_entries, remote_entries, remote_folders
 from cachekd.store.local import LocalFolder, nearest, too_large
 from cachekd.store.locks import sweep_locks
 from cachekd.store.names import check_name, shown
@@ -59,26 +60,28 @@ class Location:
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
         path = self.path(name)
-        if self.folder:
-            with self._told(name):
-                return self.folder.exists(name)
-        return bool(self._fs.exists(path))
+        with self._told(name):
+            return self.folder.exists(name) if self.folder else bool(self._fs.exists(path))
 
     def names(self, folder: str = "") -> list[str]:
         """Names of the files of a sub-folder (or of the root), sorted; temporary ones left out."""
         if folder:
             check_name(folder)
         with self._told(folder):
-            found = self.folder.names(folder) if self.folder else self._listed(folder)
+            found = self.folder.names(folder) if self.folder else [*self.entries(folder)]
         return sorted(name for name in found if not name.startswith("."))
 
-    def _listed(self, folder: str) -> list[str]:
-        path = f"{self._root}/{folder}" if folder else self._root
-        if not self._fs.isdir(path):
-            return []
-        self._fs.invalidate_cache(path)
-        files = [entry for entry in self._fs.ls(path, detail=True) if entry["type"] == "file"]
-        return [str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in files]
+    def entries(self, folder: str = "") -> dict[str, Entry]:
+        """Files of a sub-folder (or of the root), and what a listing tells of each."""
+        path = self.path(folder) if folder else self._root
+        with self._told(folder):
+            found = local_entries(path) if self.local else remote_entries(self._fs, path)
+        return {name: entry for name, entry in sorted(found.items()) if name[0] != "."}
+
+    def folders(self) -> list[str]:
+        """Names of the folders below the root, sorted."""
+        with self._told(""):
+            return sorted(remote_folders(self._fs, self._root))
 
     def size(self, name: str) -> int:
         """Bytes of a file.

@@ -36,7 +36,8 @@ class Manifest:
     """A seal as read back; ``attention`` is keyed by the logits shard of the same documents.
 
     ``repaired`` names what earlier seals of the cache named and this one had to leave out;
-    ``skipped``: by shard the rows that the teacher gave no distribution of.
+    ``skipped``: by shard the rows that the teacher gave no distribution of; ``origins``: caches
+    that records were taken from, each with its root digest and what was taken.
     """
 
     generation: int
@@ -54,6 +55,7 @@ class Manifest:
     attention: Mapping[str, AttentionFacts]
     repaired: tuple[str, ...]
     skipped: Mapping[str, Skipped]
+    origins: tuple[Mapping[str, Any], ...]
 
     def written(self) -> frozenset[str]:
         """Digests of the samples shards whose responses the teacher wrote."""
@@ -136,11 +138,18 @@ def _manifest(document: Mapping[str, Any], generation: int) -> Manifest:
             strict.digest(shard): parse(rows)
             for shard, rows in strict.fields(document.get(FIELD, {})).items()
         },
+        origins=strict.listed(document.get("origins", []), limits.RUNS, _origin),
     )
 
 
 def _named(value: Any) -> str:
     return check_name(strict.text(value))
+
+
+def _origin(value: Any) -> dict[str, Any]:
+    origin = strict.fields(value)
+    strict.short_id(origin["root"])
+    return origin
 
 
 def _run(value: Any) -> dict[str, Any]:

@@ -186,7 +186,8 @@ def _reseal(location: Location, identity: Identity, damage: Damage, seals: _Seal
     # Where nothing is lacking and the same files are named, it is the seal itself that was wrong.
     wrong = newest is None or (newest.files == content["files"] and not lacking)
     own = seals.top if wrong else None
-    sealed = publish(location, identity, content, index_data, own)
+    sealed = publish(location, identity, content, index_data, after=seals.top, generation=own)
+    assert sealed is not None, "no other process works on the cache"
     return [*written, manifest_name(sealed.generation)]
 
 
