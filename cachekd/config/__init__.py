@@ -15,6 +15,7 @@ from cachekd.config._looks import PlanConfig, RecheckConfig, precompute_config
 from cachekd.config._precompute import PrecomputeConfig, RunConfig
 from cachekd.config._report import ReportConfig
 from cachekd.config._serve import ServeConfig
+from cachekd.config._share import GcConfig, LsConfig, PullConfig, PushConfig
 from cachekd.config._targets import ATTENTION_STEPS, LEVEL_STEPS, AttentionConfig, SelectionConfig
 from cachekd.config._train import TrainConfig
 
@@ -24,12 +25,16 @@ __all__ = [
     "BenchmarkConfig",
     "DataConfig",
     "EvaluateConfig",
+    "GcConfig",
     "LEVEL_STEPS",
     "LiveConfig",
+    "LsConfig",
     "ModelConfig",
     "PlanConfig",
     "PrecomputeConfig",
     "Protocol",
+    "PullConfig",
+    "PushConfig",
     "RecheckConfig",
     "ReportConfig",
     "RowsConfig",

@@ -241,6 +241,13 @@ class AttentionShard:
         decode = decode_qk if self.spec.kind == "qk" else decode_maps
         return decode(self.spec, data, rows, length)
 
+    def encoded(self, row: int) -> EncodedAttention:
+        """Attention of a document as it is stored (errors of `query_rows`)."""
+        length = int(self._tokens[row]) - 1
+        mask = np.isin(np.arange(length), self.query_rows(row, length))
+        places = range(1, len(self.spec.layers) + 1)
+        return EncodedAttention(rows=mask, layers=tuple(self._block(row, at) for at in places))
+
     def query_rows(self, row: int, length: int) -> Int32:
         """Captured rows of the document in this row, which has ``length`` of them, int32 [R].
 

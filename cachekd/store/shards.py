@@ -193,6 +193,11 @@ class Shard:
             raise self._corrupt(str(error)) from error
         return keys
 
+    def table(self) -> pa.Table:
+        """All rows as they are stored, not decoded."""
+        groups = [read_group(self._table, group) for group in range(len(self._table.rows))]
+        return pa.Table.from_batches(groups).replace_schema_metadata(None)
+
     def record(self, row: int) -> tuple[bytes, Int32, TopKLogits]:
         """Key, token ids and targets of a row."""
         return self.records([row])[0]

@@ -1,0 +1,261 @@
+"""Push and pull: what travels, what is skipped, what is seen meanwhile, and what is refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import Ran, write_rows
+
+import cachekd
+from cachekd.config import PullConfig, PushConfig
+from cachekd.errors import CachekdError, CacheNotFound, UnsealedCache
+from cachekd.sharing.pull import pull
+from cachekd.sharing.push import push
+from cachekd.store.io import Location
+from cachekd.store.verify import verify
+
+from .conftest import Maker, rows_of
+
+
+def bytes_of(url: object) -> dict[str, bytes]:
+    """Every file of a cache but what a push makes for itself."""
+    place = Location(str(url))
+    folders = ["", "plans", "units", "samples", "logits", "attention", "priors", "index"]
+    names = [f"{folder}/{name}".lstrip("/") for folder in folders for name in place.names(folder)]
+    return {name: bytes(place.read(name)) for name in names}
+
+
+def send(cache: object, location: object, **further: Any) -> dict[str, Any]:
+    return push(PushConfig(cache=str(cache), location=str(location), **further))
+
+
+def fetch(location: object, cache: object, **further: Any) -> dict[str, Any]:
+    return pull(PullConfig(location=str(location), cache=str(cache), **further))
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_a_cache_comes_back_as_it_went(shared: Path, tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "team" / "news" if kind == "local" else f"memory://{tmp_path}/team/news"
+    sent = send(shared, place)
+    assert bytes_of(place) == bytes_of(shared)
+    back = fetch(place, tmp_path / "back")
+    assert bytes_of(tmp_path / "back") == bytes_of(shared)
+    assert sent["root"] == back["root"] == cachekd.open_cache(str(shared)).root
+    assert sent["bytes_moved"] == back["bytes_moved"] > sent["bytes"]
+    assert not verify(str(tmp_path / "back")).problems
+
+
+def test_a_second_push_moves_nothing(shared: Path, tmp_path: Path) -> None:
+    first = send(shared, tmp_path / "there")
+    again = send(shared, tmp_path / "there")
+    assert (again["files_moved"], again["bytes_moved"]) == (0, 0)
+    assert again["files_skipped"] == first["files_moved"]
+    assert again["generation"] == 1
+
+
+def test_a_dry_run_tells_and_writes_nothing(shared: Path, tmp_path: Path) -> None:
+    told = send(shared, tmp_path / "there", dry_run=True)
+    assert told["dry_run"] and told["files_to_move"] > 0 and told["bytes_to_move"] > 0
+    assert not (tmp_path / "there").exists()
+    assert send(shared, tmp_path / "there")["files_moved"] == told["files_to_move"]
+
+
+def test_what_was_added_travels_alone(cache: Path, make_cache: Maker, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    first = send(cache, there)
+    make_cache(cache, rows_of(14), domain_column="domain", sort_window=1)
+    more = send(cache, there)
+    assert 0 < more["files_moved"] < first["files_moved"]
+    assert more["root"] == cachekd.open_cache(str(cache)).root
+    assert not verify(str(there)).problems
+
+
+def test_two_caches_of_one_identity_are_united(
+    shared: Path, make_cache: Maker, tmp_path: Path
+) -> None:
+    make_cache(tmp_path / "other", rows_of(6, first=20))
+    there = tmp_path / "there"
+    send(shared, there)
+    united = send(tmp_path / "other", there)
+    assert united["samples"] == 18
+    assert not verify(str(there)).problems
+    assert len(cachekd.open_cache(str(there))) == 18
+
+
+def test_until_the_seal_there_is_no_cache(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file in turn is the last that arrives: a reader sees no cache, or an unsealed one."""
+    create, count = Location.create, [0]
+
+    class Cut(Exception):
+        pass
+
+    def cut_after(files: int) -> Callable[..., bool]:
+        def limited(self: Location, name: str, data: bytes) -> bool:
+            if "there" in self.url:
+                count[0] += 1
+                if count[0] > files:
+                    raise Cut
+            return create(self, name, data)
+
+        return limited
+
+    seen = set()
+    for files in range(60):
+        count[0] = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(Location, "create", cut_after(files))
+            try:
+                send(shared, tmp_path / "there", jobs=1)
+            except Cut:
+                pass
+            else:
+                break
+        with pytest.raises((CacheNotFound, UnsealedCache)) as refusal:
+            cachekd.open_cache(str(tmp_path / "there"))
+        seen.add(refusal.type)
+    assert seen == {CacheNotFound, UnsealedCache}
+    assert bytes_of(tmp_path / "there") == bytes_of(shared)
+
+
+def test_what_arrived_damaged_is_sent_again(shared: Path, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    send(shared, there)
+    (there / "manifest-1.json").unlink()  # as a push that was cut off before its end
+    shard = min((there / "logits").glob("*.parquet"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.chmod(0o644)
+    shard.write_bytes(data)
+    again = send(shared, there)
+    assert again["files_moved"] >= 1
+    assert bytes_of(there) == bytes_of(shared)
+
+
+def test_two_pushers_and_a_reader_at_once(
+    shared: Path, make_cache: Maker, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    make_cache(other, rows_of(8, first=40))
+    there, failed, seen = f"memory://{tmp_path}/at-once", [], []
+    ended = threading.Event()
+
+    def sender(cache: Path) -> None:
+        try:
+            send(cache, there, jobs=2)
+        except BaseException as error:
+            failed.append(error)
+
+    def reader() -> None:
+        while not ended.is_set():
+            try:
+                seen.append(len(list(cachekd.open_cache(there))))
+            except (CacheNotFound, UnsealedCache):
+                seen.append(0)
+            except BaseException as error:
+                failed.append(error)
+                return
+
+    threads = [threading.Thread(target=sender, args=(one,)) for one in (shared, other)]
+    watch = threading.Thread(target=reader)
+    for thread in [watch, *threads]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ended.set()
+    watch.join()
+    assert not failed
+    assert seen == sorted(seen), "a newer seal never shows less"
+    assert set(seen) <= {0, 8, 12, 20}
+    assert len(cachekd.open_cache(there)) == 20
+    assert not verify(there).problems
+
+
+def test_a_part_by_domain(shared: Path, tmp_path: Path) -> None:
+    report = fetch(shared, tmp_path / "part", domain=("law",))
+    assert report["shards"] < report["shards_of"]
+    assert report["bytes"] < report["bytes_of_shards_at_origin"]
+    part = cachekd.open_cache(str(tmp_path / "part"))
+    whole = cachekd.open_cache(str(shared))
+    law = [key for key, name in zip(whole.samples.keys, whole.domains, strict=True) if name == "law"]
+    assert set(law) <= set(part.samples.keys)
+    assert not verify(str(tmp_path / "part")).problems
+    assert part.manifest is not None
+    (origin,) = part.manifest.origins
+    assert origin["root"] == whole.root and origin["domains"] == ["law"]
+
+
+def test_a_part_by_fraction_is_seeded_and_grows(shared: Path, tmp_path: Path) -> None:
+    first = fetch(shared, tmp_path / "a", fraction=0.4, seed=3)
+    same = fetch(shared, tmp_path / "b", fraction=0.4, seed=3)
+    assert first["root"] == same["root"] != cachekd.open_cache(str(shared)).root
+    whole = fetch(shared, tmp_path / "a")
+    assert whole["root"] == cachekd.open_cache(str(shared)).root
+    assert whole["bytes_moved"] < sum(map(len, bytes_of(shared).values()))
+
+
+def test_a_part_by_the_rows_of_a_file(
+    shared: Path, family: Any, tmp_path: Path, cachekd: Callable[..., Ran]
+) -> None:
+    data = write_rows(tmp_path / "mine.jsonl", rows_of(12)[3:5])
+    ran = cachekd(
+        *("pull", shared, tmp_path / "part", "--json", "--keys-from", data),
+        *("--tokenizer", family.teacher),
+    )
+    assert ran.code == 0, ran.err
+    assert (ran.json["records_wanted"], ran.json["records_found"]) == (2, 2)
+    assert ran.json["shards"] <= 2
+    assert cachekd("verify", tmp_path / "part").code == 0
+
+
+def test_attention_travels_beside_its_logits(attentive: Path, tmp_path: Path) -> None:
+    send(attentive, tmp_path / "there")
+    assert bytes_of(tmp_path / "there") == bytes_of(attentive)
+    part = fetch(attentive, tmp_path / "part", fraction=0.5)
+    assert part["attention_shards"] == part["shards"] > 0
+    assert not verify(str(tmp_path / "part")).problems
+
+
+def test_a_partial_cache_is_completed_by_precompute(
+    shared: Path, make_cache: Maker, tmp_path: Path
+) -> None:
+    part = tmp_path / "part"
+    fetch(shared, part, fraction=0.4)
+    done = make_cache(part, rows_of(12), domain_column="domain", sort_window=1)
+    assert done["keys"] == 12
+    whole = cachekd.open_cache(str(shared))
+    mine = cachekd.open_cache(str(part))
+    assert done["root"] == whole.root
+    np.testing.assert_array_equal(mine[5].logits.ids, whole[5].logits.ids)
+
+
+def test_another_identity_is_refused_field_by_field(
+    shared: Path, make_cache: Maker, tmp_path: Path, cachekd: Callable[..., Ran]
+) -> None:
+    make_cache(tmp_path / "other", rows_of(2), logits_top_k=4)
+    before = bytes_of(tmp_path / "other")
+    for args in (("push", shared, tmp_path / "other"), ("pull", shared, tmp_path / "other")):
+        ran = cachekd(*args)
+        assert ran.code == 5
+        assert "capture.selection.k: 8 / 4" in ran.err
+    assert bytes_of(tmp_path / "other") == before
+
+
+def test_the_command_prints_one_object(
+    shared: Path, tmp_path: Path, cachekd: Callable[..., Ran]
+) -> None:
+    ran = cachekd("push", shared, tmp_path / "there", "--json")
+    assert ran.code == 0, ran.err
+    assert {"bytes_moved", "bytes_skipped", "retried", "root"} <= ran.json.keys()
+    assert "bytes" in ran.err
+
+
+def test_errors_are_those_of_the_project(tmp_path: Path) -> None:
+    with pytest.raises(CachekdError, match="cachekd precompute"):
+        send(tmp_path / "nothing", tmp_path / "there")
