@@ -39,6 +39,8 @@ class LocalFolder:
     A name that is no plain file (a link, pipe, device or folder) raises `CorruptCache`.
     """
 
+    lists = True
+
     def __init__(self, root: str) -> None:
         self.root = root
 
@@ -79,6 +81,10 @@ class LocalFolder:
         """All bytes of a file, mapped."""
         with self._opened(name) as file:
             return disk.map_whole(file)
+
+    def chunks(self, name: str, size: int) -> Iterator[bytes]:
+        """The bytes of a file of this size, in order."""
+        yield self.read(name, size)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a new file, whole or not at all; False if the name is taken.

@@ -25,6 +25,27 @@ def check_name(name: str) -> str:
     return name
 
 
+def altered(path: str, what: str) -> CorruptCache:
+    """The error for a file whose bytes are not those that were written."""
+    return CorruptCache(
+        f"{path}: {what}. The file was altered: restore it, or delete it and run the "
+        "precompute command again to make it anew"
+    )
+
+
+def missing(path: str) -> CorruptCache:
+    """The error for a file of a cache that should be there and is not."""
+    mend = "Restore it, or run the precompute command again to make it anew"
+    if path.rpartition("/")[2] in ("cache.json", "capture.json"):
+        mend = (
+            "It says whose the cache is: restore it from a copy (a lost cache.json of a cache "
+            "without attention is also written anew by the precompute command of its teacher)"
+        )
+    return CorruptCache(
+        f"{path} is missing; it was deleted, or the cache was copied only in part. {mend}"
+    )
+
+
 def shown(url: str) -> str:
     """A URL as messages and records may hold it: without what signs it or who it is opened as."""
     if "://" not in url:
