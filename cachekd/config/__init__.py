@@ -11,6 +11,7 @@ from cachekd.config._evaluate import EvaluateConfig, Protocol
 from cachekd.config._fields import canonical_json, check_choices, option, required, resolved
 from cachekd.config._inputs import DataConfig, ModelConfig, RowsConfig
 from cachekd.config._live import LiveConfig, ScoringConfig
+from cachekd.config._locations import LOCAL_CACHE_SIZE, LocationConfig, bytes_of
 from cachekd.config._looks import PlanConfig, RecheckConfig, precompute_config
 from cachekd.config._precompute import PrecomputeConfig, RunConfig
 from cachekd.config._report import ReportConfig
@@ -27,7 +28,9 @@ __all__ = [
     "EvaluateConfig",
     "GcConfig",
     "LEVEL_STEPS",
+    "LOCAL_CACHE_SIZE",
     "LiveConfig",
+    "LocationConfig",
     "LsConfig",
     "ModelConfig",
     "PlanConfig",
@@ -43,6 +46,7 @@ __all__ = [
     "SelectionConfig",
     "ServeConfig",
     "TrainConfig",
+    "bytes_of",
     "canonical_json",
     "check_choices",
     "option",

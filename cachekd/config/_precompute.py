@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cachekd.config._fields import check_choices, option, required
 from cachekd.config._generation import GenerationConfig, check_generation
 from cachekd.config._inputs import DataConfig, ModelConfig, check_loading
+from cachekd.config._locations import LocationConfig
 from cachekd.config._targets import ATTENTION_STEPS, AttentionConfig, SelectionConfig, check_levels
 from cachekd.errors import ConfigError
 
@@ -46,7 +47,13 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig(
-    RunConfig, AttentionConfig, SelectionConfig, GenerationConfig, DataConfig, ModelConfig
+    RunConfig,
+    LocationConfig,
+    AttentionConfig,
+    SelectionConfig,
+    GenerationConfig,
+    DataConfig,
+    ModelConfig,
 ):
     """Settings of ``cachekd precompute``."""
 

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 
 from cachekd.config._fields import check_choices, option, required
 from cachekd.config._inputs import RowsConfig
+from cachekd.config._locations import LocationConfig, bytes_of
 from cachekd.errors import ConfigError
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]?B?)", re.IGNORECASE)
 _HUB = "hf://"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferConfig:
+class TransferConfig(LocationConfig):
     """How files travel."""
 
     cache: str = required("Cache folder or URL.", group="Transfer")
@@ -126,7 +125,7 @@ class PullConfig(TransferConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GcConfig:
+class GcConfig(LocationConfig):
     """Settings of ``cachekd gc``."""
 
     cache: str = required("Cache folder or URL.", group="Collect")
@@ -145,27 +144,11 @@ class GcConfig:
     def __post_init__(self) -> None:
         if self.older_than < 0:
             raise ConfigError(f"older_than: expected 0 or more; found {self.older_than}")
-        if self.target_bytes < 1:
-            raise ConfigError(f"target_size: expected more than 0; found {self.target_size!r}")
-
-    @property
-    def target_bytes(self) -> int:
-        """``target_size`` in bytes.
-
-        Raises:
-            ConfigError: it is no size.
-        """
-        found = _SIZE.fullmatch(self.target_size.strip())
-        unit = found[2].upper() if found else ""
-        if not found or (unit and not unit.endswith("B") and f"{unit}B" not in _UNITS):
-            raise ConfigError(
-                f"target_size: expected a size such as 256MB; found {self.target_size!r}"
-            )
-        return int(float(found[1]) * _UNITS[unit if unit in _UNITS else f"{unit}B"])
+        bytes_of(self.target_size, "target_size")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LsConfig(RowsConfig):
+class LsConfig(LocationConfig, RowsConfig):
     """Settings of ``cachekd ls``."""
 
     location: str = required("Folder or URL that caches lie below.", group="List")

@@ -84,7 +84,7 @@ def alone(location: Location) -> Iterator[None]:
         if (location.folder and locks_in_use(location.folder)) or not claims.take(0):
             raise StoreError(
                 f"{location.url}: another process writes this cache. Wait until it has ended, or "
-                "stop it (Ctrl-C, it can be continued), then repair"
+                "stop it (Ctrl-C, it can be continued), then run this command again"
             )
         yield
 

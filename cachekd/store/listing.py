@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -33,6 +34,15 @@ class Entry:
     md5: str | None = None
 
 
+def local_folders(path: str) -> list[str]:
+    """Names of the folders below one of this machine; links are not followed."""
+    try:
+        with os.scandir(path) as listing:
+            return [item.name for item in listing if item.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def local_entries(path: str) -> dict[str, Entry]:
     """Plain files of a folder of this machine, by name; none where there is no folder."""
     found = {}
@@ -47,28 +57,20 @@ def local_entries(path: str) -> dict[str, Entry]:
     return found
 
 
-def remote_entries(filesystem: Any, path: str) -> dict[str, Entry]:
-    """Files below a path of a filesystem, by name; none where there is no such path."""
+def entries_of(listed: Iterable[dict[str, Any]]) -> dict[str, Entry]:
+    """Files of a listing of fsspec's, by name."""
     return {
         _base(item): Entry(
             size=int(item.get("size") or 0), modified=_modified(item), md5=_md5(item)
         )
-        for item in _listed(filesystem, path)
+        for item in listed
         if item["type"] == "file" and _base(item)
     }
 
 
-def remote_folders(filesystem: Any, path: str) -> list[str]:
-    """Names of the folders below a path of a filesystem."""
-    return [_base(item) for item in _listed(filesystem, path) if item["type"] == "directory"]
-
-
-def _listed(filesystem: Any, path: str) -> list[dict[str, Any]]:
-    if not filesystem.isdir(path):
-        return []
-    filesystem.invalidate_cache(path)
-    found: list[dict[str, Any]] = filesystem.ls(path, detail=True)
-    return found
+def folders_of(listed: Iterable[dict[str, Any]]) -> list[str]:
+    """Names of the folders of a listing of fsspec's."""
+    return [_base(item) for item in listed if item["type"] == "directory"]
 
 
 def _base(item: dict[str, Any]) -> str:

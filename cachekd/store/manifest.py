@@ -17,10 +17,12 @@ from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.io import Location
 from cachekd.store.layout import (
     ATTENTION,
+    HINT,
     KIND,
     load_document,
     manifest_name,
     most_bytes,
+    read_document,
     sealed_name,
 )
 from cachekd.store.names import check_name
@@ -64,8 +66,28 @@ class Manifest:
 
 def generations(location: Location) -> list[int]:
     """Generations of the seals at a location, ascending."""
+    if not location.lists:
+        newest = _newest(location) or 0
+        return [g for g in range(1, newest + 1) if location.exists(manifest_name(g))]
     found = map(generation_of, location.names())
     return sorted(generation for generation in found if generation is not None)
+
+
+def _newest(location: Location) -> int | None:
+    """The newest generation, found by the hint and the names that follow; None without a hint.
+
+    The hint may be that of an older seal: who wrote the next one may have died before it.
+    """
+    try:
+        hint = read_document(location, "hint", HINT)
+        generation = generation_of(strict.text(hint["newest"]))
+    except (CorruptCache, KeyError, TypeError, ValueError):
+        return None
+    if generation is None or not location.exists(manifest_name(generation)):
+        return None
+    while location.exists(manifest_name(generation + 1)):
+        generation += 1
+    return generation
 
 
 def generation_of(name: str) -> int | None:
@@ -80,10 +102,10 @@ def read_manifest(location: Location) -> Manifest | None:
     Raises:
         CorruptCache: the seal does not parse, or names what no seal names.
     """
-    found = generations(location)
-    if not found:
-        return None
-    return load_seal(location, found[-1])
+    newest = None if location.local else _newest(location)
+    if newest is None:
+        newest = max(generations(location), default=None)
+    return None if newest is None else load_seal(location, newest)
 
 
 def load_seal(location: Location, generation: int) -> Manifest:

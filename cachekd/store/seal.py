@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from cachekd.data import limits
-from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache, StoreError, UnsealedCache
 from cachekd.store.attention_rows import check_query_rows
 from cachekd.store.card import card
@@ -234,9 +233,7 @@ def load_samples(
 def samples_table(location: Location, digest: str) -> pa.Table:
     """Rows of a samples shard (errors of `load_samples`)."""
     name = samples_name(digest)
-    data = location.map(name)
-    if bytes_digest(data) != digest:
-        raise CorruptCache(f"{location.path(name)}: its bytes do not have the digest it names")
+    data = location.checked(name, digest)
     return read_samples(location.path(name), data, limits.SAMPLES_ROWS)
 
 

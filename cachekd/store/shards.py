@@ -21,6 +21,7 @@ from cachekd.errors import CorruptCache, TeacherError
 from cachekd.plugins import find
 from cachekd.store.io import Location
 from cachekd.store.layout import shard_name
+from cachekd.store.names import altered
 from cachekd.store.priors import Priors
 from cachekd.store.tables import (
     LOGITS,
@@ -160,12 +161,7 @@ class Shard:
     ) -> None:
         self.name = shard_name(facts.digest)
         self._path = location.path(self.name)
-        data = location.map(self.name)
-        if data.size != facts.bytes:
-            raise self._corrupt(f"expected {facts.bytes} bytes, found {data.size}")
-        found = bytes_digest(data)
-        if found != facts.digest:
-            raise self._corrupt(f"expected sha256 {facts.digest}, found {found}")
+        data = location.checked(self.name, facts.digest, facts.bytes)
         self._table = open_table(self._path, data, LOGITS, rows=facts.rows, values=facts.tokens)
         metadata: Mapping[bytes, bytes] = self._table.schema.metadata or {}
         if metadata.get(b"capture_id") != capture_id.encode():
@@ -258,10 +254,7 @@ class Shard:
         return self._groups.get((self._digest, group), lambda: read_group(self._table, group))
 
     def _corrupt(self, what: str) -> CorruptCache:
-        return CorruptCache(
-            f"{self._path}: {what}. The file was altered: restore it, or delete it and run the "
-            "precompute command again to make it anew"
-        )
+        return altered(self._path, what)
 
 
 def impossible(targets: TopKLogits) -> str | None:

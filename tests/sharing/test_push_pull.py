@@ -138,9 +138,7 @@ def test_what_arrived_damaged_is_sent_again(shared: Path, tmp_path: Path) -> Non
     assert bytes_of(there) == bytes_of(shared)
 
 
-def test_two_pushers_and_a_reader_at_once(
-    shared: Path, make_cache: Maker, tmp_path: Path
-) -> None:
+def test_two_pushers_and_a_reader_at_once(shared: Path, make_cache: Maker, tmp_path: Path) -> None:
     other = tmp_path / "other"
     make_cache(other, rows_of(8, first=40))
     there, failed, seen = f"memory://{tmp_path}/at-once", [], []
@@ -183,7 +181,9 @@ def test_a_part_by_domain(shared: Path, tmp_path: Path) -> None:
     assert report["bytes"] < report["bytes_of_shards_at_origin"]
     part = cachekd.open_cache(str(tmp_path / "part"))
     whole = cachekd.open_cache(str(shared))
-    law = [key for key, name in zip(whole.samples.keys, whole.domains, strict=True) if name == "law"]
+    law = [
+        key for key, name in zip(whole.samples.keys, whole.domains, strict=True) if name == "law"
+    ]
     assert set(law) <= set(part.samples.keys)
     assert not verify(str(tmp_path / "part")).problems
     assert part.manifest is not None
