@@ -40,10 +40,12 @@ def _keys(settings: PullConfig) -> Keys:
     from cachekd.sharing.choose import samples_of
     from cachekd.sharing.content import sealed_content
     from cachekd.store.io import Location
+    from cachekd.store.settings import using
 
-    content = sealed_content(Location(settings.location))
+    with using(settings):
+        content = sealed_content(Location(settings.location))
+        longest = samples_of(content).lengths.max(initial=2) if settings.on_long != "fail" else 2
     source = content.identity.source
-    longest = samples_of(content).lengths.max(initial=2) if settings.on_long != "fail" else 2
     return keys_of_data(
         "pull",
         settings.rows,

@@ -12,8 +12,9 @@ from cachekd.data.packed import Keys
 from cachekd.sharing.choose import choose
 from cachekd.sharing.content import part_of, sealed_content
 from cachekd.sharing.copier import Copier, Step
-from cachekd.sharing.transfer import transfer
+from cachekd.sharing.transfer import transfer, tries
 from cachekd.store.io import Location
+from cachekd.store.settings import using
 
 
 def pull(
@@ -36,6 +37,13 @@ def pull(
         CorruptCache: a file at the source is altered; names it.
         StoreError: a file cannot be read or written.
     """
+    before = tries()
+    with using(config):
+        report = _pull(config, keys, step)
+    return {**report, "retried": report.get("retried", 0) + tries() - before}
+
+
+def _pull(config: PullConfig, keys: Keys | None, step: Step | None) -> dict[str, Any]:
     source, into = Location(config.location), Location(config.cache)
     content, told = sealed_content(source), {}
     if keys is not None or config.domain or config.fraction < 1:

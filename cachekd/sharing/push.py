@@ -15,8 +15,9 @@ from cachekd.sharing.catalogue import enter
 from cachekd.sharing.content import Content, sealed_content
 from cachekd.sharing.copier import Step
 from cachekd.sharing.derive import derived
-from cachekd.sharing.transfer import refuse_other, transfer
+from cachekd.sharing.transfer import refuse_other, transfer, tries
 from cachekd.store.io import Location
+from cachekd.store.settings import using
 
 
 def push(config: PushConfig, *, step: Step | None = None) -> dict[str, Any]:
@@ -37,6 +38,13 @@ def push(config: PushConfig, *, step: Step | None = None) -> dict[str, Any]:
         StoreError: a file cannot be read or written.
         Incomplete: stopped by a signal; the same call continues.
     """
+    before = tries()
+    with using(config):
+        report = _push(config, step)
+    return {**report, "retried": report.get("retried", 0) + tries() - before}
+
+
+def _push(config: PushConfig, step: Step | None) -> dict[str, Any]:
     source = Location(config.cache)
     if config.repo is not None:
         from cachekd.sharing.hub import push_to_hub

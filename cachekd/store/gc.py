@@ -14,6 +14,7 @@ from cachekd.store.collect import find_garbage, take_away
 from cachekd.store.compact import compact
 from cachekd.store.io import Location
 from cachekd.store.layout import FOLDERS
+from cachekd.store.settings import using
 
 _HOUR = 3600.0
 
@@ -26,7 +27,11 @@ def collect(config: GcConfig) -> dict[str, Any]:
         StoreError: another process writes it, or a file cannot be written or taken away.
         CorruptCache: a document does not parse, or a shard is altered; nothing was taken away.
     """
-    location = Location(config.cache)
+    with using(config):
+        return _collect(config, Location(config.cache))
+
+
+def _collect(config: GcConfig, location: Location) -> dict[str, Any]:
     with alone(location):
         report: dict[str, Any] = {"cache": location.url, "dry_run": not config.yes}
         if config.compact:
