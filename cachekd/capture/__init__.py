@@ -14,6 +14,7 @@ from cachekd.capture.identify import check_same
 from cachekd.capture.job import Job
 from cachekd.capture.meter import Meter, Progress, Show
 from cachekd.capture.prepare import complete_job, prepare_job
+from cachekd.capture.reusing import with_reused
 from cachekd.capture.together import Division, agree
 from cachekd.capture.trial import try_teacher
 from cachekd.capture.unit import describe, score_unit
@@ -58,6 +59,8 @@ def precompute(config: PrecomputeConfig, *, progress: Show | None = None) -> dic
         return {**report, "dry_run": True}
     with unrepaired(job.location):
         job.location.sweep(FOLDERS)
+        job, reused = with_reused(job)
+        report = {**describe(job), **reused} if reused else report
         return {**report, **_capture(job, started, progress)}
 
 

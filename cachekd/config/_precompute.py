@@ -17,6 +17,12 @@ class RunConfig:
     """How the work is cut and when it ends; none of it changes what is stored beyond noise."""
 
     cache: str = required("Cache folder or URL.", group="Run")
+    reuse: str | None = option(
+        None,
+        "Shared location, or a cache: records that caches of the same teacher and capture hold "
+        "there are taken from them, and only the rest is scored.",
+        group="Run",
+    )
     batch_tokens: int = option(
         4096, "Token budget of a teacher batch (rows x padded length).", group="Run"
     )
@@ -105,6 +111,19 @@ class PrecomputeConfig(
             if value is not None and value < (2 if name == "max_length" else 1):
                 raise ConfigError(f"{name}: found {value}, which is too small")
         check_loading(self)
+        _check_reuse(self)
+
+
+def _check_reuse(config: PrecomputeConfig) -> None:
+    """Only whole records of text that is there can be another's."""
+    part = config.rows != "all" or (config.attention != "none" and config.attention_rows != "all")
+    if config.reuse and part:
+        raise ConfigError(
+            "reuse: records of response rows alone may lack rows that this data trains on; leave "
+            "reuse out, or capture all rows (rows all, attention_rows all)"
+        )
+    if config.reuse and config.generate != "none":
+        raise ConfigError("reuse: responses are still to be written; leave reuse or generate out")
 
 
 def _check_attention(config: PrecomputeConfig) -> None:

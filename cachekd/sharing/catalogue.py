@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from cachekd.data import strict
+from cachekd.data import limits, strict
 from cachekd.data.digests import KEY_BYTES, json_id
 from cachekd.data.packed import Keys
 from cachekd.errors import CachekdError, CorruptCache, StoreError
@@ -32,10 +32,11 @@ from cachekd.store.io import Location
 from cachekd.store.layout import dump_document, index_name, manifest_name, read_document
 from cachekd.store.manifest import Manifest
 from cachekd.store.names import check_name
-from cachekd.store.seal import newest_generation
+from cachekd.store.seal import newest_generation, samples_table
 
 CATALOGUE = "catalogue"
 _SKETCH_KEYS = 4096
+_SOURCES = 16
 _KIND = "catalogue"
 _PROVENANCE = (
     "teacher",
@@ -64,6 +65,8 @@ class Entry:
         provenance: teacher, and how rows became tokens.
         kinds: of target.
         totals: counts of the seal.
+        sources: names of the data files that its samples came from, at most 16.
+        longest: tokens of its longest sample.
         threshold: keys whose first 8 bytes are below it are in the sketch.
         sketch: these keys, sorted.
     """
@@ -80,6 +83,8 @@ class Entry:
     provenance: dict[str, Any]
     kinds: tuple[str, ...]
     totals: dict[str, int]
+    sources: tuple[str, ...]
+    longest: int
     threshold: int
     sketch: Keys
 
@@ -91,7 +96,8 @@ class Entry:
         """Bytes of the entry's file."""
         plain = {name: getattr(self, name) for name in self.__slots__ if name != "sketch"}
         packed = base64.b64encode(self.sketch.data.data).decode()
-        return dump_document(_KIND, {**plain, "kinds": list(self.kinds), "sketch": packed})
+        lists = {"kinds": list(self.kinds), "sources": list(self.sources)}
+        return dump_document(_KIND, {**plain, **lists, "sketch": packed})
 
 
 def enter(into: Location, identity: Identity, sealed: Manifest) -> str | None:
@@ -121,7 +127,8 @@ def enter(into: Location, identity: Identity, sealed: Manifest) -> str | None:
 def entry_of(location: Location, folder: str, identity: Identity, sealed: Manifest) -> Entry:
     """The entry of a sealed cache."""
     name = index_name(sealed.index)
-    keys = load_index(name, location.read(name)).keys
+    keys = load_index(name, location.checked(name, sealed.index)).keys
+    sources, longest = _samples(location, sealed)
     threshold = min((1 << 64) - 1, (1 << 64) * _SKETCH_KEYS // max(1, len(keys)))
     at = location.entries().get(manifest_name(sealed.generation))
     kinds = ("logits",) if identity.attention_id is None else ("logits", "attention")
@@ -138,9 +145,22 @@ def entry_of(location: Location, folder: str, identity: Identity, sealed: Manife
         provenance={key: identity.provenance.get(key) for key in _PROVENANCE},
         kinds=kinds,
         totals=dict(sealed.totals),
+        sources=sources,
+        longest=longest,
         threshold=threshold,
         sketch=keys.take(np.flatnonzero(keys.heads < np.uint64(threshold))),
     )
+
+
+def _samples(location: Location, sealed: Manifest) -> tuple[tuple[str, ...], int]:
+    """Names of the data files of a cache's samples, and tokens of the longest."""
+    names: set[str] = set()
+    longest = 0
+    for digest in sealed.samples:
+        table = samples_table(location, digest)
+        names |= {str(name).rsplit("/", 1)[-1] for name in table["source"].unique().to_pylist()}
+        longest = max([longest, *table["n_tokens"].unique().to_pylist()])
+    return tuple(sorted(names)[:_SOURCES]), longest
 
 
 def entries(location: Location) -> tuple[list[Entry], list[str]]:
@@ -215,6 +235,8 @@ def _parse(document: dict[str, Any]) -> Entry:
         provenance=dict(strict.fields(document["provenance"])),
         kinds=strict.listed(document["kinds"], 8, strict.text),
         totals=dict(strict.counts(document["totals"])),
+        sources=strict.listed(document["sources"], _SOURCES, strict.text),
+        longest=strict.whole(document["longest"], limits.TOKENS),
         threshold=strict.whole(document["threshold"], (1 << 64) - 1),
         sketch=Keys(np.frombuffer(packed, f"S{KEY_BYTES}")),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from cachekd.store.identity import Identity
@@ -10,8 +12,27 @@ if TYPE_CHECKING:
     from cachekd.store.manifest import Manifest
 
 
-def card(identity: Identity, manifest: Manifest) -> str:
-    """Markdown with the metadata block that dataset hubs read."""
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
+_LARGE = "n>1M"
+
+
+def card(
+    identity: Identity,
+    manifest: Manifest,
+    *,
+    place: str = "THIS_FOLDER",
+    license: str | None = None,
+    further: Mapping[str, object] = MappingProxyType({}),
+) -> str:
+    """Markdown with the metadata block that dataset hubs read.
+
+    Args:
+        identity: of the cache.
+        manifest: its seal.
+        place: where it is, as a command names it.
+        license: of the targets, as the hub names licences.
+        further: lines of the table that were measured.
+    """
     totals = manifest.totals
     selection = identity.capture["selection"]
     per_target = totals["bytes"] / max(1, totals["targets"])
@@ -35,19 +56,37 @@ def card(identity: Identity, manifest: Manifest) -> str:
         "Entries per target": f"{totals['entries'] / max(1, totals['targets']):.2f}",
         "Bytes per target": f"{per_target:.1f}",
         "Rows left out or cut, by run": _changes(manifest) or "none",
+        **further,
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
-        "---\ntags:\n- cachekd\n- knowledge-distillation\nconfigs:\n- config_name: logits\n"
-        "  data_files: logits/*.parquet\n- config_name: samples\n"
-        "  data_files: samples/*.parquet\n---\n\n"
+        f"---\n{_metadata(manifest, license)}---\n\n"
         "# Cached teacher logits\n\n"
         "Sparse next-token distributions of a teacher language model, for knowledge distillation "
         "with cachekd.\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
         "Train a student with the same tokenizer:\n\n"
-        "    cachekd train --cache THIS_FOLDER --student STUDENT --output-dir OUT\n\n"
+        f"    cachekd train --cache {place} --student STUDENT --output-dir OUT\n\n"
         "The licence of the teacher and of the data apply to these targets.\n"
+    )
+
+
+def _metadata(manifest: Manifest, license: str | None) -> str:
+    """The block that the hub, its viewer and `datasets.load_dataset` read."""
+    samples = manifest.totals["samples"]
+    size = next((name for most, name in _SIZES if samples < most), _LARGE)
+    kinds = {"logits": manifest.shards, "samples": manifest.samples}
+    configs = "".join(
+        f"- config_name: {kind}\n  data_files: {kind}/*.parquet\n"
+        for kind, shards in kinds.items()
+        if shards
+    )
+    return (
+        (f"license: {license}\n" if license else "")
+        + "task_categories:\n- text-generation\n"
+        + "tags:\n- cachekd\n- knowledge-distillation\n"
+        + f"size_categories:\n- {size}\n"
+        + (f"configs:\n{configs}" if configs else "")
     )
 
 
