@@ -88,7 +88,7 @@ def _covered(settings: LsConfig, place: Location, entry: Entry) -> dict[str, Any
 def _table(lines: list[dict[str, Any]]) -> str:
     from cachekd.report.curves import Table
 
-    header = ["cache", "teacher", "data", "kinds", "samples", "tokens", "MB", "sealed"]
+    header = ("cache", "teacher", "data", "kinds", "samples", "tokens", "MB", "sealed")
     counted = any("covered" in one for one in lines)
     rows = []
     for one in lines:
@@ -102,10 +102,9 @@ def _table(lines: list[dict[str, Any]]) -> str:
             f"{one['bytes'] / 1e6:,.1f}",
             (one["sealed_at"] or "not known")[:10],
         ]
-        rows.append([*row, _share(one)] if counted else row)
-    return table_text(
-        Table(caption="", header=[*header, *(["covered"] if counted else [])], rows=rows)
-    )
+        rows.append((*row, _share(one)) if counted else tuple(row))
+    last = ("covered",) if counted else ()
+    return table_text(Table(title="", header=(*header, *last), rows=tuple(rows)))
 
 
 def _share(one: dict[str, Any]) -> str:

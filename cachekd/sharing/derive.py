@@ -49,9 +49,14 @@ def derived(config: PushConfig, content: Content) -> Iterator[Content]:
 
     Raises:
         DataError: the file of keys cannot be read, or the cache holds none of them.
-        ConfigError: the location holds shards that the copy was made to be without.
+        ConfigError: the location holds shards that the copy was made to be without, or the cache
+            holds attention, which is of no use without tokens.
         CorruptCache: a file of the cache is altered.
     """
+    if config.keys_only and content.identity.attention_id is not None:
+        raise ConfigError(
+            "keys_only: attention is kept for the tokens themselves; push this cache with its text"
+        )
     dropped = _read_keys(config.drop_keys) if config.drop_keys else Keys.of([])
     if config.drop_keys and not content.index().holds(dropped).any():
         raise DataError(

@@ -32,6 +32,7 @@ from cachekd.store.settings import settings
 from cachekd.store.shards import Shard, ShardFacts
 from cachekd.store.skipped import Skipped, in_force, marked
 from cachekd.store.state import read_state
+from cachekd.store.texts import Texts, with_text
 from cachekd.types import AttentionRows, Float32, Int32, Int64, Record, Role, TopKLogits, UInt8
 
 _REPAIRED = "%s was repaired: %d files that it had are left out; precompute makes them anew"
@@ -88,6 +89,7 @@ class Cache:
         self.decodes_attention = bool(attention)
         self._shards = OpenShards(location, identity, self._facts, dict(attention))
         self._by_key: Places | None = None
+        self._texts: Texts | None = None
 
     @property
     def sealed(self) -> bool:
@@ -144,11 +146,14 @@ class Cache:
             raise KeyError(f"{self.name} has no targets for these {len(input_ids)} token ids")
         if self._by_key is None:
             self._by_key = Places(self._samples.keys)
-        found = self._by_key.all_of(key)
-        if len(found):
-            return self[int(found[0])]
-        place = self._place(key, None)
-        return self._record(None, place, self._shard(place[0]).record(place[1]))
+        found, place = self._by_key.all_of(key), self._place(key, None)
+        stored = self._shard(place[0]).record(place[1])
+        given = (stored[0], np.asarray(input_ids, np.int32), stored[2])
+        return self._record(int(found[0]) if len(found) else None, place, given)
+
+    def take_text(self, texts: Texts) -> None:
+        """Where the cache was shared without the text of its samples, read it from here."""
+        self._texts = texts
 
     def unigram(self) -> Float32 | None:
         """The teacher's mean distribution, float32 [V], as the priors of the cache tell it.
@@ -184,6 +189,7 @@ class Cache:
     ) -> Record:
         """Sample i, or a document that no sample names, with the record found at its place."""
         key, input_ids, logits = found
+        input_ids = with_text(self.url, key, input_ids, self._texts)
         roles, prompt_length = np.full(len(input_ids), Role.TEXT, dtype=np.uint8), None
         if i is not None:
             roles, prompt_length = self.roles(i)

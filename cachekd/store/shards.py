@@ -31,6 +31,7 @@ from cachekd.store.tables import (
     read_group,
     write_table,
 )
+from cachekd.store.texts import NO_TEXT, no_text
 from cachekd.types import Int32, TopKLogits
 
 _GROUP_BYTES_HELD = 256 << 20
@@ -224,15 +225,16 @@ class Shard:
         key: bytes = batch.column(0)[place].as_py()
         tokens = batch.column(1)[place].as_py()
         entries = batch.column(2)[place].as_py()
+        if not 2 <= tokens <= limits.TOKENS:
+            raise self._corrupt(f"row {row}: {tokens} tokens cannot be")
         values = batch.column(3)[place].values
-        if values is None:
-            raise self._corrupt(f"row {row} has no token ids")
-        input_ids = numpy_of(values)
+        input_ids = no_text(tokens) if values is None else numpy_of(values)
         if not 2 <= tokens == len(input_ids) <= limits.TOKENS:
             raise self._corrupt(f"row {row}: counts do not fit its token ids")
         if not 0 <= entries <= limits.ENTRIES:
             raise self._corrupt(f"row {row}: {entries} entries cannot be")
-        if input_ids.min() < 0 or input_ids.max() >= self.header.vocab_size:
+        least = 0 if values is not None else NO_TEXT
+        if input_ids.min() < least or input_ids.max() >= self.header.vocab_size:
             raise self._corrupt(f"row {row}: token ids outside the vocabulary")
         return key, input_ids, (batch.column(4)[place].as_buffer(), tokens - 1, entries)
 
@@ -243,7 +245,7 @@ class Shard:
             CorruptCache: says what is wrong.
         """
         key, input_ids, targets = self.record(row)
-        if key != sample_key(input_ids):
+        if input_ids[0] != NO_TEXT and key != sample_key(input_ids):
             raise self._corrupt(f"row {row}: its key is not the digest of its token ids")
         problem = impossible(targets)
         if problem:

@@ -20,6 +20,7 @@ from cachekd.data.alignment import LossMask
 from cachekd.data.packed import Keys
 from cachekd.errors import ConfigError
 from cachekd.store.layout import shard_name
+from cachekd.store.texts import Texts
 from cachekd.training.checks import check_one_tokenizer
 from cachekd.training.choose import Chosen, everything, mixed, of_data
 from cachekd.training.cut import truncate
@@ -93,6 +94,9 @@ class CacheDataset(Dataset[Record | list[Record]]):
         self.order.check([cache.name for cache in self.caches], mixture=mixture is not None)
         self.vocab_size = int(self.caches[0].identity.source["vocab_size"])
         self._data = None if data is None else data.table
+        if data is not None:
+            for cache in self.caches:
+                cache.take_text(Texts(data.table.keys, data.samples))
         self._routed = route is not None
         self._choose(self._chosen(route, data, on_missing))
         self.dropped.update({} if data is None else data.left_out)
