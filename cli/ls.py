@@ -35,9 +35,13 @@ def run(location: str, config: str | None, as_json: bool, **given: Any) -> None:
     with using(settings):
         place = Location(location)
         found, problems = entries(place)
+        told: list[tuple[Entry, dict[str, Any]]] = [(entry, {}) for entry in found]
         if settings.teacher:
-            found = of_teacher(found, settings.teacher, _source_id(settings.teacher))
-        lines = [{**line(entry), **_covered(settings, place, entry)} for entry in found]
+            matches = of_teacher(found, settings.teacher, _source_id(settings.teacher))
+            told = [(entry, {"known_by": known_by}) for entry, known_by in matches]
+        lines = [
+            {**line(entry), **more, **_covered(settings, place, entry)} for entry, more in told
+        ]
     lines.sort(key=lambda one: (-(one.get("covered") or 0.0), one["cache"]))
     for problem in problems:
         click.echo(f"left out: {problem}", err=True)
@@ -94,7 +98,7 @@ def _table(lines: list[dict[str, Any]]) -> str:
     for one in lines:
         row = [
             one["cache"],
-            str(one["teacher"]),
+            str(one["teacher"]) + (" (by name)" if one.get("known_by") == "name" else ""),
             ", ".join(one["data"][:2]) + (", ..." if len(one["data"]) > 2 else ""),
             "+".join(one["kinds"]),
             f"{one['samples']:,}",

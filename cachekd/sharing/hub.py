@@ -16,7 +16,7 @@ import numpy as np
 
 from cachekd.config import PushConfig
 from cachekd.errors import ConfigError
-from cachekd.sharing.content import Content
+from cachekd.sharing.content import Blob, Content
 from cachekd.sharing.copier import Copier, Moved, Step
 from cachekd.sharing.hub_api import HubRepo, holds
 from cachekd.store.card import card
@@ -65,7 +65,7 @@ def push_to_hub(
     copier = Copier(content.location, content.location, config.jobs)
     head = repo.head()
     there = repo.files(head) if head else {}
-    blobs = {name: blob for name, blob in content.blobs.items() if there.get(name) != blob.digest}
+    blobs = _lacking(there, content, copier)
     moved.add(files_skipped=len(content.blobs) - len(blobs))
     total = sum(blob.size or 0 for blob in blobs.values())
     told = {"to": f"hf://datasets/{config.repo}", "root": content.manifest.root}
@@ -157,6 +157,14 @@ def _check_pair(
             f"the hub nothing is united. Pull it into the cache first: cachekd pull {place} CACHE"
         )
     return sealed
+
+
+def _lacking(there: Mapping[str, str], content: Content, copier: Copier) -> dict[str, Blob]:
+    """Files of a cache that a repo does not hold; of a file in Git the bytes tell its id."""
+    blobs = {name: blob for name, blob in content.blobs.items() if there.get(name) != blob.digest}
+    in_git = {name: blob.digest for name, blob in blobs.items() if name in there}
+    held = {name for name, data in copier.read_all(in_git).items() if holds(there, name, data)}
+    return {name: blob for name, blob in blobs.items() if name not in held}
 
 
 def _parts(names: list[str]) -> Iterator[list[str]]:

@@ -18,17 +18,24 @@ from cachekd.store.io import Location
 _ENOUGH = 256  # keys in a sketch that a share is told from; of fewer the index is asked
 
 
-def of_teacher(entries: Iterable[Entry], teacher: str, source_id: str | None) -> list[Entry]:
-    """Entries of a teacher: of its source id where that is known, else of its name."""
-    wanted = {teacher, source_id}
+def of_teacher(
+    entries: Iterable[Entry], teacher: str, source_id: str | None
+) -> list[tuple[Entry, str]]:
+    """Entries of a teacher, and what each is known by: its source id, or its name alone.
+
+    Args:
+        entries: of a catalogue.
+        teacher: a source id, a hub id, or a folder.
+        source_id: of the teacher as it lies here, if it does.
+    """
     names = {teacher, teacher.rstrip("/").rpartition("/")[2]}
-    if source_id is not None:
-        return [entry for entry in entries if entry.source_id in wanted]
-    return [
-        entry
-        for entry in entries
-        if entry.source_id == teacher or entry.provenance.get("teacher") in names
-    ]
+    found = []
+    for entry in entries:
+        if entry.source_id in (teacher, source_id):
+            found.append((entry, "source id"))
+        elif entry.provenance.get("teacher") in names:
+            found.append((entry, "name"))
+    return found
 
 
 def line(entry: Entry) -> dict[str, Any]:

@@ -38,10 +38,9 @@ def make_cache(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Make
 
 
 def rows_of(count: int, first: int = 0) -> list[dict[str, Any]]:
-    """Rows of two domains, which do not stand in turn: a shard holds one or two of them."""
-    half = first + count // 2
+    """Rows of two domains, six of one after six of the other."""
     return [
-        {**row, "domain": "law" if i < half else "code"}
+        {**row, "domain": "law" if i % 12 < 6 else "code"}
         for i, row in enumerate(chat_rows(count, first), first)
     ]
 
