@@ -182,7 +182,7 @@ def entries(location: Location) -> tuple[list[Entry], list[str]]:
         try:
             current = _current(location, folder, told.get(folder))
         except CachekdError as error:
-            problems.append(str(error))
+            problems.append(f"{folder}: {error}")
         else:
             found += [current] if current else []
     return found, problems
