@@ -23,7 +23,7 @@ from cachekd.store.identity import Identity
 from cachekd.store.identity_files import read_identity
 from cachekd.store.index import KeyIndex, load_index
 from cachekd.store.io import Location
-from cachekd.store.layout import index_name
+from cachekd.store.layout import attention_name, index_name, shard_name
 from cachekd.store.manifest import Manifest, read_manifest
 from cachekd.store.open_shards import OpenShards
 from cachekd.store.samples import SampleTable
@@ -172,6 +172,27 @@ class Cache:
     def shards_of(self, numbers: Int32) -> tuple[list[str], Int64]:
         """Digests of all shards, and which of them holds the targets of each of these samples."""
         return self._index.shards, self._index.shards_of(self._samples.keys.take(numbers))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that the local cache may hold of this cache and others; 0 for a local one."""
+        return self._location.cache.limit if self._location.cache else 0
+
+    def bytes_of(self, digest: str) -> int:
+        """Bytes of a shard of logits, with its shard of attention where that is decoded."""
+        beside = self._shards.beside(digest) if self.decodes_attention else None
+        return self._facts[digest].bytes + (beside.bytes if beside else 0)
+
+    def fetch(self, digest: str) -> None:
+        """Bring a shard of logits, and its shard of attention where that is decoded, here.
+
+        Raises:
+            StoreError: it cannot be had.
+        """
+        self._location.checked(shard_name(digest), digest, self._facts[digest].bytes)
+        beside = self._shards.beside(digest) if self.decodes_attention else None
+        if beside is not None:
+            self._location.checked(attention_name(beside.digest), beside.digest, beside.bytes)
 
     def _place(self, key: bytes, i: int | None) -> tuple[int, int]:
         place = self._index.find(key)
