@@ -9,7 +9,8 @@ import numpy as np
 
 from cachekd.store.reader import Cache, open_cache
 
-from .options import JSON_OPTION, Dashed
+from .locations import with_locations
+from .options import JSON_OPTION
 from .output import emit
 
 
@@ -110,11 +111,10 @@ def show_record(cache: Cache, number: int) -> dict[str, Any]:
     }
 
 
-command = Dashed(
+command = with_locations(
     "inspect",
-    callback=run,
-    help=run.__doc__,
-    params=[
+    run,
+    [
         click.Argument(["cache"]),
         click.Option(["--partial"], is_flag=True, help="Accept an unsealed cache."),
         click.Option(["--record"], type=int, help="Show this sample."),

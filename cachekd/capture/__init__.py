@@ -28,7 +28,9 @@ from cachekd.store.claims import Claims, unrepaired
 from cachekd.store.identity_files import has_cache, read_identity, write_identity
 from cachekd.store.layout import FOLDERS, plan_name, samples_name
 from cachekd.store.priors import write_prior
+from cachekd.store.retries import counted, since
 from cachekd.store.seal import seal
+from cachekd.store.settings import using
 from cachekd.store.state import read_state
 from cachekd.teachers import Teacher, TeacherBackend
 
@@ -52,16 +54,19 @@ def precompute(config: PrecomputeConfig, *, progress: Show | None = None) -> dic
         Incomplete: stopped by a signal or by ``max_hours``; the same call continues.
         CachekdError: anything else that is wrong; what was committed before stays whole.
     """
-    started = time.monotonic()
-    job = prepare_job(config)
-    report = describe(job)
-    if config.dry_run:
-        return {**report, "dry_run": True}
-    with unrepaired(job.location):
-        job.location.sweep(FOLDERS)
-        job, reused = with_reused(job)
-        report = {**describe(job), **reused} if reused else report
-        return {**report, **_capture(job, started, progress)}
+    started, before = time.monotonic(), counted()
+    with using(config):
+        job = prepare_job(config)
+        report = describe(job)
+        if config.dry_run:
+            return {**report, "dry_run": True}
+        with unrepaired(job.location):
+            job.location.sweep(FOLDERS)
+            job, reused = with_reused(job)
+            report = {**describe(job), **reused} if reused else report
+            report |= _capture(job, started, progress)
+        happened = since(before)
+        return {**report, **({"network": happened} if happened else {})}
 
 
 def _capture(job: Job, started: float, progress: Show | None) -> dict[str, Any]:

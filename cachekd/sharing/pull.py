@@ -12,8 +12,9 @@ from cachekd.data.packed import Keys
 from cachekd.sharing.choose import choose
 from cachekd.sharing.content import part_of, sealed_content
 from cachekd.sharing.copier import Copier, Step
-from cachekd.sharing.transfer import transfer, tries
+from cachekd.sharing.transfer import transfer
 from cachekd.store.io import Location
+from cachekd.store.retries import counted, since
 from cachekd.store.settings import using
 
 
@@ -37,10 +38,11 @@ def pull(
         CorruptCache: a file at the source is altered; names it.
         StoreError: a file cannot be read or written.
     """
-    before = tries()
+    before = counted()
     with using(config):
         report = _pull(config, keys, step)
-    return {**report, "retried": report.get("retried", 0) + tries() - before}
+    retried = report.get("retried", 0) + since(before).get("retries", 0)
+    return {**report, "retried": retried}
 
 
 def _pull(config: PullConfig, keys: Keys | None, step: Step | None) -> dict[str, Any]:

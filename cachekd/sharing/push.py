@@ -15,8 +15,9 @@ from cachekd.sharing.catalogue import enter
 from cachekd.sharing.content import Content, sealed_content
 from cachekd.sharing.copier import Step
 from cachekd.sharing.derive import derived
-from cachekd.sharing.transfer import refuse_other, transfer, tries
+from cachekd.sharing.transfer import refuse_other, transfer
 from cachekd.store.io import Location
+from cachekd.store.retries import counted, since
 from cachekd.store.settings import using
 
 
@@ -38,10 +39,11 @@ def push(config: PushConfig, *, step: Step | None = None) -> dict[str, Any]:
         StoreError: a file cannot be read or written.
         Incomplete: stopped by a signal; the same call continues.
     """
-    before = tries()
+    before = counted()
     with using(config):
         report = _push(config, step)
-    return {**report, "retried": report.get("retried", 0) + tries() - before}
+    retried = report.get("retried", 0) + since(before).get("retries", 0)
+    return {**report, "retried": retried}
 
 
 def _push(config: PushConfig, step: Step | None) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from cachekd.store.identity_files import has_cache, read_identity, write_identit
 from cachekd.store.io import Location
 from cachekd.store.layout import attention_name, prior_name, samples_name, shard_name
 from cachekd.store.manifest import Manifest, read_manifest
-from cachekd.store.retries import counted
 from cachekd.store.seal import newest_generation, publish, seal
 from cachekd.store.state import is_committed
 
@@ -99,11 +98,6 @@ def transfer(
         sealed = _seal(content, into, same)
     moved = copier.moved
     return Transfer(moved=moved, files=moved.files, bytes=moved.bytes, manifest=sealed)
-
-
-def tries() -> int:
-    """How often a request was made again in this process."""
-    return counted().get("retries", 0)
 
 
 def refuse_other(door: str, content: Content, into: Location) -> None:

@@ -43,6 +43,7 @@ class Location:
         folder: that folder as `LocalFolder`, or None.
         private: whether no other process sees it (a filesystem in memory).
         lists: whether it can tell which files there are.
+        cache: the local cache that its files are read through, or None.
 
     Raises:
         ConfigError: there is no such protocol, or a package for it is lacking.
@@ -58,8 +59,11 @@ class Location:
         self.folder = LocalFolder(opened(url, {})[1].rstrip("/") or "/") if self.local else None
         options = {} if self.private else self._given.options
         self._files = self.folder or RemoteFolder(url, options)
-        self._root = self._files.root
-        self.lists = self._files.lists
+        self._root, self.lists = self._files.root, self._files.lists
+        self.cache: LocalCache | None = None
+        if held and not (self.local or self.private):
+            self.cache = local_cache(self._given.folder, self._given.limit)
+        self._last: tuple[str, pa.Buffer] | None = None  # of what is read past the local cache
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (self.target, self._given, self._held)
@@ -97,8 +101,7 @@ class Location:
         Raises:
             CorruptCache: the file is missing.
         """
-        check_name(name)
-        with self._told(name):
+        with self._told(check_name(name)):
             return self._files.size(name)
 
     def read(self, name: str, most: int | None = None) -> bytes:
@@ -112,8 +115,7 @@ class Location:
             CorruptCache: the file is missing, too large, or no plain file.
             StoreError: it cannot be read.
         """
-        check_name(name)
-        with self._told(name):
+        with self._told(check_name(name)):
             return self._files.read(name, most)
 
     @contextmanager
@@ -146,23 +148,12 @@ class Location:
             StoreError: it cannot be read, or not be held here.
         """
         path = self.path(name)
-        cache = self._local_cache()
-        if cache is None:
+        if self.cache is None:
             data = self.map(name)
             refuse_other(path, data, digest, size)
             return data
         most = self.size(name) if size is None else size
-        return cache.get(path, digest, most, lambda: self._chunks(name, most))
-
-    def at_hand(self, digest: str) -> bool:
-        """Whether a file that was read is still on this machine, where it costs nothing more."""
-        cache = self._local_cache()
-        return cache is None or cache.holds(digest)
-
-    def _local_cache(self) -> LocalCache | None:
-        if self.local or self.private or not self._held:
-            return None
-        return local_cache(self._given.folder, self._given.limit)
+        return self.cache.get(path, digest, most, lambda: self._chunks(name, most))
 
     def _chunks(self, name: str, size: int) -> Iterator[bytes]:
         with self._told(name):
@@ -171,8 +162,12 @@ class Location:
     def map(self, name: str) -> pa.Buffer:
         """All bytes of a file as a buffer; memory-mapped where the file is local."""
         check_name(name)
+        if self._last is not None and self._last[0] == name:
+            return self._last[1]
         with self._told(name):
-            return self._files.map(name)
+            data = self._files.map(name)
+        self._last = None if self.local or self._held else (name, data)
+        return data
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:
@@ -203,6 +198,7 @@ class Location:
         """
         check_name(name)
         try:
+            self._last = None
             return self._files.create(name, data)
         except OSError as error:
             raise cannot_write(self.path(name), len(data), error) from error
@@ -215,6 +211,7 @@ class Location:
         """
         check_name(name)
         try:
+            self._last = None
             self._files.replace(name, data)
         except OSError as error:
             raise cannot_write(self.path(name), len(data), error) from error
@@ -247,6 +244,7 @@ class Location:
         """
         path = self.path(name)
         try:
+            self._last = None
             self._files.remove(name)
         except OSError as error:
             raise StoreError(f"cannot delete {path}: {error.strerror or error}") from error

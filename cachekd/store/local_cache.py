@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,7 @@ _WAIT_SECONDS = 600.0
 _ATTEMPTS = 3
 _DIGEST = re.compile("[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
+_threads = [threading.Lock()]
 
 Chunks = Callable[[], Iterator[bytes]]
 
@@ -141,13 +143,14 @@ class LocalCache:
     @contextmanager
     def _alone(self, folder: int) -> Iterator[None]:
         """Within, no other process or thread counts what is here."""
-        file = disk.open_lock(LOCK, folder)
-        try:
-            while disk.try_lock(file) is False:
-                time.sleep(_POLL_SECONDS / 10)
-            yield
-        finally:
-            disk.close(file)
+        with _threads[0]:  # a process has the bytes of a file locked, not a thread
+            file = disk.open_lock(LOCK, folder)
+            try:
+                while disk.try_lock_bytes(file, 0) is False:
+                    time.sleep(_POLL_SECONDS / 10)
+                yield
+            finally:
+                disk.close(file)
 
     def _sizes(self, folder: int) -> dict[str, int]:
         """Bytes of each file that is here or on its way, oldest use first."""
@@ -256,9 +259,16 @@ def refuse_other(path: str, data: pa.Buffer, digest: str, size: int | None) -> N
         raise altered(path, f"expected sha256 {digest}, found {found}")
 
 
-_shared: dict[tuple[str, int, int], LocalCache] = {}
+_shared: dict[tuple[str, int], LocalCache] = {}
 
 
 def local_cache(folder: str, limit: int) -> LocalCache:
     """The local cache of this process in a folder."""
-    return _shared.setdefault((folder, limit, os.getpid()), LocalCache(folder, limit))
+    return _shared.setdefault((folder, limit), LocalCache(folder, limit))
+
+
+def _after_fork() -> None:
+    _threads[0] = threading.Lock()  # a thread of the parent may have had it
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cachekd.data import limits, strict
-from cachekd.errors import CorruptCache
+from cachekd.errors import CorruptCache, StoreError
 from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.io import Location
 from cachekd.store.layout import (
@@ -78,16 +78,23 @@ def _newest(location: Location) -> int | None:
 
     The hint may be that of an older seal: who wrote the next one may have died before it.
     """
-    try:
-        hint = read_document(location, "hint", HINT)
-        generation = generation_of(strict.text(hint["newest"]))
-    except (CorruptCache, KeyError, TypeError, ValueError):
-        return None
+    generation = hinted_generation(location)
     if generation is None or not location.exists(manifest_name(generation)):
         return None
     while location.exists(manifest_name(generation + 1)):
         generation += 1
     return generation
+
+
+def hinted_generation(location: Location) -> int | None:
+    """The generation that the hint names, if there is a hint that was not altered."""
+    try:
+        newest = str(read_document(location, "hint", HINT).get("newest"))
+    except StoreError as error:  # a hint is not trusted, and not needed where files are listed
+        if not (location.lists or isinstance(error, CorruptCache)):
+            raise
+        return None
+    return generation_of(newest)
 
 
 def generation_of(name: str) -> int | None:

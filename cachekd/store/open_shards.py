@@ -2,7 +2,7 @@
 
 Comes in: the facts of the shards, by digest. Goes out: `Shard` and `AttentionShard`. Those of a
 local cache stay open; of a remote one, those whose file the local cache still holds, so that no
-disk or memory is used for what was taken away.
+disk is used for what was taken away.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cachekd.store.io import Location
 from cachekd.store.priors import Priors
 from cachekd.store.shards import Groups, Shard, ShardFacts
 
-_MEMORY_BYTES_HELD = 1 << 30  # of a filesystem in memory, whose buffers are copies
+_MEMORY_BYTES_HELD = 1 << 30  # of a remote cache that is read past the local one
 
 
 class OpenShards:
@@ -80,17 +80,22 @@ class OpenShards:
             self._let_go()
         return self._attention_open[digest]
 
+    def beside(self, digest: str) -> AttentionFacts | None:
+        """Facts of the shard of attention that goes with a shard of logits, if one does."""
+        return self._attention_facts.get(digest)
+
     def _let_go(self) -> None:
         """Close what the local cache no longer holds, but the newest."""
-        if self._location.local:
-            return
-        for digest in [*self._open][:-1]:
-            if not self._location.at_hand(digest):
-                del self._open[digest]
-        for digest in [*self._attention_open][:-1]:
-            if not self._location.at_hand(self._attention_facts[digest].digest):
-                del self._attention_open[digest]
-        held = sum(self._facts[digest].bytes for digest in self._open)
-        while self._location.private and held > _MEMORY_BYTES_HELD and len(self._open) > 1:
-            digest, _ = self._open.popitem(last=False)
-            held -= self._facts[digest].bytes
+        if self._location.cache is not None:
+            here = self._location.cache.holds
+            for digest in [*self._open][:-1]:
+                if not here(digest):
+                    del self._open[digest]
+            for digest in [*self._attention_open][:-1]:
+                if not here(self._attention_facts[digest].digest):
+                    del self._attention_open[digest]
+        elif not self._location.local:
+            held = sum(self._facts[digest].bytes for digest in self._open)
+            while held > _MEMORY_BYTES_HELD and len(self._open) > 1:
+                digest, _ = self._open.popitem(last=False)
+                held -= self._facts[digest].bytes

@@ -23,7 +23,7 @@ from cachekd.store.identity import Identity
 from cachekd.store.identity_files import read_identity
 from cachekd.store.index import KeyIndex, load_index
 from cachekd.store.io import Location
-from cachekd.store.layout import index_name
+from cachekd.store.layout import attention_name, index_name, shard_name
 from cachekd.store.manifest import Manifest, read_manifest
 from cachekd.store.open_shards import OpenShards
 from cachekd.store.samples import SampleTable
@@ -51,6 +51,7 @@ class Cache:
         lengths: tokens of each sample, int32.
         written: whether the teacher wrote the response of each sample, bool.
         sample_ids: content id of each sample.
+        texts: where token ids are read that the cache was shared without; set by who has them.
         decodes_attention: whether records come with their attention.
         skipped: rows by key that the teacher gave no distribution of.
     """
@@ -89,7 +90,7 @@ class Cache:
         self.decodes_attention = bool(attention)
         self._shards = OpenShards(location, identity, self._facts, dict(attention))
         self._by_key: Places | None = None
-        self._texts: Texts | None = None
+        self.texts: Texts | None = None
 
     @property
     def sealed(self) -> bool:
@@ -151,10 +152,6 @@ class Cache:
         given = (stored[0], np.asarray(input_ids, np.int32), stored[2])
         return self._record(int(found[0]) if len(found) else None, place, given)
 
-    def take_text(self, texts: Texts) -> None:
-        """Where the cache was shared without the text of its samples, read it from here."""
-        self._texts = texts
-
     def unigram(self) -> Float32 | None:
         """The teacher's mean distribution, float32 [V], as the priors of the cache tell it.
 
@@ -178,6 +175,27 @@ class Cache:
         """Digests of all shards, and which of them holds the targets of each of these samples."""
         return self._index.shards, self._index.shards_of(self._samples.keys.take(numbers))
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that the local cache may hold of this cache and others; 0 for a local one."""
+        return self._location.cache.limit if self._location.cache else 0
+
+    def bytes_of(self, digest: str) -> int:
+        """Bytes of a shard of logits, with its shard of attention where that is decoded."""
+        beside = self._shards.beside(digest) if self.decodes_attention else None
+        return self._facts[digest].bytes + (beside.bytes if beside else 0)
+
+    def fetch(self, digest: str) -> None:
+        """Bring a shard of logits, and its shard of attention where that is decoded, here.
+
+        Raises:
+            StoreError: it cannot be had.
+        """
+        self._location.checked(shard_name(digest), digest, self._facts[digest].bytes)
+        beside = self._shards.beside(digest) if self.decodes_attention else None
+        if beside is not None:
+            self._location.checked(attention_name(beside.digest), beside.digest, beside.bytes)
+
     def _place(self, key: bytes, i: int | None) -> tuple[int, int]:
         place = self._index.find(key)
         if place is None:
@@ -189,7 +207,7 @@ class Cache:
     ) -> Record:
         """Sample i, or a document that no sample names, with the record found at its place."""
         key, input_ids, logits = found
-        input_ids = with_text(self.url, key, input_ids, self._texts)
+        input_ids = with_text(self.url, key, input_ids, self.texts)
         roles, prompt_length = np.full(len(input_ids), Role.TEXT, dtype=np.uint8), None
         if i is not None:
             roles, prompt_length = self.roles(i)

@@ -29,7 +29,7 @@ from cachekd.store.layout import (
     most_bytes,
     unit_name,
 )
-from cachekd.store.manifest import Manifest, generations, load_seal
+from cachekd.store.manifest import Manifest, generations, hinted_generation, load_seal
 from cachekd.store.problems import Problem, file_problem
 from cachekd.store.seal import (
     checked_content,
@@ -40,7 +40,7 @@ from cachekd.store.seal import (
     show,
 )
 from cachekd.store.verify import IDENTITY, Examined, examine, whole_identity
-from cachekd.store.verify_seal import captures, hinted_generation
+from cachekd.store.verify_seal import captures
 
 _MADE_ANEW = (
     "plans/",
@@ -88,7 +88,7 @@ def repair(url: str, *, progress: Callable[[int, int], None] | None = None) -> R
         CacheNotFound: there is no cache.
         StoreError: a file cannot be written or taken away, or another process writes the cache.
     """
-    location = Location(url)
+    location = Location(url, held=False)
     with alone(location):
         return _repair(location, progress)
 

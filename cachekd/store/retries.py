@@ -9,11 +9,12 @@ up after `TOTAL_SECONDS`, or after `CONTACT_SECONDS` if nothing ever came from t
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -34,20 +35,27 @@ _CLASSES = frozenset(
 )
 _SETTLED = frozenset(["OfflineModeIsEnabled"])  # a kind of ConnectionError, and yet it stays
 _log = logging.getLogger(__name__)
-_lock = threading.Lock()
+_lock = [threading.Lock()]
 _counts: Counter[str] = Counter()
 
 
 def count(kind: str, number: int = 1) -> None:
     """Note that something happened, so that reports can tell."""
-    with _lock:
+    with _lock[0]:
         _counts[kind] += number
 
 
 def counted() -> dict[str, int]:
     """How often each kind of thing happened in this process: ``retries`` and its like."""
-    with _lock:
+    with _lock[0]:
         return dict(_counts)
+
+
+def since(before: Mapping[str, int]) -> dict[str, int]:
+    """What happened since these counts were taken."""
+    found = Counter(counted())
+    found.subtract(before)
+    return {kind: number for kind, number in sorted(found.items()) if number}
 
 
 class ShortBody(OSError):
@@ -152,3 +160,11 @@ def code_of(error: BaseException) -> str:
         if isinstance(response, dict):
             return str(response.get("Error", {}).get("Code", ""))
     return ""
+
+
+def _after_fork() -> None:
+    _lock[0] = threading.Lock()  # a thread of the parent may have had it
+    _counts.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

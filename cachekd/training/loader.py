@@ -96,7 +96,7 @@ class CacheDataset(Dataset[Record | list[Record]]):
         self._data = None if data is None else data.table
         if data is not None:
             for cache in self.caches:
-                cache.take_text(Texts(data.table.keys, data.samples))
+                cache.texts = Texts(data.table.keys, data.samples)
         self._routed = route is not None
         self._choose(self._chosen(route, data, on_missing))
         self.dropped.update({} if data is None else data.left_out)

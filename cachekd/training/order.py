@@ -18,6 +18,7 @@ from torch.utils.data import Sampler
 
 from cachekd.data.packing import pack
 from cachekd.errors import ConfigError
+from cachekd.training.ahead import followed, remote_shards
 from cachekd.training.mixture import check_weights
 from cachekd.training.ranks import ranked, ranked_names, ranks
 from cachekd.types import Int32, Int64
@@ -85,6 +86,9 @@ class EpochSampler(Sampler[Index]):
         self._seed = seed
         self._packed = capacity is not None
         self._window = dataset.order.shuffle_shards
+        self._remote = remote_shards(dataset)
+        if self._remote is not None:
+            self._remote.warn_if_small(self._window)
         self._shards: list[str] = []
         self._shard_P: Int64 | None = None
         if self._window:
@@ -111,10 +115,14 @@ class EpochSampler(Sampler[Index]):
 
     def __iter__(self) -> Iterator[Index]:
         order = self._order(self.epoch)
-        if not self._packed:
-            return map(int, self._members[order])
         starts = np.concatenate([[0], self._ends])
-        return (tuple(self._members[starts[i] : self._ends[i]].tolist()) for i in order)
+        indices: Iterator[Index] = map(int, self._members[order])
+        if self._packed:
+            indices = (tuple(self._members[starts[i] : self._ends[i]].tolist()) for i in order)
+        if self._remote is None:
+            return indices
+        members = [self._members[starts[i] : self._ends[i]] for i in order]
+        return followed(self._remote, np.concatenate(members), indices)
 
     def _order(self, epoch: int) -> Int64:
         """Numbers of the rows in the order of an epoch."""

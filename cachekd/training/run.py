@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cachekd.config import TrainConfig, resolved
 from cachekd.errors import WorkerError
 from cachekd.signals import StopFlag, stop_on_signals
+from cachekd.store.settings import using
 from cachekd.training import outcome, record
 from cachekd.training.bars import quiet_bars
 from cachekd.training.build import Progress, samples_of_run, trainer_of
@@ -42,6 +43,11 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
         Incomplete: a signal asked for an end; a checkpoint was saved.
         WorkerError: a worker of the data loader died.
     """
+    with using(config):
+        return _train(config, progress)
+
+
+def _train(config: TrainConfig, progress: Progress | None) -> dict[str, Any]:
     inputs = checked(config)
     dataset = samples_of_run(inputs)
     if inputs.resume:
