@@ -210,13 +210,12 @@ def _read(location: Location, problems: list[str] | None = None) -> Iterator[tup
     for base in location.names(CATALOGUE):
         name = f"{CATALOGUE}/{base}"
         try:
-            yield name, _parse(read_document(location, _KIND, name))
-        except (CorruptCache, StoreError) as error:
+            entry = _parse(read_document(location, _KIND, name))
+        except (StoreError, KeyError, TypeError, ValueError) as error:
             if problems is not None:
-                problems.append(str(error))
-        except (KeyError, TypeError, ValueError) as error:
-            if problems is not None:
-                problems.append(f"{location.path(name)} is no entry: {error!r:.200}")
+                problems.append(f"{location.path(name)} is no entry of a catalogue: {error!s:.300}")
+        else:
+            yield name, entry
 
 
 def _parse(document: dict[str, Any]) -> Entry:

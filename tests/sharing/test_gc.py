@@ -137,6 +137,7 @@ def _stops(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, pytest.Monkey
             yield allowed, patch
 
 
+@pytest.mark.slow
 def test_stopped_anywhere_it_opens_as_before_or_after(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_without_text_no_token_id_travels(shared: Path, tmp_path: Path) -> None:
     assert theirs.manifest is not None and theirs.manifest.origins[0]["keys_only"] is True
 
 
+@pytest.mark.slow
 def test_the_receiver_trains_with_data_of_their_own(family: Family, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "data.jsonl", chat_rows(6))
     cachekd.precompute(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from tiny import Ran, write_rows
 
 import cachekd
 from cachekd.config import PullConfig, PushConfig
-from cachekd.errors import CachekdError, CacheNotFound, UnsealedCache
+from cachekd.errors import CachekdError, CacheNotFound, Incomplete, UnsealedCache
 from cachekd.sharing.pull import pull
 from cachekd.sharing.push import push
 from cachekd.store.io import Location
@@ -136,6 +139,20 @@ def test_what_arrived_damaged_is_sent_again(shared: Path, tmp_path: Path) -> Non
     again = send(shared, there)
     assert again["files_moved"] >= 1
     assert bytes_of(there) == bytes_of(shared)
+
+
+def test_a_signal_stops_it_in_good_order(shared: Path, tmp_path: Path) -> None:
+    def interrupt(done: int, whole: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.05)  # the main thread takes it
+
+    settings = PushConfig(cache=str(shared), location=str(tmp_path / "there"), jobs=1)
+    with pytest.raises(Incomplete, match="same command again") as stopped:
+        push(settings, step=interrupt)
+    assert stopped.value.exit_code == 3
+    again = send(shared, tmp_path / "there")
+    assert again["files_skipped"] > 0
+    assert bytes_of(tmp_path / "there") == bytes_of(shared)
 
 
 def test_two_pushers_and_a_reader_at_once(shared: Path, make_cache: Maker, tmp_path: Path) -> None:
