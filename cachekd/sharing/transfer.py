@@ -9,23 +9,30 @@ taken away, and a seal follows only one that names less.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cachekd.errors import StoreError
-from cachekd.sharing.content import Content
+from cachekd.sharing.content import Blob, Content
 from cachekd.sharing.copier import Copier, Moved, Step, lacking, listings
 from cachekd.signals import stop_on_signals
 from cachekd.store.identity import Identity, refuse_difference, warn_of_difference
 from cachekd.store.identity_files import has_cache, read_identity, write_identity
 from cachekd.store.io import Location
-from cachekd.store.layout import attention_name, prior_name, samples_name, shard_name
-from cachekd.store.manifest import Manifest, read_manifest
-from cachekd.store.seal import newest_generation, publish, seal
-from cachekd.store.state import is_committed
+from cachekd.store.layout import (
+    attention_name,
+    plan_name,
+    prior_name,
+    samples_name,
+    shard_name,
+    unit_name,
+)
+from cachekd.store.manifest import Manifest, load_seal, read_manifest
+from cachekd.store.seal import checked_content, newest_generation, publish
+from cachekd.store.state import CacheState, is_committed, read_state
 
-_FOLDERS = ("plans", "units")
+_FOLDERS = ("plans/", "units/")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,25 +86,45 @@ def transfer(
         Incomplete: stopped by a signal; the same call continues.
     """
     refuse_other(door, content, into)
-    into.check_writable()
     with stop_on_signals() as flag:
         copier = Copier(content.location, into, jobs, step, lambda: flag.asked)
-        known = _sealed_there(into)
-        blobs = lacking(into, content.blobs, frozenset(known), copier)
-        documents = {
-            name: digest for name, digest in content.documents.items() if known.get(name) != digest
-        }
-        copier.moved.add(files_skipped=len(content.documents) - len(documents))
+        blobs, documents = _lacking(content, into, copier)
         total = sum(blob.size or 0 for blob in blobs.values())
         if dry_run:
             files = len(blobs) + len(documents)
             return Transfer(moved=copier.moved, files=files, bytes=total, manifest=None)
+        into.check_writable()
         _check_room(into, total)
         copier.copy(blobs)
         same = _commit(door, content, into, documents, copier)
+        _check_there(into, content.blobs)
         sealed = _seal(content, into, same)
     moved = copier.moved
     return Transfer(moved=moved, files=moved.files, bytes=moved.bytes, manifest=sealed)
+
+
+def _lacking(
+    content: Content, into: Location, copier: Copier
+) -> tuple[dict[str, Blob], dict[str, str]]:
+    """What a location does not hold: files named by their digest, and documents."""
+    known = _sealed_there(into)
+    blobs = lacking(into, content.blobs, frozenset(known), copier)
+    documents = {
+        name: digest for name, digest in content.documents.items() if known.get(name) != digest
+    }
+    copier.moved.add(files_skipped=len(content.documents) - len(documents))
+    return blobs, documents
+
+
+def _check_there(into: Location, blobs: Mapping[str, Blob]) -> None:
+    """Look once more before the seal: what was left there long ago may have been collected."""
+    listed = listings(into, {name.partition("/")[0] for name in blobs})
+    for name, blob in blobs.items():
+        if name not in listed or blob.size not in (None, listed[name].size):
+            raise StoreError(
+                f"{into.path(name)} went away meanwhile (cachekd gc?). Nothing was sealed: run the "
+                "same command again"
+            )
 
 
 def refuse_other(door: str, content: Content, into: Location) -> None:
@@ -160,7 +187,7 @@ def _commit(
         copier.moved.add(files=1, bytes=len(data))
 
     for folder in _FOLDERS:  # a record comes after its plan
-        copier.each([name for name in documents if name.startswith(f"{folder}/")], one)
+        copier.each([name for name in documents if name.startswith(folder)], one)
     identity = content.identity_files().items()
     return not others and all(into.has(name, digest) for name, digest in identity)
 
@@ -178,18 +205,35 @@ def _put(into: Location, name: str, data: bytes) -> bool:
 
 
 def _seal(content: Content, into: Location, same: bool) -> Manifest:
-    """Seal what is there: where that is what the source has, with the source's own seal."""
-    while same and content.part is None:
+    """Seal what came with what was sealed there: nothing of others who are on their way."""
+    while True:
         last = newest_generation(into)
-        if {*listings(into, _FOLDERS)} != {*content.documents}:
-            break
-        fields = content.fields()
-        sealed = publish(into, content.identity, fields, content.index_bytes(), after=last)
+        before = load_seal(into, last) if last else None
+        named = {**(before.files if before else {}), **content.documents}
+        documents = {name for name in named if name.startswith(_FOLDERS)}
+        if same and content.part is None and documents == content.documents.keys():
+            fields, index_data = content.fields(), content.index_bytes()
+        else:
+            state = _only_named(read_state(into), documents)
+            fields, index_data = checked_content(into, state, leave_out=True)
+            fields |= {"origins": [_origin(content)]}
+        sealed = publish(into, content.identity, fields, index_data, after=last)
         if sealed is not None:
             return sealed
-    origin = {"root": content.manifest.root, "cache": content.location.url}
-    part = dict(content.part) if content.part is not None else {"shards": "all"}
-    return seal(into, leave_out=True, origin={**origin, **part})
+
+
+def _only_named(state: CacheState, documents: Collection[str]) -> CacheState:
+    """A state as far as these plans and commit records tell of it."""
+    return replace(
+        state,
+        plans={own: plan for own, plan in state.plans.items() if plan_name(own) in documents},
+        units={own: unit for own, unit in state.units.items() if unit_name(*own) in documents},
+    )
+
+
+def _origin(content: Content) -> dict[str, Any]:
+    part = {"shards": "all"} if content.part is None else dict(content.part)
+    return {"root": content.manifest.root, "cache": content.location.url, **part}
 
 
 def _only(moved: Moved, word: str) -> dict[str, int]:

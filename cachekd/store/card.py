@@ -33,10 +33,26 @@ def card(
         license: of the targets, as the hub names licences.
         further: lines of the table that were measured.
     """
+    rows = {**_rows(identity, manifest), **further}
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return (
+        f"---\n{_metadata(manifest, license)}---\n\n"
+        "# Cached teacher logits\n\n"
+        "Sparse next-token distributions of a teacher language model, for knowledge distillation "
+        "with cachekd.\n\n"
+        f"| | |\n|---|---|\n{table}\n\n"
+        "Train a student with the same tokenizer:\n\n"
+        f"    cachekd train --cache {place} --student STUDENT --output-dir OUT\n\n"
+        "The licence of the teacher and of the data apply to these targets.\n"
+    )
+
+
+def _rows(identity: Identity, manifest: Manifest) -> dict[str, object]:
+    """What the table says."""
     totals = manifest.totals
     selection = identity.capture["selection"]
     per_target = totals["bytes"] / max(1, totals["targets"])
-    rows = {
+    return {
         "Teacher": identity.provenance.get("teacher"),
         "Revision": identity.provenance.get("revision") or "not given",
         "Source id": identity.source_id,
@@ -56,19 +72,7 @@ def card(
         "Entries per target": f"{totals['entries'] / max(1, totals['targets']):.2f}",
         "Bytes per target": f"{per_target:.1f}",
         "Rows left out or cut, by run": _changes(manifest) or "none",
-        **further,
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return (
-        f"---\n{_metadata(manifest, license)}---\n\n"
-        "# Cached teacher logits\n\n"
-        "Sparse next-token distributions of a teacher language model, for knowledge distillation "
-        "with cachekd.\n\n"
-        f"| | |\n|---|---|\n{table}\n\n"
-        "Train a student with the same tokenizer:\n\n"
-        f"    cachekd train --cache {place} --student STUDENT --output-dir OUT\n\n"
-        "The licence of the teacher and of the data apply to these targets.\n"
-    )
 
 
 def _metadata(manifest: Manifest, license: str | None) -> str:

@@ -16,7 +16,8 @@ from tiny import Ran, write_rows
 
 import cachekd
 from cachekd.config import PullConfig, PushConfig
-from cachekd.errors import CachekdError, CacheNotFound, Incomplete, UnsealedCache
+from cachekd.errors import CachekdError, CacheNotFound, Incomplete, StoreError, UnsealedCache
+from cachekd.sharing.copier import Copier
 from cachekd.sharing.pull import pull
 from cachekd.sharing.push import push
 from cachekd.store.io import Location
@@ -276,3 +277,44 @@ def test_the_command_prints_one_object(
 def test_errors_are_those_of_the_project(tmp_path: Path) -> None:
     with pytest.raises(CachekdError, match="cachekd precompute"):
         send(tmp_path / "nothing", tmp_path / "there")
+
+
+def test_what_is_collected_meanwhile_is_not_sealed(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that lay there, that no seal names, goes while the others travel."""
+    there = tmp_path / "there"
+    left = min((shared / "logits").glob("*.parquet"))
+    (there / "logits").mkdir(parents=True)
+    (there / "logits" / left.name).write_bytes(left.read_bytes())
+    real = Copier.copy
+
+    def collected(self: Copier, blobs: Any) -> None:
+        real(self, blobs)
+        (there / "logits" / left.name).unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Copier, "copy", collected)
+        with pytest.raises(StoreError, match="went away meanwhile"):
+            send(shared, there)
+    assert not list(there.glob("manifest*"))
+    send(shared, there)
+    assert bytes_of(there) == bytes_of(shared)
+
+
+def test_half_of_anothers_push_is_not_sealed(
+    shared: Path, make_cache: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_cache(tmp_path / "other", rows_of(8, first=40))
+    there = tmp_path / "there"
+    with monkeypatch.context() as patch:
+        patch.setattr("cachekd.sharing.transfer._seal", lambda *args: pytest.fail("cut off"))
+        with pytest.raises(pytest.fail.Exception):
+            send(tmp_path / "other", there)
+    assert list((there / "units").iterdir())
+    sent = send(shared, there)
+    assert len(cachekd.open_cache(str(there))) == 12
+    assert sent["root"] == cachekd.open_cache(str(shared)).root
+    assert not verify(str(there)).problems
+    send(tmp_path / "other", there)
+    assert len(cachekd.open_cache(str(there))) == 20
