@@ -135,7 +135,7 @@ def part_of(
     part: Mapping[str, Any],
     read: Callable[[Mapping[str, str]], Mapping[str, bytes]],
 ) -> Content:
-    """The part of a cache that these shards of logits are, with all plans and samples.
+    """The part of a cache that these shards of logits are, with all plans, samples and priors.
 
     Args:
         content: of the cache.
@@ -148,13 +148,12 @@ def part_of(
     kept = {name: record for name, record in records.items() if record.shard.digest in shards}
     manifest = content.manifest
     chosen = [manifest.shards[digest] for digest in sorted(shards)]
-    priors = {facts.prior for facts in chosen if facts.prior}
     return replace(
         content,
         blobs={
             **shard_blobs(chosen, attention_of(kept.values())),
             **{samples_name(digest): Blob(digest, None) for digest in manifest.samples},
-            **{prior_name(digest): Blob(digest, manifest.priors.get(digest)) for digest in priors},
+            **{prior_name(digest): Blob(digest, size) for digest, size in manifest.priors.items()},
         },
         documents={
             name: own

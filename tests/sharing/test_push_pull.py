@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny import Ran, write_rows
 
-import cachekd
+import cachekd as package
 from cachekd.config import PullConfig, PushConfig
 from cachekd.errors import CachekdError, CacheNotFound, Incomplete, StoreError, UnsealedCache
 from cachekd.sharing.copier import Copier
@@ -49,7 +49,7 @@ def test_a_cache_comes_back_as_it_went(shared: Path, tmp_path: Path, kind: str) 
     assert bytes_of(place) == bytes_of(shared)
     back = fetch(place, tmp_path / "back")
     assert bytes_of(tmp_path / "back") == bytes_of(shared)
-    assert sent["root"] == back["root"] == cachekd.open_cache(str(shared)).root
+    assert sent["root"] == back["root"] == package.open_cache(str(shared)).root
     assert sent["bytes_moved"] == back["bytes_moved"] > sent["bytes"]
     assert not verify(str(tmp_path / "back")).problems
 
@@ -75,7 +75,7 @@ def test_what_was_added_travels_alone(cache: Path, make_cache: Maker, tmp_path: 
     make_cache(cache, rows_of(14), domain_column="domain", sort_window=1)
     more = send(cache, there)
     assert 0 < more["files_moved"] < first["files_moved"]
-    assert more["root"] == cachekd.open_cache(str(cache)).root
+    assert more["root"] == package.open_cache(str(cache)).root
     assert not verify(str(there)).problems
 
 
@@ -88,7 +88,7 @@ def test_two_caches_of_one_identity_are_united(
     united = send(tmp_path / "other", there)
     assert united["samples"] == 18
     assert not verify(str(there)).problems
-    assert len(cachekd.open_cache(str(there))) == 18
+    assert len(package.open_cache(str(there))) == 18
 
 
 def test_until_the_seal_there_is_no_cache(
@@ -122,7 +122,7 @@ def test_until_the_seal_there_is_no_cache(
             else:
                 break
         with pytest.raises((CacheNotFound, UnsealedCache)) as refusal:
-            cachekd.open_cache(str(tmp_path / "there"))
+            package.open_cache(str(tmp_path / "there"))
         seen.add(refusal.type)
     assert seen == {CacheNotFound, UnsealedCache}
     assert bytes_of(tmp_path / "there") == bytes_of(shared)
@@ -171,7 +171,7 @@ def test_two_pushers_and_a_reader_at_once(shared: Path, make_cache: Maker, tmp_p
     def reader() -> None:
         while not ended.is_set():
             try:
-                seen.append(len(list(cachekd.open_cache(there))))
+                seen.append(len(list(package.open_cache(there))))
             except (CacheNotFound, UnsealedCache):
                 seen.append(0)
             except BaseException as error:
@@ -189,7 +189,7 @@ def test_two_pushers_and_a_reader_at_once(shared: Path, make_cache: Maker, tmp_p
     assert not failed
     assert seen == sorted(seen), "a newer seal never shows less"
     assert set(seen) <= {0, 8, 12, 20}
-    assert len(cachekd.open_cache(there)) == 20
+    assert len(package.open_cache(there)) == 20
     assert not verify(there).problems
 
 
@@ -197,8 +197,8 @@ def test_a_part_by_domain(shared: Path, tmp_path: Path) -> None:
     report = fetch(shared, tmp_path / "part", domain=("law",))
     assert report["shards"] < report["shards_of"]
     assert report["bytes"] < report["bytes_of_shards_at_origin"]
-    part = cachekd.open_cache(str(tmp_path / "part"))
-    whole = cachekd.open_cache(str(shared))
+    part = package.open_cache(str(tmp_path / "part"))
+    whole = package.open_cache(str(shared))
     law = [
         key for key, name in zip(whole.samples.keys, whole.domains, strict=True) if name == "law"
     ]
@@ -212,9 +212,9 @@ def test_a_part_by_domain(shared: Path, tmp_path: Path) -> None:
 def test_a_part_by_fraction_is_seeded_and_grows(shared: Path, tmp_path: Path) -> None:
     first = fetch(shared, tmp_path / "a", fraction=0.4, seed=3)
     same = fetch(shared, tmp_path / "b", fraction=0.4, seed=3)
-    assert first["root"] == same["root"] != cachekd.open_cache(str(shared)).root
+    assert first["root"] == same["root"] != package.open_cache(str(shared)).root
     whole = fetch(shared, tmp_path / "a")
-    assert whole["root"] == cachekd.open_cache(str(shared)).root
+    assert whole["root"] == package.open_cache(str(shared)).root
     assert whole["bytes_moved"] < sum(map(len, bytes_of(shared).values()))
 
 
@@ -247,8 +247,8 @@ def test_a_partial_cache_is_completed_by_precompute(
     fetch(shared, part, fraction=0.4)
     done = make_cache(part, rows_of(12), domain_column="domain", sort_window=1)
     assert done["keys"] == 12
-    whole = cachekd.open_cache(str(shared))
-    mine = cachekd.open_cache(str(part))
+    whole = package.open_cache(str(shared))
+    mine = package.open_cache(str(part))
     assert done["root"] == whole.root
     np.testing.assert_array_equal(mine[5].logits.ids, whole[5].logits.ids)
 
@@ -313,8 +313,24 @@ def test_half_of_anothers_push_is_not_sealed(
             send(tmp_path / "other", there)
     assert list((there / "units").iterdir())
     sent = send(shared, there)
-    assert len(cachekd.open_cache(str(there))) == 12
-    assert sent["root"] == cachekd.open_cache(str(shared)).root
+    assert len(package.open_cache(str(there))) == 12
+    assert sent["root"] == package.open_cache(str(shared)).root
     assert not verify(str(there)).problems
     send(tmp_path / "other", there)
-    assert len(cachekd.open_cache(str(there))) == 20
+    assert len(package.open_cache(str(there))) == 20
+
+
+def test_two_parts_are_merged_and_recoded(
+    shared: Path, tmp_path: Path, cachekd: Callable[..., Ran]
+) -> None:
+    for name in ("law", "code"):
+        fetch(shared, tmp_path / name, domain=(name,))
+    ran = cachekd(
+        "merge", tmp_path / "law", tmp_path / "code", "--out", tmp_path / "both", "--json"
+    )
+    assert ran.code == 0, ran.err
+    assert ran.json["root"] == package.open_cache(str(shared)).root
+    again = cachekd("merge", tmp_path / "law", "--recode", "--out", tmp_path / "small", "--json")
+    assert again.code == 0, again.err
+    assert again.json["samples"] == len(package.open_cache(str(tmp_path / "law")))
+    assert cachekd("verify", tmp_path / "small").code == 0
