@@ -3,9 +3,10 @@
 A made-up cache goes to a folder and to an S3 server on this machine, each into an empty place,
 turn by turn: by `push`, and by the filesystem's own recursive ``put`` with as many transfers at
 once, which checks nothing and, in a folder, waits for no disk; there the same copy with each file
-synced to the disk, as `push` does it, stands beside it. The same for `pull` and ``get``. Figures are medians of the repeats, as
-ratios: 1 is as fast as the plain copy. The rest is counted: files that a second push of an
-unchanged cache looks at and moves, requests of it, and what parts take of the whole.
+synced to the disk, as `push` does it, stands beside it. The same for `pull` and ``get``. Figures
+are medians of the repeats, as ratios: 1 is as fast as the plain copy. The rest is counted: files
+that a second push of an unchanged cache looks at and moves, requests of it, and what parts take of
+the whole.
 """
 
 from __future__ import annotations

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +102,29 @@ def test_a_push_that_is_given_up_is_no_cache_and_goes_on(
     more = send(shared, s3.url())
     assert more["files_skipped"] > 0
     assert bytes_of(s3.url()) == bytes_of(shared)
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("reached", ["/logits/", "/samples/", "cache.json", "/units/"])
+def test_a_push_that_is_killed_is_no_cache_and_goes_on(
+    s3: Bucket, shared: Path, reached: str
+) -> None:
+    """Killed by the system when it has begun to send such a file."""
+    s3.proxy.plan.append(Fault("stall", "PUT", reached, times=None, at=30))
+    code = "from cachekd_cli.main import main; main()"
+    command = [sys.executable, "-c", code, "push", str(shared), s3.url(), "--jobs", "2"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as pusher:
+        until = time.monotonic() + 60
+        while not any(one.fault for one in s3.proxy.seen) and time.monotonic() < until:
+            time.sleep(0.02)
+        pusher.kill()
+    assert s3.proxy.faults()["stall"] > 0
+    s3.proxy.plan.clear()
+    with pytest.raises(StoreError):
+        cachekd.open_cache(s3.url())
+    send(shared, s3.url())
+    assert bytes_of(s3.url()) == bytes_of(shared)
+    assert not verify(s3.url()).problems
 
 
 @pytest.mark.slow
