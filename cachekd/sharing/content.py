@@ -6,6 +6,7 @@ told from documents (plans, commit records) whose digests the seal gives.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,6 +61,12 @@ class Content:
     blobs: Mapping[str, Blob]
     documents: Mapping[str, str]
     part: Mapping[str, Any] | None = None
+
+    def origin(self) -> dict[str, Any]:
+        """Which cache this is, as a seal tells of it; of a folder here only its own name."""
+        place = self.location.url
+        shown = posixpath.basename(place.rstrip("/")) if self.location.local else place
+        return {"root": self.manifest.root, "cache": shown}
 
     def identity_files(self) -> dict[str, str]:
         """The files that say whose the cache is, with their sha256."""

@@ -126,8 +126,7 @@ class _Copy:
                 record = load_unit(name, source.read(name))
                 self._unit(name, record, plans[record.plan], renamed[record.plan])
         what = {"keys_only": self.keys_only, "dropped_keys": len(self.dropped)}
-        origin = {"root": self.content.manifest.root, "cache": source.url}
-        seal(into, leave_out=True, origin={**origin, **what})
+        seal(into, leave_out=True, origin={**self.content.origin(), **what})
 
     def _plan(self, digest: str, plan: Plan) -> tuple[str, tuple[int, ...]]:
         """Write the plan of what is left; its digest, and which of its units are left."""

@@ -233,7 +233,7 @@ def _only_named(state: CacheState, documents: Collection[str]) -> CacheState:
 
 def _origin(content: Content) -> dict[str, Any]:
     part = {"shards": "all"} if content.part is None else dict(content.part)
-    return {"root": content.manifest.root, "cache": content.location.url, **part}
+    return {**content.origin(), **part}
 
 
 def _only(moved: Moved, word: str) -> dict[str, int]:

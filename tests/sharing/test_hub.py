@@ -17,7 +17,7 @@ from cachekd.errors import CachekdError, ConfigError, MismatchError, StoreError
 from cachekd.store.verify import verify
 
 from .conftest import Maker, rows_of
-from .test_push_pull import bytes_of, send
+from .transfers import bytes_of, send
 
 REPO = "team/news"
 URL = f"hf://datasets/{REPO}"

@@ -16,7 +16,7 @@ from cachekd.errors import ConfigError, DataError
 from cachekd.store.verify import verify
 
 from .conftest import Maker, rows_of
-from .test_push_pull import bytes_of, fetch, send
+from .transfers import bytes_of, fetch, send
 
 
 def file_of(keys: list[bytes], path: Path) -> str:

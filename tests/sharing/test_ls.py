@@ -14,7 +14,7 @@ from cachekd.sharing import catalogue, listed
 from cachekd.store.io import Location
 
 from .conftest import Maker, rows_of
-from .test_push_pull import send
+from .transfers import send
 
 Run = Callable[..., Ran]
 

@@ -15,7 +15,7 @@ from cachekd.store.verify import verify
 from cachekd.types import TopKLogits
 
 from .conftest import Maker, rows_of
-from .test_push_pull import send
+from .transfers import send
 
 
 def same(cache: Path, whole: Path) -> None:

@@ -20,7 +20,7 @@ from cachekd.store import retries
 from cachekd.store.verify import verify
 
 from .conftest import Maker, rows_of
-from .test_push_pull import bytes_of, fetch, send
+from .transfers import bytes_of, fetch, send
 
 FAULTS = {
     "cut mid-upload": Fault("reset", "PUT", "logits/", times=3, at=100),
