@@ -15,8 +15,12 @@ from s3_faults import Bucket, Fault
 from tiny import Family
 
 import cachekd
+from cachekd.config import GcConfig
 from cachekd.errors import StoreError
+from cachekd.sharing.catalogue import entries
 from cachekd.store import retries
+from cachekd.store.gc import collect
+from cachekd.store.io import Location
 from cachekd.store.verify import verify
 
 from .conftest import Maker, rows_of
@@ -61,6 +65,28 @@ def test_what_arrived_is_judged_by_the_checksum_of_a_listing(s3: Bucket, shared:
     send(shared, s3.url())
     read = [one for one in s3.proxy.seen if one.method == "GET" and "/logits/" in one.path]
     assert not [one for one in read if ".parquet" in one.path], "nothing is read back"
+
+
+def test_who_has_what_and_reuse(
+    s3: Bucket, shared: Path, make_cache: Maker, tmp_path: Path
+) -> None:
+    team = s3.url().rpartition("/")[0]
+    send(shared, f"{team}/news")
+    found, problems = entries(Location(team))
+    assert [entry.folder for entry in found] == ["news"] and not problems
+    assert found[0].sealed_at is not None
+    made = make_cache(tmp_path / "mine", rows_of(14), reuse=team)
+    assert made["records_reused"] == 12 and made["documents_to_score"] == 2
+    assert not verify(str(tmp_path / "mine")).problems
+
+
+@pytest.mark.slow
+def test_gc_on_s3(s3: Bucket, shared: Path) -> None:
+    send(shared, s3.url())
+    done = collect(GcConfig(cache=s3.url(), compact=True, yes=True, older_than=0.0))
+    assert done["shards_after"] < done["shards_before"] <= done["files"]
+    assert not verify(s3.url()).problems
+    assert len(list(cachekd.open_cache(s3.url()))) == 12
 
 
 @pytest.mark.reliability
