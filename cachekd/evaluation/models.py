@@ -131,15 +131,15 @@ def load(found: Found) -> Any:
             model, missing = load_model(found.settings, found.facts)
     except MemoryError as error:
         raise TeacherError(
-            f"{found.who} ({found.path}) does not fit: out of memory: {error}. Use a smaller dtype, "
-            "another device, or a device map"
+            f"{found.who} ({found.path}) does not fit: out of memory: {error}. Use a smaller "
+            "dtype, another device, or a device map"
         ) from error
     except Exception as error:  # file formats and code of models have errors of their own
         raise TeacherError(f"{found.who} ({found.path}) cannot be loaded: {error}") from error
     if missing:
         raise TeacherError(
-            f"{found.who} ({found.path}): {len(missing)} weights are not in its checkpoint, such as "
-            f"{missing[0]}; they would be random numbers. Complete the folder"
+            f"{found.who} ({found.path}): {len(missing)} weights are not in its checkpoint, such "
+            f"as {missing[0]}; they would be random numbers. Complete the folder"
         )
     return model.eval()
 

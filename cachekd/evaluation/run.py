@@ -49,14 +49,15 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dic
 
     Args:
         config: see `EvaluateConfig`.
-        progress: called with what is done, how much of it is, and of how much (0: it has no count).
+        progress: called with what is done, how much of it is, and of how much (0: it has no
+            count).
 
     Returns:
         ``models``: for each, in the order given, ``metrics`` (see `cachekd.evaluation.figures`:
         mean, deviation, values, why), ``exaccerr`` curves, ``reliability`` bins, who it is, counts,
         seconds, and in ``failed`` why some of it is missing, or None; ``settings``, ``data``,
-        ``teacher``, ``cache``, ``notes`` (what a reader should know) and ``versions``. What was not asked for is not there; what could
-        not be measured is None with the reason.
+        ``teacher``, ``cache``, ``notes`` (what a reader should know) and ``versions``. What was not
+        asked for is not there; what could not be measured is None with the reason.
 
     Raises:
         CachekdError: whatever is wrong with settings, data, teacher, or all of the models.

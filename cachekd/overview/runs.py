@@ -134,7 +134,7 @@ def _groups(
     finals: Mapping[str, Mapping[str, float | None]],
     differ: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Runs that came equally far and differ by their seeds alone, and those that none stands beside.
+    """Runs that came equally far and differ by their seeds alone; a run without such is alone.
 
     Nothing where no two runs differ by their seeds alone.
     """

@@ -51,10 +51,10 @@ def test_what_is_done_at_once_has_the_rate_of_the_whole(
 def test_steps_of_a_resumed_run_are_timed_from_its_own_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    now = 0.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     show = progress.TrainProgress("train")
-    for step, now in ((500, 0.0), (501, 100.0), (502, 104.0)):
+    for step, clock[0] in ((500, 0.0), (501, 100.0), (502, 104.0)):
         show(step, 510, {})
     show(502, 510, {"loss": 1.0})
     lines = capsys.readouterr().err.splitlines()
