@@ -76,7 +76,7 @@ def exposure_table(report: Mapping[str, Any]) -> Table | None:
     if not rows:
         return None
     return Table(
-        title="ExAccErr = (R - E) / E: error in the model's own contexts over the teacher's",
+        title="ExAccErr = (R - E) / E by length",
         header=("", "ExAccErr, %", "R, nats", "E, nats", "alive: model", "alive: teacher"),
         rows=tuple(rows),
     )

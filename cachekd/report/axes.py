@@ -123,7 +123,7 @@ def labels(x_label: str, y_label: str) -> str:
     return (
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 8}" '
         f'text-anchor="middle">{escape(x_label)}</text>'
-        f'<text transform="translate(13 {middle:.0f}) rotate(-90)" '
+        f'<text transform="translate(11 {middle:.0f}) rotate(-90)" '
         f'text-anchor="middle">{escape(y_label)}</text>'
     )
 
