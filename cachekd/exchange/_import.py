@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from cachekd.config import ImportConfig
 from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.models import resolve_model
 from cachekd.errors import DataError
-from cachekd.exchange import Broken, Document, Format, Found, Reading
+from cachekd.exchange import Broken, Document, Format, Found
 from cachekd.exchange._identity import asserted_identity
-from cachekd.exchange._rows import Checked, Law, check, mass_of, problem_of, rows_of
+from cachekd.exchange._look import expected_of, law_of, looked
+from cachekd.exchange._rows import Checked, Law, check, problem_of
 from cachekd.exchange._shift import refuse_other_shift
 from cachekd.exchange._store import Item, Store
 from cachekd.plugins import find
@@ -31,11 +32,8 @@ from cachekd.store.seal import seal
 from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.types import Role, Sample
 
-_LOOKED_AT = 64
-_LOOKED_ROWS = 16_384
 _MOST_ENTRIES = 1 << 23  # held at once
 _MISSING = "trained rows without targets"
-_WHOLE = 1e-3  # masses this near 1, of a part of the vocabulary, are normalised over it
 _log = logging.getLogger(__name__)
 Show = Callable[[int, int | None], None]
 
@@ -59,17 +57,17 @@ def import_cache(config: ImportConfig, *, progress: Show | None = None) -> dict[
     plugin: Format = find("exchange", config.format)
     tokenizer = tokenizer_facts(resolve_model(config.tokenizer, weights=False))
     reading = plugin.read(config, tokenizer.vocab_size)
-    first = _looked(reading)
+    first = looked(reading)
     documents = [found for found in first if isinstance(found, Document)]
     sound = [one for one in documents if problem_of(one, tokenizer.vocab_size) is None]
-    law = _law(config, reading, sound, tokenizer.vocab_size)
+    law = law_of(config, reading, sound, tokenizer.vocab_size)
     shifts = refuse_other_shift(sound, config.shift, tokenizer.vocab_size, law.values)
     work = _Work(config, law)
     _refuse_first(work, first)
     rows = "all" if all(_is_whole(work, document) for document in sound) else "response"
     identity = asserted_identity(config, tokenizer, reading, law.values, rows)
     learned_from = [check(document, law).logits for document in sound]
-    store = Store(config, identity, learned_from, _expected(config, reading, first, documents))
+    store = Store(config, identity, learned_from, expected_of(config, reading, first, documents))
     work.run(store, chain(first, reading.documents), rows, reading.total, progress)
     sealed = seal(store.location)
     _tell(plugin, config, identity.capture["imported"], law)
@@ -88,57 +86,6 @@ def import_cache(config: ImportConfig, *, progress: Show | None = None) -> dict[
         **sealed.totals,
         "seconds": time.monotonic() - started,
     }
-
-
-def _looked(reading: Reading) -> list[Found]:
-    """The first documents, until they have many rows."""
-    first, rows = [], 0
-    for found in islice(reading.documents, _LOOKED_AT):
-        first.append(found)
-        rows += len(found.counts) if isinstance(found, Document) else 0
-        if rows >= _LOOKED_ROWS:
-            break
-    return first
-
-
-def _expected(
-    config: ImportConfig, reading: Reading, first: list[Found], documents: list[Document]
-) -> int:
-    """About how many tokens the source has."""
-    tokens = sum(len(document.input_ids) for document in documents)
-    if len(first) < _LOOKED_AT and tokens < _LOOKED_ROWS:
-        return tokens  # that is all
-    if reading.total is not None:
-        return tokens * max(1, reading.total // len(first))
-    return max(tokens, config.unit_tokens)
-
-
-def _law(config: ImportConfig, reading: Reading, documents: list[Document], vocab_size: int) -> Law:
-    values = config.values if config.values != "auto" else reading.values
-    if values == "auto":
-        values = _seen(documents, vocab_size)
-    return Law(
-        vocab_size=vocab_size,
-        values=values,
-        shift=config.shift or 0,
-        tolerance=config.mass_tolerance,
-        rescale=config.rescale,
-        scalars=reading.scalars,
-    )
-
-
-def _seen(documents: list[Document], vocab_size: int) -> str:
-    """What values are by their masses: all 1 in parts of a vocabulary says that they are scaled."""
-    masses, parts = [], False
-    for document in documents:
-        row_n = rows_of(document.counts)
-        good_n = ~np.isnan(document.logprobs)
-        mass_R = mass_of(row_n[good_n], document.logprobs[good_n], len(document.counts))
-        masses.append(mass_R[document.counts > 1])
-        parts |= bool((document.counts < vocab_size).any())
-    mass = np.concatenate(masses) if masses else np.zeros(0)
-    scaled = parts and len(mass) > 0 and bool((np.abs(mass - 1) < _WHOLE).mean() > 0.99)
-    return "renormalised" if scaled else "logprobs"
 
 
 def _is_whole(work: _Work, document: Document) -> bool:
