@@ -1,4 +1,4 @@
-"""Out and in again: values are those of the format's precision, and who the teacher is is marked."""
+"""Out and in again: values to the precision of the format, and a teacher that is asserted."""
 
 from __future__ import annotations
 
