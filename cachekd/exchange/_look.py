@@ -66,7 +66,7 @@ def _seen(documents: list[Document], vocab_size: int) -> str:
         row_n = rows_of(document.counts)
         good_n = ~np.isnan(document.logprobs)
         mass_R = mass_of(row_n[good_n], document.logprobs[good_n], len(document.counts))
-        masses.append(mass_R[document.counts > 1])
+        masses.append(mass_R[mass_R > 0])  # others hold fillers alone
         parts |= bool((document.counts < vocab_size).any())
     mass = np.concatenate(masses) if masses else np.zeros(0)
     scaled = parts and len(mass) > 0 and bool((np.abs(mass - 1) < _WHOLE).mean() > 0.99)

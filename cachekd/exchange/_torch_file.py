@@ -178,24 +178,23 @@ class _Reader:
 
 
 def _tensor(maker: Any, arguments: tuple[Any, ...]) -> np.ndarray:
-    """The array of a storage, offset and shape; contiguous ones alone."""
+    """The array of a storage, offset, shape and strides, all within the storage."""
     if not isinstance(maker, _Name) or maker.name not in _MAKERS:
         raise ValueError(f"a call of {maker!r:.100}, which makes no tensor")
     storage, offset, shape, strides = arguments[:4]
     dtype = storage.dtype or _DTYPES[arguments[6].name]
     width = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
-    if not all(type(size) is int and size >= 0 for size in (offset, *shape)):
+    if not all(type(size) is int and size >= 0 for size in (offset, *shape, *strides)):
         raise ValueError(f"a tensor of shape {shape!r:.100}")
-    count = prod(shape)
-    expected = tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
-    if count and tuple(strides) != expected and 1 not in shape:
-        raise ValueError(f"a tensor of strides {strides!r:.100}, which is not contiguous")
-    if (offset + count) * width > len(storage.data):
+    count, held = prod(shape), len(storage.data) // width
+    last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+    if count and (last >= held or count > held):
         raise ValueError(f"a tensor of shape {shape!r:.100} in {len(storage.data)} bytes")
-    if dtype == "bfloat16":
-        halves = np.frombuffer(storage.data, "<u2", count, offset * 2).astype(np.uint32) << 16
-        return halves.view(np.float32).reshape(shape)
-    return np.frombuffer(storage.data, dtype, count, offset * width).reshape(shape)
+    bare = "<u2" if dtype == "bfloat16" else dtype
+    flat = np.frombuffer(storage.data, bare, held)[offset if count else 0 :]
+    steps = [step * width for step in strides]
+    array = np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False).copy()
+    return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else array
 
 
 _STEPS: dict[bytes, Callable[[_Reader], None]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import zipfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -118,16 +119,12 @@ def test_tars_that_are_none_of_megatrons(brought: Callable[..., Ran], tmp_path: 
 
 
 def test_an_object_stream_is_data_alone() -> None:
-    import os
-    import zipfile
-
     for program in (b"cos\nsystem\n.", b"\x80\x02cbuiltins\neval\n.", b"\x80\x04\x95"):
         buffer = BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
             archive.writestr("archive/data.pkl", program)
-        with pytest.raises(ValueError, match="no tensor|instruction"):
+        with pytest.raises(ValueError, match=r"no tensor|instruction"):
             load(buffer.getvalue())
-    assert os.getpid()
 
 
 def test_an_export_that_cannot_be_written(cachekd: Run, cache: Path, tmp_path: Path) -> None:
