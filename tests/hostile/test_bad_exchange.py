@@ -112,9 +112,8 @@ def test_tars_that_are_none_of_megatrons(brought: Callable[..., Ran], tmp_path: 
         refused = brought(_tar(path, member, kind=kind), *flags, name="megatron")
         assert refused.code == 1 and found in refused.err, refused.err
     path.write_bytes(_tar(path, "0.pt.zst", b"x" * 5000).read_bytes()[:1500])
-    assert "cut off" in brought(path, *flags, name="megatron").err.replace(
-        "unexpected end", "cut off"
-    )
+    refused = brought(path, *flags, name="megatron")
+    assert refused.code == 1 and "dp0__0.tar" in refused.err
     assert not (tmp_path / "cache").exists()
 
 
