@@ -187,7 +187,8 @@ def _score_again(cache: str, partial: bool, values: dict[str, Any]) -> dict[str,
 
     opened = open_cache(cache, partial=partial)
     attention = opened.identity.capture["attn_implementation"]
-    settings = build(RecheckConfig, {"attn_implementation": attention, **values})
+    known = {} if attention == "unknown" else {"attn_implementation": attention}
+    settings = build(RecheckConfig, {**known, **values})
     return recheck(opened, settings)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cachekd.config._benchmark import BenchmarkConfig
 from cachekd.config._evaluate import EvaluateConfig, Protocol
+from cachekd.config._exchange import ExportConfig, ImportConfig
 from cachekd.config._fields import canonical_json, check_choices, option, required, resolved
 from cachekd.config._inputs import DataConfig, ModelConfig, RowsConfig
 from cachekd.config._live import LiveConfig, ScoringConfig
@@ -27,6 +28,8 @@ __all__ = [
     "DataConfig",
     "EvaluateConfig",
     "GcConfig",
+    "ExportConfig",
+    "ImportConfig",
     "LEVEL_STEPS",
     "LOCAL_CACHE_SIZE",
     "LiveConfig",
