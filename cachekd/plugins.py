@@ -1,4 +1,4 @@
-"""Finding objectives, codecs, teachers and chunkers by name: the file name is the plugin name.
+"""Finding objectives, codecs, teachers, chunkers and engines by name: the name of their file.
 
 A plugin is a module of ``cachekd/<kind>/`` that has ``PLUGIN``, an entry point of the group
 ``cachekd.<kind>``, or ``package.module:Class``. Nothing is imported before it is asked for.
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from cachekd.errors import ConfigError
 
-Kind = Literal["objectives", "codecs", "teachers", "chunkers"]
+Kind = Literal["objectives", "codecs", "teachers", "chunkers", "engines"]
 
 
 def available(kind: Kind) -> list[str]:

@@ -7,6 +7,7 @@ Flags, environment variables and YAML keys are generated from these fields (see 
 from __future__ import annotations
 
 from cachekd.config._benchmark import BenchmarkConfig
+from cachekd.config._engine import EngineConfig, check_rank
 from cachekd.config._evaluate import EvaluateConfig, Protocol
 from cachekd.config._fields import canonical_json, check_choices, option, required, resolved
 from cachekd.config._inputs import DataConfig, ModelConfig, RowsConfig
@@ -23,6 +24,7 @@ __all__ = [
     "AttentionConfig",
     "BenchmarkConfig",
     "DataConfig",
+    "EngineConfig",
     "EvaluateConfig",
     "LEVEL_STEPS",
     "LiveConfig",
@@ -40,6 +42,7 @@ __all__ = [
     "TrainConfig",
     "canonical_json",
     "check_choices",
+    "check_rank",
     "option",
     "precompute_config",
     "required",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cachekd.config._engine import EngineConfig, check_engine
 from cachekd.config._fields import check_choices, option, required
 from cachekd.config._generation import GenerationConfig, check_generation
 from cachekd.config._inputs import DataConfig, ModelConfig, check_loading
@@ -46,7 +47,13 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig(
-    RunConfig, AttentionConfig, SelectionConfig, GenerationConfig, DataConfig, ModelConfig
+    EngineConfig,
+    RunConfig,
+    AttentionConfig,
+    SelectionConfig,
+    GenerationConfig,
+    DataConfig,
+    ModelConfig,
 ):
     """Settings of ``cachekd precompute``."""
 
@@ -98,6 +105,12 @@ class PrecomputeConfig(
             if value is not None and value < (2 if name == "max_length" else 1):
                 raise ConfigError(f"{name}: found {value}, which is too small")
         check_loading(self)
+        check_engine(self)
+        if self.tp_plan and (self.device or self.device_map or self.attention != "none"):
+            raise ConfigError(
+                "tp_plan places the teacher itself and splits its heads: leave out device, "
+                "device_map and attention"
+            )
 
 
 def _check_attention(config: PrecomputeConfig) -> None:
