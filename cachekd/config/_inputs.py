@@ -82,7 +82,7 @@ def check_loading(config: ModelConfig) -> None:
     if config.device and config.device_map:
         raise ConfigError("device and device_map exclude each other; set one")
     if (config.max_memory or config.offload_folder) and not config.device_map:
-        raise ConfigError("max_memory and offload_folder belong to a device map: set device_map auto")
+        raise ConfigError("max_memory and offload_folder belong to a device map: set device_map")
 
 
 @dataclass(frozen=True, kw_only=True)
