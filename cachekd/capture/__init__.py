@@ -13,6 +13,7 @@ from typing import Any
 from cachekd.capture.generate import write_missing
 from cachekd.capture.job import Job
 from cachekd.capture.meter import Meter, Progress, Show
+from cachekd.capture.planning import default_threads
 from cachekd.capture.prepare import complete_job, prepare_job
 from cachekd.capture.scoring import Run, score_all, write_plan
 from cachekd.capture.unit import describe
@@ -26,6 +27,7 @@ from cachekd.store.claims import unrepaired
 from cachekd.store.layout import FOLDERS
 from cachekd.store.seal import seal
 from cachekd.teachers import Teacher
+from cachekd.teachers._split import check_launched, follow, joined
 
 __all__ = ["Progress", "precompute"]
 
@@ -48,7 +50,24 @@ def precompute(config: PrecomputeConfig, *, progress: Show | None = None) -> dic
     """
     started = time.monotonic()
     engine: Engine = find("engines", config.engine)(config)
+    if config.tp_plan is not None:
+        check_launched(config)
+        with joined() as rank:
+            if rank:
+                threads = config.threads or default_threads()
+                return {"rank": rank, "batches_followed": follow(config, threads)}
+            return _precompute(config, engine, Share(), started, progress)
     share = share_of(config, os.environ) if engine.divides else Share()
+    return _precompute(config, engine, share, started, progress)
+
+
+def _precompute(
+    config: PrecomputeConfig,
+    engine: Engine,
+    share: Share,
+    started: float,
+    progress: Show | None,
+) -> dict[str, Any]:
     job = prepare_job(config)
     report = describe(job)
     if config.dry_run:

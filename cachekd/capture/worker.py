@@ -16,6 +16,7 @@ from cachekd.capture.unit import score_unit
 from cachekd.engines._writers import OwnProcess, WriterPool, Writers
 from cachekd.plugins import find
 from cachekd.teachers import Teacher, TeacherBackend
+from cachekd.teachers._split import LeadingTeacher
 
 # Fewer tokens are encoded sooner than a process starts.
 _WORTH_A_PROCESS = 1 << 17
@@ -90,9 +91,13 @@ def worker_here(
 
 
 def load_teacher(job: Job) -> Teacher:
-    """The teacher, loaded."""
+    """The teacher, loaded; where it is split over processes, the one that leads."""
     plugin: TeacherBackend = find("teachers", job.config.backend)
-    return plugin.load(job.config, job.facts, job.plan.threads)
+
+    def load() -> Teacher:
+        return plugin.load(job.config, job.facts, job.plan.threads)
+
+    return load() if job.config.tp_plan is None else LeadingTeacher(load)
 
 
 def attending(job: Job, teacher: Teacher) -> Teacher:

@@ -106,10 +106,14 @@ class PrecomputeConfig(
                 raise ConfigError(f"{name}: found {value}, which is too small")
         check_loading(self)
         check_engine(self)
-        if self.tp_plan and (self.device or self.device_map or self.attention != "none"):
+        if self.tp_plan and (self.device or self.device_map or self.adapter):
             raise ConfigError(
-                "tp_plan places the teacher itself and splits its heads: leave out device, "
-                "device_map and attention"
+                "tp_plan places the teacher itself: leave out device, device_map and adapter"
+            )
+        if self.tp_plan and (self.attention, self.generate) != ("none", "none"):
+            raise ConfigError(
+                "tp_plan splits the teacher, which then only scores: leave out attention and "
+                "generate"
             )
 
 

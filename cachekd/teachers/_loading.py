@@ -23,6 +23,10 @@ def load_model(
 
     device = config.device or own_device()
     placed = _placed(config)
+    if isinstance(config, PrecomputeConfig) and config.tp_plan:
+        from transformers.distributed import DistributedConfig
+
+        placed = {"distributed_config": DistributedConfig(tp_plan=config.tp_plan)}
     model, loading = AutoModelForCausalLM.from_pretrained(
         facts.folder,
         dtype=getattr(torch, facts.dtype),
