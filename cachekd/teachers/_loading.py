@@ -63,6 +63,20 @@ def own_device() -> str:
     return f"cuda:{place}"
 
 
+def input_device(model: Any) -> Any:
+    """The device that a model takes its tokens on, also where its weights lie on disk."""
+    import torch
+
+    embedding = model.get_input_embeddings()
+    device = embedding.weight.device
+    if device.type != "meta":
+        return device
+    used = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    if used is None:
+        raise TeacherError("the device map leaves the teacher's embedding nowhere; use another one")
+    return torch.device("cuda", used) if isinstance(used, int) else torch.device(used)
+
+
 def _placed(config: PrecomputeConfig | ScoringConfig) -> dict[str, Any]:
     """Where accelerate puts the parts of a large teacher."""
     if not config.device_map:
