@@ -70,6 +70,7 @@ def score_all(job: Job, loaded: Teacher | None, run: Run) -> dict[str, Any]:
         kit = _Kit(job, loaded, meter)
         # The engine comes first: what it starts may set handlers of signals.
         with run.engine.crew(kit) as crew, stop_on_signals(flag, patience=run.engine.patience):
+            meter.begin()
             return _score(job, own, crew, claims, meter)
 
 
