@@ -1,7 +1,7 @@
 """Capture with one worker and with two: processes that share by rank, and actors of Ray.
 
-A Llama with random weights and one thread a worker; each way fills a new cache, all in turn, medians
-over rounds. Rates are tokens over the time from the first batch to the last commit (of processes:
+A Llama with random weights and one thread a worker; each way fills a new cache, all in turn,
+medians over rounds. Rates are tokens over the time from the first batch to the last commit (of processes:
 that of the slower one), so that starting interpreters and loading teachers does not count. A ratio
 of 2 is linear. With fewer idle processors than workers it says little: see ``machine.load_1min``.
 """
@@ -112,7 +112,7 @@ def main() -> None:
                     roots |= {report["root"] for report in reports if "root" in report}
     assert len(roots) == 1, "one cache, whoever filled it"
     ratios = {
-        way: median([two / one for one, two in zip(rates[f"{way}_1"], rates[f"{way}_2"])])
+        way: median([b / a for a, b in zip(rates[f"{way}_1"], rates[f"{way}_2"], strict=True)])
         for way in ways
     }
     save(
