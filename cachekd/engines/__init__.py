@@ -110,7 +110,7 @@ class Kit(Protocol):
         """A worker in this process, with its teacher loaded."""
 
     def maker(self) -> Callable[[], RemoteWorker]:
-        """Makes a worker in another process: can be pickled, and imports cachekd there alone."""
+        """Makes a worker in another process: plain code that can be sent there."""
 
     def stop_asked(self) -> bool:
         """Whether somebody wants an end."""
@@ -122,7 +122,7 @@ class Kit(Protocol):
         """CPU threads of a teacher, as the plan says."""
 
     def opening(self, job: Any) -> Any:
-        """What a remote worker must know of a job before its first unit; can be pickled."""
+        """What a remote worker must know of a job before its first unit: plain data."""
 
     def samples(self, job: Any, numbers: Sequence[int]) -> Any:
         """The samples of these units, for a remote worker."""
