@@ -2,8 +2,9 @@
 
 A Llama with random weights and one thread a worker; each way fills a new cache, all in turn,
 medians over rounds. Rates are tokens over the time from the first batch to the last commit (of
-processes: that of the slower one), so that starting interpreters and loading teachers does not count. A ratio
-of 2 is linear. With fewer idle processors than workers it says little: see ``machine.load_1min``.
+processes: that of the slower one), so that starting interpreters and loading teachers does not
+count. A ratio of 2 is linear. With fewer idle processors than workers it says little: see
+``machine.load_1min``.
 """
 
 from __future__ import annotations
