@@ -1,6 +1,6 @@
 """Finding plugins by name: the file name is the plugin name.
 
-Objectives, codecs, teachers, chunkers and exchange formats are found so.
+Objectives, codecs, teachers, chunkers, engines and exchange formats are found so.
 
 A plugin is a module of ``cachekd/<kind>/`` that has ``PLUGIN``, an entry point of the group
 ``cachekd.<kind>``, or ``package.module:Class``. Nothing is imported before it is asked for.
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from cachekd.errors import ConfigError
 
-Kind = Literal["objectives", "codecs", "teachers", "chunkers", "exchange"]
+Kind = Literal["objectives", "codecs", "teachers", "chunkers", "engines", "exchange"]
 
 
 def available(kind: Kind) -> list[str]:

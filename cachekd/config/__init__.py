@@ -7,6 +7,7 @@ Flags, environment variables and YAML keys are generated from these fields (see 
 from __future__ import annotations
 
 from cachekd.config._benchmark import BenchmarkConfig
+from cachekd.config._engine import EngineConfig, check_rank
 from cachekd.config._evaluate import EvaluateConfig, Protocol
 from cachekd.config._exchange import ExportConfig, ImportConfig
 from cachekd.config._fields import canonical_json, check_choices, option, required, resolved
@@ -26,6 +27,7 @@ __all__ = [
     "AttentionConfig",
     "BenchmarkConfig",
     "DataConfig",
+    "EngineConfig",
     "EvaluateConfig",
     "GcConfig",
     "ExportConfig",
@@ -52,6 +54,7 @@ __all__ = [
     "bytes_of",
     "canonical_json",
     "check_choices",
+    "check_rank",
     "option",
     "precompute_config",
     "required",

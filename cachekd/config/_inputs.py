@@ -34,6 +34,17 @@ class ModelConfig:
     device_map: str | None = option(
         None, "accelerate device map, such as auto: spreads a large teacher.", group="Teacher"
     )
+    max_memory: Mapping[str, str] = option(
+        {},
+        "With a device map: most memory of each device, such as 0=20GiB,cpu=60GiB; what does not "
+        "fit is kept by the CPU or on disk.",
+        group="Teacher",
+    )
+    offload_folder: str | None = option(
+        None,
+        "With a device map: folder on a fast disk for weights that no memory holds.",
+        group="Teacher",
+    )
     attn_implementation: str = option(
         "auto",
         "Attention of the teacher; part of the capture id. auto: eager where attention is "
@@ -70,6 +81,8 @@ def check_loading(config: ModelConfig) -> None:
         raise ConfigError("load_in_4bit and load_in_8bit exclude each other; set one")
     if config.device and config.device_map:
         raise ConfigError("device and device_map exclude each other; set one")
+    if (config.max_memory or config.offload_folder) and not config.device_map:
+        raise ConfigError("max_memory and offload_folder belong to a device map: set device_map")
 
 
 @dataclass(frozen=True, kw_only=True)

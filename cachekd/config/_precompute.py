@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cachekd.config._engine import EngineConfig, check_engine
 from cachekd.config._fields import check_choices, option, required
 from cachekd.config._generation import GenerationConfig, check_generation
 from cachekd.config._inputs import DataConfig, ModelConfig, check_loading
@@ -53,6 +54,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig(
+    EngineConfig,
     RunConfig,
     LocationConfig,
     AttentionConfig,
@@ -112,6 +114,16 @@ class PrecomputeConfig(
                 raise ConfigError(f"{name}: found {value}, which is too small")
         check_loading(self)
         _check_reuse(self)
+        check_engine(self)
+        if self.tp_plan and (self.device or self.device_map or self.adapter):
+            raise ConfigError(
+                "tp_plan places the teacher itself: leave out device, device_map and adapter"
+            )
+        if self.tp_plan and (self.attention, self.generate) != ("none", "none"):
+            raise ConfigError(
+                "tp_plan splits the teacher, which then only scores: leave out attention and "
+                "generate"
+            )
 
 
 def _check_reuse(config: PrecomputeConfig) -> None:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from cachekd.costs.comparison.jobs import Failure, Job, Message, Started
-from cachekd.engines.fresh import environment, interpreter
+from cachekd.engines._fresh import environment, interpreter
 from cachekd.errors import WorkerError
 
 _PATIENCE = 10.0

@@ -1,7 +1,7 @@
 """The writer's process: scored units in on standard input, commits out on standard output.
 
-``python -m cachekd.engines.writer_process``; started by `cachekd.engines.writers`. It ends when its
-input does, whatever signal reaches it: a unit that was handed over is finished.
+``python -m cachekd.engines._writer_process``; started by `cachekd.engines._writers`. It ends when
+its input does, whatever signal reaches it: a unit that was handed over is finished.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 import traceback
 from typing import IO
 
-from cachekd.engines.frames import Done, receive_sink, receive_unit, send_answer
+from cachekd.engines._frames import Done, receive_sink, receive_unit, send_answer
 from cachekd.store.commit import write_unit
 from cachekd.store.io import Location
 from cachekd.store.priors import Priors

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from cachekd.codecs._priors import Prior
-from cachekd.engines.frames import Done, receive_answer, send_sink, send_unit
-from cachekd.engines.fresh import environment, interpreter
+from cachekd.engines._frames import Done, receive_answer, send_sink, send_unit
+from cachekd.engines._fresh import environment, interpreter
 from cachekd.errors import StoreError
 from cachekd.store.commit import ScoredUnit, Sink, write_unit
 from cachekd.store.io import Location
@@ -206,7 +206,7 @@ def _start() -> subprocess.Popen[bytes]:
     """A writer's process: this interpreter and import path, one thread, no terminal signals."""
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return subprocess.Popen(
-        interpreter("cachekd.engines.writer_process"),
+        interpreter("cachekd.engines._writer_process"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment(**single, **handed_on()),
