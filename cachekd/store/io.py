@@ -20,7 +20,7 @@ from cachekd.errors import CorruptCache, StoreError
 from cachekd.store.local import LocalFolder, nearest
 from cachekd.store.local_cache import LocalCache, local_cache, refuse_other
 from cachekd.store.locks import sweep_locks
-from cachekd.store.names import check_name, missing, shown
+from cachekd.store.names import check_name, gone, missing, shown
 from cachekd.store.remote import RemoteFolder, opened
 from cachekd.store.settings import StoreSettings, settings
 
@@ -167,7 +167,7 @@ class Location:
         try:
             yield
         except FileNotFoundError as error:
-            raise (self.missing(name) if name else _gone(self._root)) from error
+            raise (self.missing(name) if name else gone(self._root)) from error
         except OSError as error:
             path = self.path(name) if name else self._root
             raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
@@ -292,10 +292,6 @@ class Location:
             f"cannot write {self.path(name)} ({size} bytes): {error.strerror or error}. What was "
             "committed before is whole; free space or fix access, then run the same command again"
         )
-
-
-def _gone(root: str) -> StoreError:
-    return StoreError(f"{root} went away while it was worked on")
 
 
 def _again(url: str, given: StoreSettings, held: bool) -> Location:

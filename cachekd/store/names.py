@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from cachekd.data import limits
-from cachekd.errors import CorruptCache
+from cachekd.errors import CorruptCache, StoreError
 
 _COMPONENT = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.NAME_LENGTH - 1}}}(?<!\.)")
 
@@ -31,6 +31,11 @@ def altered(path: str, what: str) -> CorruptCache:
         f"{path}: {what}. The file was altered: restore it, or delete it and run the "
         "precompute command again to make it anew"
     )
+
+
+def gone(root: str) -> StoreError:
+    """The error for a cache's folder that is there no more."""
+    return StoreError(f"{root} went away while it was worked on")
 
 
 def missing(path: str) -> CorruptCache:
