@@ -33,6 +33,11 @@ def altered(path: str, what: str) -> CorruptCache:
     )
 
 
+def gone(root: str) -> StoreError:
+    """The error for a cache's folder that is there no more."""
+    return StoreError(f"{root} went away while it was worked on")
+
+
 def missing(path: str) -> CorruptCache:
     """The error for a file of a cache that should be there and is not."""
     mend = "Restore it, or run the precompute command again to make it anew"
