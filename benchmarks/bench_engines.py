@@ -87,7 +87,9 @@ def ranks(root: Path, cache: Path, count: int) -> list[dict[str, Any]]:
 
 
 def actors(root: Path, cache: Path, count: int) -> list[dict[str, Any]]:
-    return run(command(root, cache, "--engine", "ray", "--ray-actors", count))
+    return run(
+        command(root, cache, "--engine", "ray", "--ray-address", "local", "--ray-actors", count)
+    )
 
 
 def main() -> None:

@@ -42,8 +42,8 @@ class EngineConfig:
     )
     ray_address: str | None = option(
         None,
-        "Ray cluster, as HOST:PORT; default: RAY_ADDRESS, or a cluster of this machine for the "
-        "run.",
+        "Ray cluster, as HOST:PORT; local: one of this machine for the run alone. Default: "
+        "RAY_ADDRESS, else a cluster that runs on this machine, else local.",
         group="Processes",
     )
     ray_actors: int | None = option(

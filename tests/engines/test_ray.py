@@ -104,18 +104,23 @@ def local_root(family: Family, data: Path, cache: Path, **further: Any) -> str:
 def meanwhile(act: Callable[[], None], ready: Callable[[], bool]) -> Iterator[list[bool]]:
     """Within, something is done once, as soon as it may be."""
     done: list[bool] = []
+    over = threading.Event()
 
     def wait() -> None:
         deadline = time.monotonic() + 120
-        while not ready() and time.monotonic() < deadline:
+        while not ready() and time.monotonic() < deadline and not over.is_set():
             time.sleep(0.02)
-        act()
-        done.append(True)
+        if not over.is_set():
+            act()
+            done.append(True)
 
     thread = threading.Thread(target=wait)
     thread.start()
-    yield done
-    thread.join()
+    try:
+        yield done
+    finally:
+        over.set()  # whatever became of the work, nothing is done after it
+        thread.join()
 
 
 def committed(cache: Path) -> int:
