@@ -31,6 +31,8 @@ def training_arguments(config: TrainConfig, *, own_progress: bool = False) -> An
     import torch
     from transformers import TrainingArguments
 
+    from cachekd.training.sharded import check_sharding
+
     given = {k: v for k, v in config.training.items() if k != "resume_from_checkpoint"}
     known = [item.name for item in dataclasses.fields(TrainingArguments)]
     for key in given:
@@ -57,6 +59,7 @@ def training_arguments(config: TrainConfig, *, own_progress: bool = False) -> An
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"training: {error}") from error
     _check_reports(arguments.report_to)
+    check_sharding(arguments)
     return arguments
 
 

@@ -3,7 +3,8 @@
 In: a dataset, a seed and an epoch. Out: places in the dataset. By default the order depends on the
 seed, the epoch and which samples there are, and on nothing else: not on shards, on plans, or on how
 the samples are spread over caches. With a mix it depends on which cache a sample is from, with
-windows of shards on the shards as well. Ranks and workers change it never.
+windows of shards on the shards as well. Ranks and workers change it never: where the last batches
+of an epoch are short, several processes get places that train nothing (`Filler`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,15 @@ from cachekd.types import Int32, Int64
 
 if TYPE_CHECKING:
     from cachekd.training.loader import CacheDataset
+
+
+class Filler(int):
+    """Place of a sample of which a batch takes one token and no trained row.
+
+    Processes that train together need as many batches as each other, of one size. What is missing
+    at the end of an epoch must not be a sample that counts: it would count twice.
+    """
+
 
 Index = int | tuple[int, ...]
 Ordered = Callable[[Int64], Int64]
@@ -75,14 +85,18 @@ class EpochSampler(Sampler[Index]):
         dataset: what is ordered; its `Order` says how.
         seed: changes the order and the packing.
         capacity: tokens of a packed row; None yields single samples.
+        multiple: an epoch is filled up to a multiple of this many places, with `Filler`s.
 
     Raises:
         ConfigError: a sample is longer than the capacity.
     """
 
-    def __init__(self, dataset: CacheDataset, seed: int, capacity: int | None = None) -> None:
+    def __init__(
+        self, dataset: CacheDataset, seed: int, capacity: int | None = None, multiple: int = 1
+    ) -> None:
         self.epoch = 0
         self._seed = seed
+        self._multiple = multiple
         self._packed = capacity is not None
         self._window = dataset.order.shuffle_shards
         self._shards: list[str] = []
@@ -107,14 +121,18 @@ class EpochSampler(Sampler[Index]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._length
+        return -(-self._length // self._multiple) * self._multiple
 
     def __iter__(self) -> Iterator[Index]:
         order = self._order(self.epoch)
+        filler = Filler(self._members[order[-1]])
+        fillers: list[Index] = [(filler,) if self._packed else filler]
+        fillers *= len(self) - self._length
         if not self._packed:
-            return map(int, self._members[order])
+            return chain(map(int, self._members[order]), fillers)
         starts = np.concatenate([[0], self._ends])
-        return (tuple(self._members[starts[i] : self._ends[i]].tolist()) for i in order)
+        rows = (tuple(self._members[starts[i] : self._ends[i]].tolist()) for i in order)
+        return chain(rows, fillers)
 
     def _order(self, epoch: int) -> Int64:
         """Numbers of the rows in the order of an epoch."""

@@ -111,7 +111,7 @@ def finish(inputs: Inputs, trainer: DistillTrainer, facts: dict[str, Any]) -> di
     from cachekd.training.on_policy import OnPolicyTrainer
 
     final = _last_evaluation(trainer) if trainer.eval_dataset is not None else None
-    trainer.save_model(str(inputs.output), _internal_call=True)
+    trainer.save_student(inputs.output)
     facts |= {"status": "done", "final_eval": final}
     _write(inputs, trainer, facts)
     if isinstance(trainer, OnPolicyTrainer):
