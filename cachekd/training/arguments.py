@@ -40,6 +40,8 @@ def training_arguments(config: TrainConfig, *, own_progress: bool = False) -> An
             raise ConfigError(unknown(key, known, "a field of TrainingArguments"))
     if given.get("output_dir", config.output_dir) != config.output_dir:
         raise ConfigError("training: output_dir is set outside training; leave it out there")
+    if str(given.get("fsdp")).lower() in ("true", "false"):  # a flag is text, to transformers too
+        given["fsdp"] = str(given["fsdp"]).lower() == "true"
     if given.get("hub_token"):
         given["hub_token"] = _Secret(given["hub_token"])
     defaults = {
