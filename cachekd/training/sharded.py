@@ -7,15 +7,15 @@ files that one process would write, unless the user asks for sharded ones (SHARD
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from accelerate.state import DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin
-from transformers.trainer import FSDP_MODEL_NAME, OPTIMIZER_NAME, SCHEDULER_NAME
+from transformers.trainer import FSDP_MODEL_NAME
 
 from cachekd.errors import ConfigError
 from cachekd.training import whole
@@ -58,6 +58,8 @@ def _asked(arguments: Any) -> bool:
 class ShardedTrainer(transformers.Trainer):  # type: ignore[misc]
     """Shards as accelerate does; on CPUs as well, where accelerate would train whole students."""
 
+    optimizer: Any
+
     def create_accelerator_and_postprocess(self) -> None:
         """Accelerate knows FSDP of devices only, and FSDP2 itself does not mind."""
         super().create_accelerator_and_postprocess()
@@ -90,9 +92,18 @@ class ShardedTrainer(transformers.Trainer):  # type: ignore[misc]
             super()._save_optimizer_and_scheduler(output_dir)
             return
         state = whole.optimizer_state(self.optimizer, keep=self.args.should_save)
-        if self.args.should_save:
-            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+        with self._as_one(state):
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    @contextmanager
+    def _as_one(self, state: Mapping[str, Any]) -> Iterator[None]:
+        """Within, transformers reads and writes the optimizer as if one process had all of it."""
+        optimizer: Any = self.optimizer
+        self.optimizer, self.is_fsdp_enabled = _Whole(optimizer, state), False
+        try:
+            yield
+        finally:
+            self.optimizer, self.is_fsdp_enabled = optimizer, True
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
@@ -105,8 +116,8 @@ class ShardedTrainer(transformers.Trainer):  # type: ignore[misc]
         if checkpoint is None or not self.is_fsdp_enabled or self._of_shards(Path(checkpoint)):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        whole.load_optimizer(self.optimizer, _read(Path(checkpoint) / OPTIMIZER_NAME))
-        self.lr_scheduler.load_state_dict(_read(Path(checkpoint) / SCHEDULER_NAME))
+        with self._as_one({}):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_best_model(self) -> None:
         folder = Path(self.state.best_model_checkpoint)
@@ -130,6 +141,22 @@ class ShardedTrainer(transformers.Trainer):  # type: ignore[misc]
         return found
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return found
+class _Whole:
+    """A sharded optimizer whose state is whole to who reads or writes it.
+
+    Args:
+        optimizer: the sharded one.
+        state: what `cachekd.training.whole.optimizer_state` gave, for who writes it.
+    """
+
+    def __init__(self, optimizer: Any, state: Mapping[str, Any]) -> None:
+        self._optimizer = optimizer
+        self._state = state
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The whole state."""
+        return self._state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a whole state into the shards."""
+        whole.load_optimizer(self._optimizer, state)
