@@ -9,7 +9,7 @@ from __future__ import annotations
 from cachekd.config._benchmark import BenchmarkConfig
 from cachekd.config._evaluate import EvaluateConfig, Protocol
 from cachekd.config._fields import canonical_json, check_choices, option, required, resolved
-from cachekd.config._inputs import DataConfig, ModelConfig, RowsConfig
+from cachekd.config._inputs import DataConfig, ModelConfig, RowsConfig, check_engine
 from cachekd.config._live import LiveConfig, ScoringConfig
 from cachekd.config._looks import PlanConfig, RecheckConfig, precompute_config
 from cachekd.config._precompute import PrecomputeConfig, RunConfig
@@ -40,6 +40,7 @@ __all__ = [
     "TrainConfig",
     "canonical_json",
     "check_choices",
+    "check_engine",
     "option",
     "precompute_config",
     "required",

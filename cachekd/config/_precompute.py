@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cachekd.config._fields import check_choices, option, required
 from cachekd.config._generation import GenerationConfig, check_generation
-from cachekd.config._inputs import DataConfig, ModelConfig, check_loading
+from cachekd.config._inputs import DataConfig, ModelConfig, check_engine, check_loading
 from cachekd.config._targets import ATTENTION_STEPS, AttentionConfig, SelectionConfig, check_levels
 from cachekd.errors import ConfigError
 
@@ -61,6 +61,8 @@ class PrecomputeConfig(
     @property
     def attention_kernel(self) -> str:
         """The attention implementation that the teacher is loaded with."""
+        if self.backend == "vllm":
+            return self.backend
         if self.attn_implementation != "auto":
             return self.attn_implementation
         return "sdpa" if self.attention == "none" else "eager"
@@ -79,6 +81,8 @@ class PrecomputeConfig(
                 f"found {self.logits_min_k}"
             )
         check_levels(self)
+        if self.backend == "vllm":
+            _check_vllm(self)
         _check_attention(self)
         check_generation(self)
         if self.generate != "none" and self.on_long == "split":
@@ -98,6 +102,24 @@ class PrecomputeConfig(
             if value is not None and value < (2 if name == "max_length" else 1):
                 raise ConfigError(f"{name}: found {value}, which is too small")
         check_loading(self)
+
+
+def _check_vllm(config: PrecomputeConfig) -> None:
+    """A vLLM engine gives lists of log-probabilities at temperature 1, and nothing else."""
+    check_engine(config)
+    further = [t for t in config.temperatures if t != 1.0]
+    if further:
+        raise ConfigError(
+            f"temperatures: backend vllm gives log-probabilities at temperature 1 alone, none at "
+            f"{', '.join(map(str, further))}; set --temperatures 1, or use --backend hf"
+        )
+    if "sampled" in config.logits_selection:
+        raise ConfigError(
+            f"logits_selection: backend vllm gives exact heads, not {config.logits_selection}; "
+            "choose top_k, top_p or full, or use --backend hf"
+        )
+    if config.attention != "none":
+        raise ConfigError("attention: backend vllm gives none; use --backend hf")
 
 
 def _check_attention(config: PrecomputeConfig) -> None:
