@@ -11,7 +11,7 @@ from cachekd.config._engine import EngineConfig, check_rank
 from cachekd.config._evaluate import EvaluateConfig, Protocol
 from cachekd.config._exchange import ExportConfig, ImportConfig
 from cachekd.config._fields import canonical_json, check_choices, option, required, resolved
-from cachekd.config._inputs import DataConfig, ModelConfig, RowsConfig
+from cachekd.config._inputs import DataConfig, ModelConfig, RowsConfig, check_vllm
 from cachekd.config._live import LiveConfig, ScoringConfig
 from cachekd.config._locations import LOCAL_CACHE_SIZE, LocationConfig, bytes_of
 from cachekd.config._looks import PlanConfig, RecheckConfig, precompute_config
@@ -55,6 +55,7 @@ __all__ = [
     "canonical_json",
     "check_choices",
     "check_rank",
+    "check_vllm",
     "option",
     "precompute_config",
     "required",

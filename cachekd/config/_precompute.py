@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cachekd.config._engine import EngineConfig, check_engine
 from cachekd.config._fields import check_choices, option, required
 from cachekd.config._generation import GenerationConfig, check_generation
-from cachekd.config._inputs import DataConfig, ModelConfig, check_loading
+from cachekd.config._inputs import DataConfig, ModelConfig, check_loading, check_vllm
 from cachekd.config._locations import LocationConfig
 from cachekd.config._targets import ATTENTION_STEPS, AttentionConfig, SelectionConfig, check_levels
 from cachekd.errors import ConfigError
@@ -76,6 +76,8 @@ class PrecomputeConfig(
     @property
     def attention_kernel(self) -> str:
         """The attention implementation that the teacher is loaded with."""
+        if self.backend == "vllm":
+            return self.backend
         if self.attn_implementation != "auto":
             return self.attn_implementation
         return "sdpa" if self.attention == "none" else "eager"
@@ -94,6 +96,8 @@ class PrecomputeConfig(
                 f"found {self.logits_min_k}"
             )
         check_levels(self)
+        if self.backend == "vllm":
+            _check_vllm_targets(self)
         _check_attention(self)
         check_generation(self)
         if self.generate != "none" and self.on_long == "split":
@@ -115,15 +119,19 @@ class PrecomputeConfig(
         check_loading(self)
         _check_reuse(self)
         check_engine(self)
-        if self.tp_plan and (self.device or self.device_map or self.adapter):
-            raise ConfigError(
-                "tp_plan places the teacher itself: leave out device, device_map and adapter"
-            )
-        if self.tp_plan and (self.attention, self.generate) != ("none", "none"):
-            raise ConfigError(
-                "tp_plan splits the teacher, which then only scores: leave out attention and "
-                "generate"
-            )
+        _check_split(self)
+
+
+def _check_split(config: PrecomputeConfig) -> None:
+    """A teacher that processes split among them only scores, where they put it."""
+    if config.tp_plan and (config.device or config.device_map or config.adapter):
+        raise ConfigError(
+            "tp_plan places the teacher itself: leave out device, device_map and adapter"
+        )
+    if config.tp_plan and (config.attention, config.generate) != ("none", "none"):
+        raise ConfigError(
+            "tp_plan splits the teacher, which then only scores: leave out attention and generate"
+        )
 
 
 def _check_reuse(config: PrecomputeConfig) -> None:
@@ -136,6 +144,24 @@ def _check_reuse(config: PrecomputeConfig) -> None:
         )
     if config.reuse and config.generate != "none":
         raise ConfigError("reuse: responses are still to be written; leave reuse or generate out")
+
+
+def _check_vllm_targets(config: PrecomputeConfig) -> None:
+    """A vLLM engine gives lists of log-probabilities at temperature 1, and nothing else."""
+    check_vllm(config)
+    further = [t for t in config.temperatures if t != 1.0]
+    if further:
+        raise ConfigError(
+            f"temperatures: backend vllm gives log-probabilities at temperature 1 alone, none at "
+            f"{', '.join(map(str, further))}; set --temperatures 1, or use --backend hf"
+        )
+    if "sampled" in config.logits_selection:
+        raise ConfigError(
+            f"logits_selection: backend vllm gives exact heads, not {config.logits_selection}; "
+            "choose top_k, top_p or full, or use --backend hf"
+        )
+    if config.attention != "none":
+        raise ConfigError("attention: backend vllm gives none; use --backend hf")
 
 
 def _check_attention(config: PrecomputeConfig) -> None:

@@ -3,7 +3,8 @@
 In: a dataset, a seed and an epoch. Out: places in the dataset. By default the order depends on the
 seed, the epoch and which samples there are, and on nothing else: not on shards, on plans, or on how
 the samples are spread over caches. With a mix it depends on which cache a sample is from, with
-windows of shards on the shards as well. Ranks and workers change it never.
+windows of shards on the shards as well. Ranks and workers change it never: where the last batches
+of an epoch are short, several processes get places that train nothing (`Filler`).
 """
 
 from __future__ import annotations
@@ -25,6 +26,15 @@ from cachekd.types import Int32, Int64
 
 if TYPE_CHECKING:
     from cachekd.training.loader import CacheDataset
+
+
+class Filler(int):
+    """Place of a sample of which a batch takes one token and no trained row.
+
+    Processes that train together need as many batches as each other, of one size. What is missing
+    at the end of an epoch must not be a sample that counts: it would count twice.
+    """
+
 
 Index = int | tuple[int, ...]
 Ordered = Callable[[Int64], Int64]
@@ -76,14 +86,18 @@ class EpochSampler(Sampler[Index]):
         dataset: what is ordered; its `Order` says how.
         seed: changes the order and the packing.
         capacity: tokens of a packed row; None yields single samples.
+        multiple: an epoch is filled up to a multiple of this many places, with `Filler`s.
 
     Raises:
         ConfigError: a sample is longer than the capacity.
     """
 
-    def __init__(self, dataset: CacheDataset, seed: int, capacity: int | None = None) -> None:
+    def __init__(
+        self, dataset: CacheDataset, seed: int, capacity: int | None = None, multiple: int = 1
+    ) -> None:
         self.epoch = 0
         self._seed = seed
+        self._multiple = multiple
         self._packed = capacity is not None
         self._window = dataset.order.shuffle_shards
         self._remote = remote_shards(dataset)
@@ -111,7 +125,7 @@ class EpochSampler(Sampler[Index]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._length
+        return -(-self._length // self._multiple) * self._multiple
 
     def __iter__(self) -> Iterator[Index]:
         order = self._order(self.epoch)
@@ -119,10 +133,12 @@ class EpochSampler(Sampler[Index]):
         indices: Iterator[Index] = map(int, self._members[order])
         if self._packed:
             indices = (tuple(self._members[starts[i] : self._ends[i]].tolist()) for i in order)
-        if self._remote is None:
-            return indices
-        members = [self._members[starts[i] : self._ends[i]] for i in order]
-        return followed(self._remote, np.concatenate(members), indices)
+        if self._remote is not None:
+            members = [self._members[starts[i] : self._ends[i]] for i in order]
+            indices = followed(self._remote, np.concatenate(members), indices)
+        filler = Filler(self._members[order[-1]])
+        fillers: list[Index] = [(filler,) if self._packed else filler]
+        return chain(indices, fillers * (len(self) - self._length))
 
     def _order(self, epoch: int) -> Int64:
         """Numbers of the rows in the order of an epoch."""

@@ -56,6 +56,8 @@ def _train(config: TrainConfig, progress: Progress | None) -> dict[str, Any]:
     with redirect_stdout(sys.stderr), quiet_bars(own=progress is not None):
         trainer = trainer_of(inputs, dataset, stop, progress)
         facts = outcome.facts_of(inputs, dataset, trainer)
+        if inputs.resume and not trainer.args.ignore_data_skip:
+            record.check_step(inputs.output, facts)
         if trainer.is_world_process_zero():
             record.write_record(inputs.output, {**facts, "status": "running"})
         ended = _trained(inputs, trainer, stop)
