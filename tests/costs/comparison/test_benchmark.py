@@ -18,7 +18,7 @@ from tiny import Family, Ran, chat_rows, write_rows
 import cachekd
 from cachekd.config import BenchmarkConfig
 from cachekd.costs.comparison import children, page, process
-from cachekd.costs.comparison.jobs import Job, Scoring
+from cachekd.costs.comparison.jobs import SIDES, Job, Scoring
 
 SMALL = {"use_cpu": True, "per_device_train_batch_size": 4}
 

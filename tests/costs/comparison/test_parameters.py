@@ -77,7 +77,7 @@ def test_active_parameters_of_a_mixture_are_those_that_a_forward_multiplies_with
     )
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.tensor([[7]]), use_cache=False)
-    width = model.config.num_attention_heads * getattr(model.config, "head_dim", 16)
+    width = model.config.num_attention_heads * (getattr(model.config, "head_dim", None) or 16)
     # Of one token its scores with itself, and its values: no parameters.
     of_attention = 2 * width * model.config.num_hidden_layers
     norms = sum(p.numel() for p in model.parameters() if p.dim() == 1)
