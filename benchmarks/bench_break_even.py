@@ -3,9 +3,9 @@
 First the benchmark itself, on a sample, as its command runs it; then the real thing on all of the
 data: `precompute` and `train` from the cache, and a run of as many steps with a live teacher; then
 the benchmark again, for a machine that others use too: predicted is the mean of both. Each
-run is in a process of its own, forked with its libraries imported, and its time is from the first
-line to the saved student (live: to the last step). Errors are predicted / measured - 1, of wall
-time and of processor time, which other work on the machine hardly changes.
+run is in a fresh interpreter of its own, and its time is from its start to its end, imports and the
+saved student included. Errors are predicted / measured - 1, of wall time and of processor time,
+which other work on the machine hardly changes.
 
 With --times a second comparison: a teacher of about so many times the parameters, of the given
 one's kind and with its tokenizer, with random weights and a head as sharp as one that was trained;
@@ -25,18 +25,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import in_child, save
+from common import save
 from training_setup import SHARPNESS
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import cachekd
 from cachekd.config import BenchmarkConfig, TrainConfig, precompute_config
-from cachekd.costs.comparison.clock import cpu_seconds
 from cachekd.costs.comparison.jobs import Job
+from cachekd.costs.comparison.processor import cpu_seconds
 from cachekd.costs.comparison.sides import side_of
 
 ROWS_OF_A_STEP = 8
@@ -79,10 +80,13 @@ def larger(teacher: Path, folder: Path, times: int) -> Path:
 
 
 def timed(run: Callable[[BenchmarkConfig, Path], None], config: Any, folder: Path) -> Seconds:
-    """Wall and processor seconds of a run."""
-    torch.set_num_threads(config.threads or torch.get_num_threads())
+    """Wall and processor seconds of a run in a fresh interpreter, from its start to its end."""
+    process = get_context("spawn").Process(target=run, args=(config, folder))
     wall, cpu = time.perf_counter(), cpu_seconds()
-    run(config, folder)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{run.__name__} ended with code {process.exitcode}")
     return {"wall": time.perf_counter() - wall, "cpu": cpu_seconds() - cpu}
 
 
@@ -93,6 +97,7 @@ def capture(config: BenchmarkConfig, folder: Path) -> None:
 
 def cached_training(config: BenchmarkConfig, folder: Path) -> None:
     """A run from the cache."""
+    torch.set_num_threads(config.threads or torch.get_num_threads())
     cachekd.train(
         TrainConfig(
             cache=(str(folder / "cache"),),
@@ -111,29 +116,27 @@ def cached_training(config: BenchmarkConfig, folder: Path) -> None:
 
 def live_training(config: BenchmarkConfig, folder: Path) -> None:
     """A run of as many steps with a live teacher."""
+    torch.set_num_threads(config.threads or torch.get_num_threads())
     with (folder / "out" / "run.json").open() as stream:
         steps = json.load(stream)["steps"]
     whole = BenchmarkConfig(**{**vars(config), "steps": steps - 1, "discard": 1})
-    side_of(Job(side="live", config=whole, folder=folder)).trainer.train()
+    trainer = side_of(Job(side="live", config=whole, folder=folder)).trainer
+    trainer.train()
+    trainer.save_model(str(folder / "live"))
 
 
 def predictions(report: dict[str, Any], epochs: float) -> dict[str, Seconds]:
-    """What the report makes of its sample; in processor time each token alike."""
-    wall = {
-        "capture": report["capture"]["seconds"]["value"],
-        "cached_training": report["time"]["cached_total"]["value"]
-        - report["capture"]["seconds"]["value"],
-        "live_training": report["time"]["live_total"]["value"]
-        - report["capture"]["prepare_seconds"]["value"],  # the run below has its tokens already
-    }
-    data, steps = report["data"], report["steps"]
-    trained = epochs * data["sample_tokens"]
-    cpu = {
-        "capture": report["capture"]["cpu_seconds_per_token"]["value"] * data["tokens"],
-        "cached_training": steps["cached"]["cpu_seconds_per_token"]["value"] * trained,
-        "live_training": steps["live"]["cpu_seconds_per_token"]["value"] * trained,
-    }
-    return {name: {"wall": wall[name], "cpu": cpu[name]} for name in wall}
+    """What the report makes of its sample; the live run below has its tokens already."""
+    clocks = {"wall": "seconds", "cpu": "cpu_seconds"}
+    capture, steps = report["capture"], report["steps"]
+    found = {"capture": {name: capture[clock]["value"] for name, clock in clocks.items()}}
+    for side in ("cached", "live"):
+        found[f"{side}_training"] = {
+            name: steps[side][f"fixed_{clock}"]["value"]
+            + epochs * steps[side][f"epoch_{clock}"]["value"]
+            for name, clock in clocks.items()
+        }
+    return found
 
 
 def compare(config: BenchmarkConfig) -> dict[str, Any]:
@@ -143,7 +146,7 @@ def compare(config: BenchmarkConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         runs = (capture, cached_training, live_training)
-        measured = {run.__name__: in_child(timed, run, config, folder) for run in runs}
+        measured = {run.__name__: timed(run, config, folder) for run in runs}
     again = cachekd.benchmark(config)
     both = [predictions(one, config.epochs) for one in (report, again)]
     predicted = {

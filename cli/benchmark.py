@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -11,7 +11,7 @@ from cachekd.plugins import find
 
 from .options import CONFIG_OPTION, JSON_OPTION, options_of, read_yaml
 from .output import emit, table_text
-from .progress import TokenProgress
+from .progress import Counted
 from .training_flags import NOT_FLAGS, TrainingCommand, settings
 
 
@@ -31,11 +31,13 @@ def run(config: str | None, as_json: bool, **given: Any) -> None:
     """
     ctx = click.get_current_context()
     objective = find("objectives", ctx.meta["objective"])
-    found = settings(
-        BenchmarkConfig, given, read_yaml(config), objective.Options, ctx.args, config or ""
-    )
     from cachekd.costs.comparison import benchmark
+    from cachekd.costs.comparison.checks import checked
 
+    yaml = read_yaml(config)
+    found = settings(
+        BenchmarkConfig, given, yaml, objective.Options, ctx.args, config or "", checked
+    )
     progress = _Progress()
     try:
         report = benchmark(found, progress=progress)
@@ -48,26 +50,32 @@ def run(config: str | None, as_json: bool, **given: Any) -> None:
 
 
 class _Progress:
-    """A line when the capture is done, and a bar over the steps of all sides."""
+    """A bar over the tokens of the capture, then one over the rounds of steps of all sides."""
+
+    _UNITS: ClassVar = {"capture": "tokens", "steps": "rounds"}
 
     def __init__(self) -> None:
-        from time import monotonic
-
-        self._now, self._begun = monotonic, monotonic()
-        self._bar = TokenProgress("steps", "rounds")
+        self._bar: Counted | None = None
 
     def __call__(self, what: str, done: int, of: int) -> None:
-        """Show what is done."""
-        seconds = self._now() - self._begun
-        if what == "steps":
-            self._bar(done, of, seconds)
-        elif done:
-            click.echo(f"{what}: done in {seconds:,.0f} s", err=True)
-            self._begun = self._now()
+        """Show what is done; nothing done begins a stage, whose libraries and models then load."""
+        unit = self._UNITS[what]
+        if not done:
+            self.close()
+            click.echo(f"{what}: loading, then {of:,} {unit}", err=True)
+        elif self._bar is None and done < of:
+            # A rate that held imports and loading would tell too long a time.
+            self._bar = Counted(what, unit)
+        elif self._bar is None:
+            click.echo(f"{what}: {done:,} of {of:,} {unit}", err=True)
+        else:
+            self._bar(done, of)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.__exit__()
+        self._bar = None
 
 
 def _show(report: dict[str, Any], config: BenchmarkConfig) -> None:
@@ -78,13 +86,13 @@ def _show(report: dict[str, Any], config: BenchmarkConfig) -> None:
     for reason in page.reasons(report):
         click.echo(f"  {reason}")
     click.echo("")
+    for sentence in (*page.noise(report), page.planned(report)):
+        click.echo(sentence + "\n")
+    table = page.account_table(report)
+    click.echo(f"{table.title}\n{table_text(table)}\n")
     for sentence in page.explain(report):
         click.echo(sentence + "\n")
-    for table in (
-        page.step_table(report),
-        page.capture_table(report),
-        *page.account_tables(report),
-    ):
+    for table in (page.step_table(report), page.run_table(report), page.capture_table(report)):
         click.echo(f"{table.title}\n{table_text(table)}\n")
     for reason in page.gaps(report):
         click.echo(reason)

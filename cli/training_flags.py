@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -54,6 +54,7 @@ def settings(
     options: Any,
     extra: Sequence[str],
     where: str,
+    check: Callable[[Any], object] | None = None,
 ) -> Any:
     """The settings of a command.
 
@@ -64,18 +65,22 @@ def settings(
         options: dataclass of the objective's options.
         extra: arguments that click does not know: fields of `TrainingArguments`.
         where: name of the YAML file.
+        check: called with the settings as they are without fields of `TrainingArguments`, which
+            only a library that takes seconds to import can read.
 
     Raises:
         ConfigError: a key or flag that nobody knows, or a value that cannot be used.
     """
     own = {field.name for field in dataclasses.fields(kind)}
     of_objective = {field.name for field in dataclasses.fields(options)}
-    training = _training(kind, from_yaml, options, extra, where)
     plain = {key: value for key, value in from_yaml.items() if key not in NOT_FLAGS}
     values = values_of(kind, {k: v for k, v in given.items() if k in own}, plain)
     nested = from_yaml.get("objective_options") or {}
     refuse_unknown(list(nested), list(of_objective), f"{where}: objective_options")
     chosen = values_of(options, given, {**nested, **plain})
+    if check is not None:
+        check(build(kind, {**values, "objective_options": chosen}))
+    training = _training(kind, from_yaml, options, extra, where)
     return build(kind, {**values, "training": training, "objective_options": chosen})
 
 

@@ -11,7 +11,15 @@ from typing import Any
 
 from cachekd.config import BenchmarkConfig
 from cachekd.costs.comparison.documents import Documents
-from cachekd.costs.comparison.jobs import Capture, Ended, Failure, Ready, Step
+from cachekd.costs.comparison.jobs import (
+    Capture,
+    Ended,
+    Failure,
+    Ready,
+    ScoredBatch,
+    Started,
+    Step,
+)
 from cachekd.costs.comparison.measures import Measures
 from cachekd.costs.comparison.parameters import Parameters
 from cachekd.costs.comparison.process import serve
@@ -58,18 +66,46 @@ def config(**changes: Any) -> BenchmarkConfig:
     return BenchmarkConfig(**{**settings, **changes})
 
 
+STARTED = Started(cpu=0.25, peak_bytes=4 * 10**8)
+
+
+def step(seconds: float, **changes: Any) -> Step:
+    """A step of 100 tokens, within an epoch."""
+    made: dict[str, Any] = {
+        "seconds": seconds,
+        "tokens": 100,
+        "wait": seconds / 4,
+        "teacher": 0.0,
+        "cpu": 2 * seconds,
+        "joules": None,
+        "opens": False,
+    }
+    return Step(**{**made, **changes})
+
+
 def taken(seconds: float, *, teacher: float = 0.0, load: float = 0.0, joules: Any = None) -> Taken:
-    """A side whose steps of 100 tokens all took the same."""
-    wait, cpu = seconds / 4, 2 * seconds
-    step = Step(seconds=seconds, tokens=100, wait=wait, teacher=teacher, cpu=cpu, joules=joules)
+    """A side whose steps of 100 tokens all took the same, and whose libraries took no time."""
+    usual = step(seconds, teacher=teacher, joules=joules)
     return Taken(
+        started=STARTED,
+        import_seconds=0.0,
         load_seconds=load,
-        ready=Ready(tokens=1000, batch=4, device="cpu"),
-        first=step,
-        steps=(step,) * 4,
-        ended=Ended(peak_bytes=10**9, no_joules="" if joules is not None else "no counter"),
+        ready=Ready(tokens=1000, batch=4, device="cpu", cpu=0.5),
+        warmup=(usual,),
+        steps=(usual,) * 4,
+        ended=Ended(
+            peak_bytes=10**9,
+            no_joules="" if joules is not None else "no counter",
+            save_seconds=0.0,
+            save_cpu=0.125,
+        ),
         alternated=True,
     )
+
+
+def batches(*seconds: float) -> tuple[ScoredBatch, ...]:
+    """Batches of 200 tokens; the processor works twice as long as the clock goes."""
+    return tuple(ScoredBatch(tokens=200, seconds=one, cpu=2 * one) for one in seconds)
 
 
 def measures(**changes: Any) -> Measures:
@@ -90,11 +126,12 @@ def measures(**changes: Any) -> Measures:
         tokens=10_000,
         skipped={},
         seconds=2.0,
+        cpu=1.5,
     )
     capture = Capture(
         tokens=1000,
         score_seconds=2.0,
-        batches=((200, 0.18), (200, 1.18), *((200, 0.18),) * 3),  # and 0.1 s of writing
+        batches=batches(0.18, 1.18, 0.18, 0.18, 0.18),  # and 0.1 s of writing
         cpu_seconds=4.0,
         bytes=50_000,
         peak_bytes=2 * 10**9,
@@ -108,7 +145,9 @@ def measures(**changes: Any) -> Measures:
         "documents": documents,
         "teacher": Parameters(total=100, active=80, experts=1, chosen=None),
         "student": Parameters(total=12, active=10, experts=1, chosen=None),
-        "captured": Captured(capture=capture, load_seconds=2.0),
+        "captured": Captured(
+            started=STARTED, import_seconds=0.0, load_seconds=2.0, capture=capture
+        ),
         "sides": {
             "cached": taken(0.1, load=1.0),
             "live": taken(0.3, teacher=0.15, load=4.0),

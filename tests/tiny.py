@@ -89,6 +89,33 @@ def save_model(
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
+def save_mixture(folder: Path, vocab: int, *, kind: str, width: int = 32, seed: int = 0) -> None:
+    """A random tiny mixture of 8 experts, 2 of which a token is sent to: mixtral or qwen3_moe."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    sizes = {"num_local_experts": 8} if kind == "mixtral" else {"num_experts": 8, "head_dim": 16}
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_experts_per_tok=2,
+        max_position_embeddings=128,
+        initializer_range=0.25,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=1,
+        **sizes,
+    )
+    config.moe_intermediate_size = width
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+
+
 @dataclass(frozen=True)
 class Family:
     """A teacher and a student with one tokenizer."""

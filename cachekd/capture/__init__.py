@@ -58,7 +58,9 @@ def precompute(config: PrecomputeConfig, *, progress: Show | None = None) -> dic
         return {**report, **({"network": happened} if happened else {})}
 
 
-def _in_its_share(config: PrecomputeConfig, started: float, progress: Show | None) -> dict[str, Any]:
+def _in_its_share(
+    config: PrecomputeConfig, started: float, progress: Show | None
+) -> dict[str, Any]:
     """What this process is to do of a run: all, a share, or to follow a teacher that is split."""
     engine: Engine = find("engines", config.engine)(config)
     if config.tp_plan is not None:

@@ -40,6 +40,20 @@ def read_rows(config: DataConfig) -> Iterator[tuple[str, int, Row]]:
     return islice(rows, config.max_samples)
 
 
+def first_rows(config: DataConfig) -> Iterator[tuple[str, int, Row]]:
+    """The first row of each source that is a file: what shows wrong columns before all is read.
+
+    Yields:
+        as `read_rows`.
+
+    Raises:
+        DataError: see `read_rows`.
+    """
+    for name in config.data:
+        if _is_file(name):
+            yield next(_read_source(name, config))
+
+
 def _read_source(name: str, config: DataConfig) -> Iterator[tuple[str, int, Row]]:
     if _is_file(name):
         source, rows = PurePosixPath(name).name, _read_file(name)

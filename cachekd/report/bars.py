@@ -1,11 +1,12 @@
 """Bars and histograms as inline SVG.
 
-In: `Bars` (a few named values, with deviations) or a `Histogram` (counts between edges). Out: one
-``<figure>`` of HTML each, drawn by the same classes and scheme as the plots of lines.
+In: `Bars` (a few named values, with deviations or ranges) or a `Histogram` (counts between edges).
+Out: one ``<figure>`` of HTML each, drawn by the same classes and scheme as the plots of lines.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -26,8 +27,10 @@ from cachekd.report.axes import (
 from cachekd.report.svg import STYLES
 from cachekd.report.text import short
 
-BarSeries = tuple[str, Sequence[float], Sequence[float] | None]
-"""Name, a value for each group, and a deviation for each or None; NaN where there is none."""
+Spread = float | tuple[float, float]
+"""A deviation, to both sides; or the ends of a range. NaN where there is none."""
+BarSeries = tuple[str, Sequence[float | None], Sequence[Spread] | None]
+"""Name, a value for each group (None where a group has none), and a spread for each or None."""
 
 _NAME, _BAR, _GAP, _SIDE, _VALUE, _FOOT = 18, 14, 10, 8, 78, 40
 _LETTERS = 36  # of a group's name in the drawing; the whole name is under the pointer
@@ -41,7 +44,8 @@ class Bars:
         title: stands above the figure.
         x_label: what the length of a bar measures, with its unit.
         groups: what the values are of; each has a bar of every series.
-        series: values and deviations; a value that is NaN is shown as "not measured".
+        series: values and spreads; a value that is NaN is shown as "not measured", of one that is
+            None nothing is shown.
     """
 
     title: str
@@ -79,9 +83,8 @@ def bar_chart(bars: Bars) -> str:
         f'<li class="s{i % STYLES}">{escape(name)}</li>'
         for i, (name, _, _) in enumerate(bars.series)
     )
-    step = _NAME + _BAR * len(bars.series) + _GAP
-    height = step * len(bars.groups) + _FOOT
-    body = _lying(bars, [0.0, *ends], step) if ends else ""
+    height = _bottom(bars) + _FOOT
+    body = _lying(bars, [0.0, *ends]) if ends else ""
     return (
         f"<figure><figcaption>{escape(bars.title)}</figcaption>"
         + (f'<ul class="legend">{legend}</ul>' if several else "")
@@ -90,27 +93,44 @@ def bar_chart(bars: Bars) -> str:
     )
 
 
+def range_of(value: float, spread: Spread) -> tuple[float, float] | None:
+    """Where a whisker begins and ends; None where there is none to draw."""
+    low, high = spread if isinstance(spread, tuple) else (value - spread, value + spread)
+    return (low, high) if drawable(low, False) and drawable(high, False) else None
+
+
 def _ends(series: BarSeries) -> list[float]:
     """Where bars and their whiskers end."""
-    _, values, deviations = series
-    spread = [0.0] * len(values) if deviations is None else deviations
-    pairs = list(zip(values, spread, strict=True))
-    return [*values, *(v + d for v, d in pairs), *(v - d for v, d in pairs)]
+    _, values, spreads = series
+    pairs = zip(values, spreads or [math.nan] * len(values), strict=True)
+    known = [(value, spread) for value, spread in pairs if value is not None]
+    whiskers = (range_of(value, spread) for value, spread in known)
+    return [*(value for value, _ in known), *(end for pair in whiskers for end in pair or ())]
 
 
-def _lying(bars: Bars, values: list[float], step: int) -> str:
-    axis = axis_of(values, False, start=_SIDE, end=WIDTH - _VALUE)
-    bottom = step * len(bars.groups)
+def _bottom(bars: Bars) -> int:
+    """Height of all bars."""
+    count = sum(value is not None for _, values, _ in bars.series for value in values)
+    return (_NAME + _GAP) * len(bars.groups) + _BAR * count
+
+
+def _lying(bars: Bars, values: list[float]) -> str:
+    axis, bottom = axis_of(values, False, start=_SIDE, end=WIDTH - _VALUE), _bottom(bars)
     parts = [f'<path class="grid" d="M{axis.place(tick)} 0V{bottom}"/>' for tick in axis.ticks]
+    y = 0
     for number, group in enumerate(bars.groups):
-        top = number * step
         name = escape(short(group, _LETTERS))
-        parts.append(f'<text class="group" x="{_SIDE}" y="{top + 13}">{name}</text>')
-        for index, (name, sizes, deviations) in enumerate(bars.series):
-            spread = None if deviations is None else deviations[number]
+        parts.append(f'<text class="group" x="{_SIDE}" y="{y + 13}">{name}</text>')
+        y += _NAME
+        for index, (name, sizes, spreads) in enumerate(bars.series):
+            size = sizes[number]
+            if size is None:
+                continue
+            spread = math.nan if spreads is None else spreads[number]
             told = f"{group}, {name}" if len(bars.series) > 1 else group
-            y = top + _NAME + index * _BAR
-            parts.append(_bar(axis, y, told, sizes[number], spread, index % STYLES))
+            parts.append(_bar(axis, y, told, size, spread, index % STYLES))
+            y += _BAR
+        y += _GAP
     parts.append(ticks_below(axis, bottom))
     parts.append(f'<path class="axis" d="M{axis.place(0)} 0V{bottom}"/>')
     middle = (axis.start + axis.end) / 2
@@ -121,21 +141,27 @@ def _lying(bars: Bars, values: list[float], step: int) -> str:
     return "".join(parts)
 
 
-def _bar(axis: Axis, y: float, told: str, value: float, spread: float | None, style: int) -> str:
+def _bar(axis: Axis, y: float, told: str, value: float, spread: Spread, style: int) -> str:
     if not drawable(value, False):
         return f'<text x="{axis.place(0) + 4}" y="{y + 10}">not measured</text>'
     zero, end, middle = axis.place(0), axis.place(value), y + (_BAR - 2) / 2
     text, right = f"{value:.3g}", max(zero, end)
-    whisker = ""
-    if spread is not None and drawable(spread, False):
-        low, high = axis.place(value - spread), axis.place(value + spread)
+    whisker, ends = "", range_of(value, spread)
+    if ends is not None:
+        low, high = map(axis.place, ends)
         whisker = f'<path class="whisker" d="M{low} {middle}H{high}M{low} {y}v12M{high} {y}v12"/>'
-        text, right = f"{text} ± {spread:.2g}", max(right, high)
+        text, right = f"{text} {_spread_text(spread)}", max(right, high)
     return (
         f'<rect class="s{style}" x="{min(zero, end)}" y="{y}" '
         f'width="{max(abs(end - zero), 0.5):.1f}" height="{_BAR - 2}">'
         f"<title>{escape(told)}: {text}</title></rect>{whisker}"
         f'<text class="name" x="{right + 5:.1f}" y="{y + 10}">{text}</text>'
+    )
+
+
+def _spread_text(spread: Spread) -> str:
+    return (
+        f"({spread[0]:.3g} to {spread[1]:.3g})" if isinstance(spread, tuple) else f"± {spread:.2g}"
     )
 
 

@@ -5,6 +5,7 @@ In: the same `Plot`, `Bars` and `Histogram`. Out: one PNG file each, on white.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 import warnings
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from cachekd.report.axes import drawable, log_ticks, tick_text
-from cachekd.report.bars import Bars, Histogram
+from cachekd.report.bars import Bars, BarSeries, Histogram, range_of
 from cachekd.report.figures import Figure
 from cachekd.report.files import write_whole
 from cachekd.report.style import COLOURS, DASHES, FAINT, RULE
@@ -155,37 +156,44 @@ def _names(plot: Plot, axes: Axes, name: str, xs: Sequence[float], ys: Sequence[
 
 def _bars(bars: Bars, axes: Axes) -> bool:
     _scales(axes, bars.x_label, "")
-    height, handles = 0.8 / max(1, len(bars.series)), []
-    for index, (_, values, deviations) in enumerate(bars.series):
+    height = 0.8 / max(1, len(bars.series))
+    handles, legend = [], []
+    for index, series in enumerate(bars.series):
         places = [i + (index + 0.5) * height - 0.4 for i in range(len(bars.groups))]
-        spread = [float("nan")] * len(values) if deviations is None else deviations
-        shown = [
-            (place, value, deviation)
-            for place, value, deviation in zip(places, values, spread, strict=True)
-            if drawable(value, False)
-        ]
-        for place, value in zip(places, values, strict=True):
-            if not drawable(value, False):
-                axes.text(0, place, " not measured", va="center", fontsize=7, color=FAINT)
-        if shown:
-            at, sizes, errors = zip(*shown, strict=True)
-            colour = COLOURS[index % STYLES]
-            handles.append(
-                axes.barh(
-                    at,
-                    sizes,
-                    height * 0.9,
-                    color=colour,
-                    xerr=None if deviations is None else errors,
-                    error_kw={"capsize": 2},
-                )
-            )
+        handle = _bars_of(series, places, height * 0.9, COLOURS[index % STYLES], axes)
+        if handle is not None:
+            handles.append(handle)
+            legend.append(series[0])
     names = [short(group, _LETTERS) for group in bars.groups]
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set_ylim(len(bars.groups) - 0.5, -0.5)
     if len(bars.series) > 1:
-        _legend(axes, handles, [name for name, _, _ in bars.series])
+        _legend(axes, handles, legend)
     return bool(handles)
+
+
+def _bars_of(
+    series: BarSeries, places: Sequence[float], height: float, colour: str, axes: Axes
+) -> _Handle | None:
+    """Bars of a series with their whiskers; None where it has none."""
+    _, values, spreads = series
+    at, sizes, errors = [], [], []
+    for place, value, spread in zip(
+        places, values, spreads or [math.nan] * len(values), strict=True
+    ):
+        if value is None:
+            continue
+        if not drawable(value, False):
+            axes.text(0, place, " not measured", va="center", fontsize=7, color=FAINT)
+            continue
+        low, high = range_of(value, spread) or (math.nan, math.nan)
+        at.append(place)
+        sizes.append(value)
+        errors.append((value - low, high - value))
+    if not at:
+        return None
+    whiskers = None if spreads is None else list(zip(*errors, strict=True))
+    return axes.barh(at, sizes, height, color=colour, xerr=whiskers, error_kw={"capsize": 2})
 
 
 def _bins(shown: Histogram, axes: Axes) -> bool:

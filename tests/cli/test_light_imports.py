@@ -68,6 +68,52 @@ def test_help_is_light(args: list[str]) -> None:
     assert not modules & HEAVY
 
 
+EARLY = """
+import json, sys
+from cachekd_cli.main import main
+codes = []
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["cachekd", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        codes.append(end.code)
+print(json.dumps([codes, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+
+
+def test_a_benchmark_that_cannot_be_is_refused_before_model_libraries_load(
+    family: Family, data: Path, tmp_path: Path
+) -> None:
+    """Fields of `TrainingArguments` are among the flags: reading them takes these libraries."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"one": 1, "other": 2}\n')
+    good = {"teacher": family.teacher, "student": family.student, "data": data}
+    wrong: list[tuple[str, object]] = [
+        ("out", tmp_path),
+        ("price-per-hour", -1),
+        ("data", rows),
+        ("data", tmp_path / "none.jsonl"),
+        ("teacher", tmp_path / "none"),
+        ("student", tmp_path),
+        ("logits-top-p", 2),
+        ("objective", "gkd"),
+        ("temperature", 7),
+    ]
+    flags = [{**good, name: value}.items() for name, value in wrong]
+    calls = [
+        ["benchmark", "--learning-rate", "0.1", *(str(p) for k, v in one for p in (f"--{k}", v))]
+        for one in flags
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY, json.dumps(calls)], capture_output=True, text=True, check=True
+    )
+    codes, modules = json.loads(done.stdout)
+    assert codes == [2, 2, 1, 1, 1, 1, 2, 2, 2], done.stderr
+    assert "numpy" in modules and not set(modules) & HEAVY
+    assert "expected the columns of one layout" in done.stderr
+
+
 def test_looking_at_a_cache_is_light(
     cachekd: Callable[..., Ran], family: Family, data: Path, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachekd.report.bars import Bars, Histogram, bar_chart, histogram
+from cachekd.report.bars import Bars, Histogram, Spread, bar_chart, histogram
 
 HOSTILE = "</title><script>alert(1)</script>"
 VALUES = st.floats(-1e6, 1e6)
@@ -20,7 +20,7 @@ def _drawing(figure: str) -> ElementTree.Element:
     return ElementTree.fromstring(re.search(r"<svg.*</svg>", figure)[0])  # type: ignore[index]
 
 
-def _bars(*values: float, deviations: tuple[float, ...] | None = None) -> Bars:
+def _bars(*values: float, deviations: tuple[Spread, ...] | None = None) -> Bars:
     groups = tuple(f"group {i}" for i in range(len(values)))
     return Bars(title="t", x_label="x", groups=groups, series=(("s", values, deviations),))
 
@@ -51,6 +51,28 @@ def test_deviations_are_whiskers_with_their_figures() -> None:
     whiskers = [p for p in _drawing(figure).iter("path") if p.get("class") == "whisker"]
     assert len(whiskers) == 1
     assert "2 ± 0.5" in figure and "3 ±" not in figure
+
+
+def test_a_range_has_ends_of_its_own() -> None:
+    figure = bar_chart(_bars(2.0, 4.0, deviations=((1.75, 3.0), (math.nan, 5.0))))
+    (whisker,) = [p for p in _drawing(figure).iter("path") if p.get("class") == "whisker"]
+    low, high = (float(x) for x in re.findall(r"M([\d.]+) [\d.]+v12", whisker.attrib["d"]))
+    (rect, _) = _rects(figure)
+    end = rect[0] + rect[2]
+    assert high - end == pytest.approx(4 * (end - low), abs=0.6)
+    assert "2 (1.75 to 3)" in figure and "4 (" not in figure
+
+
+def test_a_value_that_a_group_does_not_have_takes_no_place() -> None:
+    def chart(*second: float | None) -> str:
+        series = (("a", [1.0, 2.0], None), ("b", second, None))
+        return bar_chart(Bars(title="t", x_label="x", groups=("g", "h"), series=series))
+
+    without, whole = chart(None, 3.0), chart(1.0, 3.0)
+    assert len(_rects(without)) == 3 and len(_rects(whole)) == 4
+    assert "not measured" not in without
+    heights = [float(_drawing(one).attrib["viewBox"].split()[3]) for one in (without, whole)]
+    assert heights[1] - heights[0] == 14
 
 
 @given(st.lists(VALUES, min_size=1, max_size=6))

@@ -14,7 +14,7 @@ from typing import Any
 from cachekd import errors
 from cachekd.config import BenchmarkConfig
 from cachekd.costs.comparison import rounds
-from cachekd.costs.comparison.checks import check_outputs, checked
+from cachekd.costs.comparison.checks import checked
 from cachekd.costs.comparison.documents import draw
 from cachekd.costs.comparison.jobs import SIDES, Failure, Job
 from cachekd.costs.comparison.ledger import report_of
@@ -31,7 +31,8 @@ def benchmark(config: BenchmarkConfig, *, progress: Tell | None = None) -> dict[
 
     Args:
         config: see `BenchmarkConfig`.
-        progress: called with what is done ("capture", "steps"), how many of it, and of how many.
+        progress: called with what is done ("capture": tokens; "steps": rounds), how many of it,
+            and of how many.
 
     Returns:
         the report; each figure in it is a mapping of ``value``, ``kind`` (measured, extrapolated,
@@ -41,7 +42,6 @@ def benchmark(config: BenchmarkConfig, *, progress: Tell | None = None) -> dict[
         MismatchError: teacher and student have different tokenizers.
         CachekdError: whatever else is wrong with settings, data or models.
     """
-    check_outputs(config)
     pair = checked(config)
     with tempfile.TemporaryDirectory(prefix="cachekd-benchmark-") as name:
         job = Job(side="capture", config=config, folder=Path(name))
@@ -49,7 +49,9 @@ def benchmark(config: BenchmarkConfig, *, progress: Tell | None = None) -> dict[
         code = config.trust_remote_code
         teacher = counted(pair.facts.folder, trust_remote_code=code)
         student = counted(pair.student, trust_remote_code=code)
-        captured, sides = _measured(job, progress or _untold)
+        tell = progress or _untold
+        tell("capture", 0, documents.drawn_tokens)
+        captured, sides = _measured(job, tell)
         report = report_of(
             Measures(
                 config=config,
@@ -68,9 +70,7 @@ def _measured(
     job: Job, tell: Tell
 ) -> tuple[rounds.Captured | Failure, dict[str, rounds.Taken | Failure]]:
     """The capture, and the steps of all sides on what was captured."""
-    tell("capture", 0, 1)
-    captured = rounds.capture(job)
-    tell("capture", 1, 1)
+    captured = rounds.capture(job, tell)
     if isinstance(captured, Failure):
         _raise_if_wrong(captured)
         return captured, {}

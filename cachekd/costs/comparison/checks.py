@@ -1,6 +1,7 @@
-"""What must hold before anything is measured: an objective that a cache serves, and a right pair.
+"""What must hold before anything is measured: places, columns, an objective, and a right pair.
 
-In: settings. Out: the teacher's facts and the student's folder. No weight is loaded.
+In: settings. Out: the teacher's facts and the student's folder. No weight is loaded, and no library
+of models imported: what is wrong is told at once.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cachekd.config import BenchmarkConfig, precompute_config
+from cachekd.data.columns import check_columns, column_map
 from cachekd.data.models import model_config, resolve_model, weight_files
+from cachekd.data.sources import first_rows
 from cachekd.errors import ConfigError, MismatchError
 from cachekd.objectives import build
 from cachekd.plugins import find
@@ -43,11 +46,15 @@ def checked(config: BenchmarkConfig) -> Pair:
     """The pair, known to belong together.
 
     Raises:
-        ConfigError: the objective has no cached and no live side to compare.
+        ConfigError: a place cannot be written to, or the objective has no cached and no live side
+            to compare.
+        DataError: a file has no rows, or columns that make no sample.
         MismatchError: different tokenizers; names both.
         TeacherError: there is no such model.
     """
+    check_outputs(config)
     check_objective(config)
+    check_data(config)
     settings = precompute_config(config)
     facts: TeacherFacts = find("teachers", settings.backend).identify(settings)
     student = resolve_model(config.student)
@@ -62,6 +69,17 @@ def checked(config: BenchmarkConfig) -> Pair:
             f"{other.vocab_size}. Use a teacher and a student of one tokenizer"
         )
     return Pair(facts=facts, student=student)
+
+
+def check_data(config: BenchmarkConfig) -> None:
+    """Refuse files by their first rows.
+
+    Raises:
+        ConfigError, DataError: see `column_map` and `check_columns`.
+    """
+    names = column_map(config)
+    for source, _, row in first_rows(config):
+        check_columns(row, names, source)
 
 
 def check_objective(config: BenchmarkConfig) -> None:

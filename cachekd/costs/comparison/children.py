@@ -10,11 +10,12 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
-from cachekd.costs.comparison.jobs import Failure, Job, Message, Started
+from cachekd.costs.comparison.jobs import Failure, Job, Message, Scoring, Started
 from cachekd.engines._fresh import environment, interpreter
 from cachekd.errors import WorkerError
 
@@ -61,12 +62,27 @@ def launch() -> tuple[Running, Connection]:
     return process, Connection(own.detach())
 
 
-class Child:
-    """A process that does a job; leaving the context ends it."""
+def _unheard(scoring: Scoring) -> None:
+    """Nobody listens."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.seconds = 0.0
+
+class Child:
+    """A process that does a job; leaving the context ends it.
+
+    Args:
+        job: what it is to do.
+        listen: called with how far a capture is.
+
+    Attributes:
+        started: what it said when it had its libraries.
+        import_seconds: that this took, from its launch.
+        seconds: that its first answer took.
+    """
+
+    def __init__(self, job: Job, listen: Callable[[Scoring], None] = _unheard) -> None:
+        self.job, self.started = job, Started(cpu=0.0, peak_bytes=0)
+        self.import_seconds = self.seconds = 0.0
+        self._listen, self._launched = listen, time.monotonic()
         self._process, self._connection = launch()
 
     def __enter__(self) -> Self:
@@ -81,20 +97,21 @@ class Child:
         self.close()
 
     def begin(self, expected: type[M]) -> M:
-        """Send the job; the answer to it. The time that this takes is kept in ``seconds``.
+        """Send the job; the answer to it. What imports and this take is kept.
 
         Raises:
             ChildFailed: it failed, or died.
             WorkerError: it did not even start, so that nothing can be measured here.
         """
         try:
-            self.hear(Started)
+            self.started = self.hear(Started)
         except ChildFailed as error:
             raise WorkerError(
                 f"a process that is to be measured did not start: {error}; what it printed above "
                 "says why"
             ) from error
         begun = time.monotonic()
+        self.import_seconds = begun - self._launched
         answer = self.ask(self.job, expected)
         self.seconds = time.monotonic() - begun
         return answer
@@ -112,13 +129,14 @@ class Child:
         return self.hear(expected)
 
     def hear(self, expected: type[M]) -> M:
-        """The next message.
+        """The next message that is not of how far a capture is, which is passed on.
 
         Raises:
             ChildFailed: it is a failure, or the process died.
         """
         try:
-            message = self._connection.recv()
+            while isinstance(message := self._connection.recv(), Scoring):
+                self._listen(message)
         except (EOFError, ConnectionResetError) as error:
             raise self._dead() from error
         if isinstance(message, Failure):

@@ -5,7 +5,6 @@ In: a device. Out: seconds that wait for the device where a step ends and nowher
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,20 +14,12 @@ import torch
 
 from cachekd.training.meter import peak_cuda_bytes, peak_resident_bytes
 
-_WHOSE = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-
 
 def now(device: torch.device) -> float:
     """Seconds on a steady clock, after all work that was given to the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def cpu_seconds() -> float:
-    """Processor time of this process and of those that it started and that ended."""
-    own, ended = (resource.getrusage(who) for who in _WHOSE)
-    return own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 
 from cachekd.capture.identify import load_tokenizer
 from cachekd.config import BenchmarkConfig, precompute_config
+from cachekd.costs.comparison.processor import cpu_seconds
 from cachekd.costs.sample import spread
 from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.packed import Places
@@ -44,6 +45,7 @@ class Documents:
         tokens: tokens of these.
         skipped: rows left out, by reason.
         seconds: that reading and tokenising the whole data took.
+        cpu: processor time of that.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class Documents:
     tokens: int
     skipped: dict[str, int]
     seconds: float
+    cpu: float
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types; the file is gone when the report is read."""
@@ -69,17 +72,18 @@ def draw(config: BenchmarkConfig, facts: TeacherFacts, path: Path) -> Documents:
     Raises:
         ConfigError, DataError, TeacherError: see `prepare`; or no document has a trained row.
     """
-    started = time.monotonic()
     settings = precompute_config(config)
+    tokenizer = load_tokenizer(settings, facts)  # imports its library: every process counts that
+    started, cpu = time.monotonic(), cpu_seconds()
     prepared = prepare(
         read_rows(settings),
         settings,
-        load_tokenizer(settings, facts),
+        tokenizer,
         context_length=facts.context_length,
         vocab_size=tokenizer_facts(facts.tokenizer_folder).vocab_size,
         clock=datetime.now(),
     )
-    seconds = time.monotonic() - started
+    seconds, cpu = time.monotonic() - started, cpu_seconds() - cpu
     lengths = prepared.samples.lengths()
     places = Places(keys_of(prepared.samples)).firsts()
     chosen = [int(places[i]) for i in spread(len(places), config.samples, config.seed)]
@@ -100,6 +104,7 @@ def draw(config: BenchmarkConfig, facts: TeacherFacts, path: Path) -> Documents:
         tokens=int(lengths[places].sum()),
         skipped=dict(prepared.skipped),
         seconds=seconds,
+        cpu=cpu,
     )
 
 

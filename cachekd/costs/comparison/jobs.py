@@ -1,7 +1,7 @@
 """What goes between the benchmark and the processes that it measures.
 
-In: settings. Out: a `Job` to a process; `Started`, `Capture`, `Ready`, `Step`, `Ended` or
-`Failure` from it.
+In: settings. Out: a `Job` to a process; `Started`, `Scoring`, `Capture`, `Ready`, `Step`, `Ended`
+or `Failure` from it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,42 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """A process that has its libraries, and waits for a job."""
+    """A process that has its libraries, and waits for a job.
+
+    Attributes:
+        cpu: processor time so far.
+        peak_bytes: most memory so far, of a process that has loaded nothing yet.
+    """
+
+    cpu: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """A capture that goes on.
+
+    Attributes:
+        tokens, of: that are scored, and that are to be.
+    """
+
+    tokens: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredBatch:
+    """A batch of a capture: what it took from the end of the one before to its own.
+
+    Attributes:
+        tokens: of its documents.
+        seconds: on the clock.
+        cpu: processor time; of the first batch since the capture began, so with loading.
+    """
+
+    tokens: int
+    seconds: float
+    cpu: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +91,8 @@ class Capture:
     Attributes:
         tokens: scored.
         score_seconds: from the first batch until all was written.
-        batches: tokens and seconds of each batch of the first unit: from the end of the one before
-            to its own, so that what is set up and learned between them is in one of them.
-        cpu_seconds: processor time of the whole capture, its writers included.
+        batches: of the first unit, so that what is set up and learned between them is in one.
+        cpu_seconds: processor time of the whole capture, its writers included, without imports.
         bytes: of the whole cache on disk.
         peak_bytes: most memory, of the GPU where there is one.
         device: kind of device that the teacher ran on.
@@ -69,7 +103,7 @@ class Capture:
 
     tokens: int
     score_seconds: float
-    batches: tuple[tuple[int, float], ...]
+    batches: tuple[ScoredBatch, ...]
     cpu_seconds: float
     bytes: int
     peak_bytes: int
@@ -87,11 +121,13 @@ class Ready:
         tokens: that an epoch of the sample trains on.
         batch: documents of a step.
         device: kind of device that the student is on.
+        cpu: processor time of loading.
     """
 
     tokens: int
     batch: int
     device: str
+    cpu: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +141,7 @@ class Step:
         teacher: seconds of these of the teacher's forward.
         cpu: processor time of the step, which a busy machine does not change.
         joules: or None.
+        opens: whether an epoch begins with it, and the loader with the epoch.
     """
 
     seconds: float
@@ -113,14 +150,23 @@ class Step:
     teacher: float
     cpu: float
     joules: float | None
+    opens: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A side that has left its loop."""
+    """A side that has left its loop.
+
+    Attributes:
+        peak_bytes: most memory, of the GPU where there is one.
+        no_joules: why there is no energy.
+        save_seconds, save_cpu: of saving the student, on the clock and of the processor.
+    """
 
     peak_bytes: int
     no_joules: str
+    save_seconds: float
+    save_cpu: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,4 +184,4 @@ class Failure:
     error: str = ""
 
 
-Message = Started | Capture | Ready | Step | Ended | Failure
+Message = Started | Scoring | Capture | Ready | Step | Ended | Failure

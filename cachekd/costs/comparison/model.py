@@ -1,10 +1,11 @@
 """What a way to distil costs over epochs and students, and where two ways cost the same.
 
-    total_cached(E, S) = c(E) * capture + storage + S * load_cached + S * E * epoch_cached
-    total_live(E, S)   =                            S * load_live   + S * E * epoch_live
+    total_cached(E, S) = c(E) * capture + storage + S * fixed_cached + S * E * epoch_cached
+    total_live(E, S)   =                            S * fixed_live   + S * E * epoch_live
 
 c(E) is the number of captures: 1, or ceil(E / N) where the teacher is trained anew every N epochs.
-load_live holds reading and tokenising, which each live run does. An amount is in seconds, in money
+fixed is what a run takes beside its epochs: imports, loading, first steps, saving; fixed_live holds
+reading and tokenising too, which each live run does. An amount is in seconds, in money
 or in joules, the same for all of a `Way`. In: the amounts. Out: totals, and where both ways meet.
 Pure functions of numbers.
 """
@@ -15,15 +16,15 @@ import math
 from dataclasses import dataclass
 
 FORMULA_CACHED = (
-    "captures * capture + storage + students * load_cached + students * epochs * epoch_cached"
+    "captures * capture + storage + students * fixed_cached + students * epochs * epoch_cached"
 )
 FORMULA_LIVE = (
-    "students * load_live + students * epochs * epoch_live; load_live with reading and tokenising "
-    "the data"
+    "students * fixed_live + students * epochs * epoch_live; fixed_live with reading and "
+    "tokenising the data"
 )
 FORMULA_BREAK_EVEN = (
-    "(capture + storage - students * (load_live - load_cached)) / (epoch_live - epoch_cached), of "
-    "a teacher that stays"
+    "(capture + storage - students * (fixed_live - fixed_cached)) / (epoch_live - epoch_cached), "
+    "of a teacher that stays"
 )
 FORMULA_STUDENTS = "(captures * capture + storage) / (live - cached of one student's run)"
 

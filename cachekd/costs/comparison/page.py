@@ -1,28 +1,31 @@
 """A comparison in words, tables and figures: for a terminal, and as one HTML page with PNGs.
 
 In: the report of a comparison. Out: sentences and `Table`s; files. Every value says whether it was
-measured; one that was extrapolated (*) has its formula in the last table, a gap says why it is one.
+measured; one that was extrapolated (*) has its formula in the last table, a gap says why it is one,
+a noisy one is marked (†).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cachekd.config import BenchmarkConfig
 from cachekd.costs.comparison.jobs import SIDES
-from cachekd.costs.comparison.plots import plots_of
-from cachekd.costs.comparison.verdict import CACHE, DO_NOT, EITHER
+from cachekd.costs.comparison.plots import NOISY, mark, plots_of
+from cachekd.costs.comparison.spread import NOISY_MEMORY, NOISY_TIME
+from cachekd.costs.comparison.verdict import CACHE, DO_NOT, EITHER, every_epochs, plan_of
 from cachekd.costs.page import hours
 from cachekd.errors import StoreError
 from cachekd.report.curves import Section, Table, write_page
 from cachekd.report.png import write_pngs
-from cachekd.report.text import amount
+from cachekd.report.text import amount, counted
 
 Report = Mapping[str, Any]
 Show = Callable[[float], str]
 _TITLES = {CACHE: "Cache.", DO_NOT: "Do not cache.", EITHER: "Either way: they cost the same."}
+_NO_VERDICT = "No verdict: what it needs was not measured."
 
 
 def write_outputs(config: BenchmarkConfig, report: Report) -> None:
@@ -43,11 +46,16 @@ def write_outputs(config: BenchmarkConfig, report: Report) -> None:
 def _write(path: Path, report: Report) -> None:
     write_page(
         path,
-        title="Cached or live: what distillation costs here",
-        intro=[headline(report), *reasons(report), *explain(report)],
-        tables=[step_table(report), capture_table(report), *account_tables(report)],
+        title=headline(report),
+        intro=[*reasons(report), *noise(report), planned(report)],
+        tables=[account_table(report)],
         plots=plots_of(report),
         sections=[
+            Section(
+                heading="What was measured",
+                text=explain(report),
+                tables=[step_table(report), run_table(report), capture_table(report)],
+            ),
             Section(
                 heading="How each value came about",
                 text=[
@@ -55,14 +63,14 @@ def _write(path: Path, report: Report) -> None:
                     "them by the formulas below, or are gaps for the reason that is given."
                 ],
                 tables=[origin_table(report)],
-            )
+            ),
         ],
     )
 
 
 def headline(report: Report) -> str:
     """The verdict in a few words."""
-    return _TITLES.get(report["verdict"]["advice"], "It cannot be told.")
+    return _TITLES.get(report["verdict"]["advice"], _NO_VERDICT)
 
 
 def reasons(report: Report) -> list[str]:
@@ -70,21 +78,41 @@ def reasons(report: Report) -> list[str]:
     return [f"{why[:1].upper()}{why[1:]}." for why in report["verdict"]["reasons"]]
 
 
+def noise(report: Report) -> list[str]:
+    """What the mark of noisy values means, where there are any."""
+    if not any(one.get("noisy") for _, one in quantities(report)):
+        return []
+    return [
+        f"{NOISY} marks what is noisy. Of times: two standard errors of the mean time a token are "
+        f"over {2 * NOISY_TIME:.0%} of it, or there were too few steps or batches to tell. Of "
+        f"memory: processes that had only imported their libraries differ by over "
+        f"{NOISY_MEMORY:.0%} of what this one took after that. More --steps and --samples, and a "
+        "machine with less else to do, make them steadier."
+    ]
+
+
+def planned(report: Report) -> str:
+    """What is planned, in a sentence."""
+    data, plan = report["data"], report["plan"]
+    every = plan["teacher_changes"]
+    moves = f", with a teacher that changes every {every_epochs(every)}" if every else ""
+    return (
+        f"Planned: {plan_of(plan['epochs'], plan['students'])}{moves}, objective "
+        f"{report['objective']}, on {counted(data['samples'], 'sample')} "
+        f"({counted(data['sample_tokens'], 'token')}; {data['tokens']:,} in "
+        f"{counted(data['documents'], 'distinct document')}, which a capture scores)."
+    )
+
+
 def explain(report: Report) -> list[str]:
     """What was compared, in sentences."""
-    data, plan, models = report["data"], report["plan"], report["models"]
-    ratio = models["active_ratio"]
+    data, ratio = report["data"], report["models"]["active_ratio"]
     size = ratio["how"] if ratio["value"] is None else f"{ratio['value']:.3g}"
     turns = "in turn" if report["alternated"] else "one side after another, for lack of memory"
-    planned = f"{plan['epochs']:g} epochs x {plan['students']} students"
-    moving = plan["teacher_changes"]
-    moves = f", with a teacher that changes every {moving:g} epochs" if moving else ""
     return [
-        f"Planned: {planned}{moves}, objective {report['objective']}, on {data['samples']:,} "
-        f"samples ({data['sample_tokens']:,} tokens; {data['tokens']:,} in {data['documents']:,} "
-        f"distinct documents, which are captured). Measured on {data['drawn']:,} random documents "
-        f"({data['drawn_tokens']:,} tokens); the sides took their steps {turns}.",
-        f"Active parameters, teacher / student: {size}.",
+        f"Measured on {counted(data['drawn'], 'random document')} "
+        f"({counted(data['drawn_tokens'], 'token')}); the sides took their steps {turns}. Active "
+        f"parameters, teacher / student: {size}.",
         "The live step minimises forward KL over the whole vocabulary, whatever the objective of "
         "the cached one: the teacher's body runs once a batch, its head beside the student's on "
         "a few hundred rows at a time, and no logits of a whole batch exist. sft is a step on the "
@@ -92,10 +120,12 @@ def explain(report: Report) -> list[str]:
         "Workers that load data, where --dataloader-num-workers asks for them, go on while other "
         "sides take their turns: what a side waits for data then looks smaller than it is.",
         "A live run reads and tokenises the data, as the capture does; one from the cache does "
-        "not. Energy is that of GPUs: of the capture with its loading, of runs that of their "
-        "steps. What a capture sets up and learns before it goes on is told from what each token "
-        "takes by the median of its batches, four at least; bytes are not told apart so: a small "
-        "sample overestimates them by the cache's own files, and more --samples come nearer.",
+        "not. Saving the student at the end of a run counts; evaluations and checkpoints before "
+        "that take as long either way and are left out. Energy is that of GPUs: of the capture "
+        "with its loading, of runs that of their steps. What a capture sets up and learns before "
+        "it goes on is told from what each token takes by the median of its batches, four at "
+        "least; bytes are not told apart so: a small sample overestimates them by the cache's own "
+        "files, and more --samples come nearer.",
     ]
 
 
@@ -109,16 +139,31 @@ def step_table(report: Report) -> Table:
         ("waits for data", "data_wait_share", lambda v: f"{v:.1%}"),
         ("peak memory", "peak_memory_bytes", amount),
         ("energy", "joules_per_step", lambda v: f"{v:.3g} J"),
+    ]
+    return _of_sides(report, "A training step", lines)
+
+
+def run_table(report: Report) -> Table:
+    """What a run of each side takes beside its epochs, and an epoch."""
+    lines: list[tuple[str, str, Show]] = [
+        ("imports", "import_seconds", _seconds),
         ("load", "load_seconds", _seconds),
+        ("first steps, over usual ones", "warmup_seconds", _seconds),
+        ("saving the student", "save_seconds", _seconds),
+        ("all of these", "fixed_seconds", _seconds),
+        ("an epoch's start", "epoch_start_seconds", _seconds),
         ("epoch", "epoch_seconds", _seconds),
     ]
+    return _of_sides(report, "A run (*: extrapolated)", lines)
+
+
+def _of_sides(report: Report, title: str, lines: Sequence[tuple[str, str, Show]]) -> Table:
     steps = report["steps"]
     return Table(
-        title="A training step (*: extrapolated)",
+        title=title,
         header=("", *SIDES),
         rows=tuple(
-            (title, *(shown(steps[name][key], show) for name in SIDES))
-            for title, key, show in lines
+            (line, *(shown(steps[name][key], show) for name in SIDES)) for line, key, show in lines
         ),
     )
 
@@ -127,6 +172,8 @@ def capture_table(report: Report) -> Table:
     """The capture."""
     lines: list[tuple[str, str, Show]] = [
         ("tokens/s", "tokens_per_second", lambda v: f"{v:,.0f}"),
+        ("imports", "import_seconds", _seconds),
+        ("reading and tokenising", "prepare_seconds", _seconds),
         ("load", "load_seconds", _seconds),
         ("bytes per token", "bytes_per_token", lambda v: f"{v:.1f}"),
         ("peak memory", "peak_memory_bytes", amount),
@@ -141,8 +188,8 @@ def capture_table(report: Report) -> Table:
     )
 
 
-def account_tables(report: Report) -> list[Table]:
-    """Totals and break-even in time, money and energy, one table."""
+def account_table(report: Report) -> Table:
+    """Totals and break-even in time, money and energy."""
     shows: dict[str, Show] = {
         "time": _seconds,
         "money": lambda v: f"{v:,.4g}",
@@ -150,22 +197,20 @@ def account_tables(report: Report) -> list[Table]:
     }
     stays = ", of a teacher that stays" if report["plan"]["teacher_changes"] else ""
     lines = (
-        ("cached, planned", "cached_total", None),
-        ("live, planned", "live_total", None),
         (f"break-even, epochs x students{stays}", "break_even", _count),
         ("break-even, students of the planned epochs", "break_even_students", _count),
+        ("cached, planned", "cached_total", None),
+        ("live, planned", "live_total", None),
     )
     rows = tuple(
         (title, *(_sided(report[what], key, own or show) for what, show in shows.items()))
         for title, key, own in lines
     )
-    return [
-        Table(
-            title="What is planned, and where both ways meet (*: extrapolated)",
-            header=("", *shows),
-            rows=rows,
-        )
-    ]
+    return Table(
+        title="Where both ways meet, and what is planned (*: extrapolated)",
+        header=("", *shows),
+        rows=rows,
+    )
 
 
 def _sided(account: Mapping[str, Any], key: str, show: Show) -> str:
@@ -201,7 +246,8 @@ def shown(quantity: Mapping[str, Any], show: Show) -> str:
         return "not measured"
     if quantity["value"] is None:
         return "never"
-    return show(quantity["value"]) + ("*" if quantity["kind"] == "extrapolated" else "")
+    star = "*" if quantity["kind"] == "extrapolated" else ""
+    return show(quantity["value"]) + star + mark(quantity)
 
 
 def gaps(report: Report) -> list[str]:

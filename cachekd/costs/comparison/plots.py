@@ -18,6 +18,7 @@ from cachekd.report.svg import Plot, Series
 _POINTS = 60
 _GIGA = 1e9
 _UNITS = ((1.0, "seconds"), (60.0, "minutes"), (3600.0, "hours"))
+NOISY = "†"
 Report = Mapping[str, Any]
 
 
@@ -32,16 +33,21 @@ def plots_of(report: Report) -> list[Figure]:
     return [*found, _steps(report), _memory(report)]
 
 
+def mark(quantity: Mapping[str, Any]) -> str:
+    """The mark of a noisy quantity, or nothing."""
+    return NOISY if quantity.get("noisy") else ""
+
+
 def ways_of(report: Report, what: str) -> tuple[Way, Way]:
     """Amounts of both ways, cached and live, as the report states them."""
     amounts = report[what]["amounts"]
     cached = Way(
         once=amounts["capture"],
         kept=report[what]["storage"]["value"],
-        per_student=amounts["cached_load"],
+        per_student=amounts["cached_fixed"],
         per_epoch=amounts["cached_epoch"],
     )
-    return cached, Way(per_student=amounts["live_load"], per_epoch=amounts["live_epoch"])
+    return cached, Way(per_student=amounts["live_fixed"], per_epoch=amounts["live_epoch"])
 
 
 def _cumulative(report: Report, what: str) -> Plot:
@@ -49,8 +55,7 @@ def _cumulative(report: Report, what: str) -> Plot:
     cached, live = ways_of(report, what)
     plan, meet = report["plan"], report[what]["break_even"]["value"]
     students, every = plan["students"], plan["teacher_changes"]
-    planned = plan["epochs"] * students
-    last = max(1.5 * planned, 3.0, 0.0 if meet is None else min(2 * meet, 50 * planned))
+    last = _last(report, what)
     xs = [last * i / _POINTS for i in range(_POINTS + 1)]
     totals = {
         "cached": [cached.total(x / students, students, every) for x in xs],
@@ -60,17 +65,38 @@ def _cumulative(report: Report, what: str) -> Plot:
     series: list[Series] = [
         (name, xs, [value / scale for value in values]) for name, values in totals.items()
     ]
-    crossing = meet is not None and every is None and 0 < meet <= last
+    uncrossed = _uncrossed(report, what)
+    crossing = meet is not None and not uncrossed
     if crossing:
         series.append(("break-even", [meet], [live.total(meet / students, students) / scale]))
     return Plot(
-        title=f"{what.capitalize()} over epochs x students (extrapolated)",
+        title=f"{what.capitalize()} over epochs x students (extrapolated){uncrossed}",
         x_label=f"epochs x students (students: {students})",
         y_label=label,
         series=tuple(series),
         marks={"break-even": "line"} if crossing else {},
-        names={"break-even": [f"{meet:.3g}"]} if crossing else {},
+        names={"break-even": [f"break-even {meet:.3g}"]} if crossing else {},
     )
+
+
+def _last(report: Report, what: str) -> float:
+    """Epochs x students up to which totals are drawn."""
+    plan, meet = report["plan"], report[what]["break_even"]["value"]
+    planned = plan["epochs"] * plan["students"]
+    far = 0.0 if meet is None else min(2 * float(meet), 50 * planned)
+    return max(1.5 * float(planned), 3.0, far)
+
+
+def _uncrossed(report: Report, what: str) -> str:
+    """Why the lines do not cross in the drawing; empty where they do."""
+    meet, every = report[what]["break_even"]["value"], report["plan"]["teacher_changes"]
+    if meet is None:
+        return ": they do not cross, live is always cheaper"
+    if every is not None:
+        return ": a teacher that changes leaves no single break-even"
+    if meet == 0:
+        return ": they do not cross, a cache is always cheaper"
+    return "" if meet <= _last(report, what) else f": they cross far to the right, at {meet:.3g}"
 
 
 def _unit(what: str, largest: float) -> tuple[float, str]:
@@ -113,12 +139,15 @@ def _steps(report: Report) -> Bars:
     """A step of each side, and what of it is the teacher's and the loader's."""
     steps = report["steps"]
     whole = [_ms(steps[name]["step_seconds"]["value"]) for name in SIDES]
-    spread = [
-        _half_width(steps[name]["step_seconds_low"], steps[name]["step_seconds_high"])
+    quartiles = [
+        (
+            _ms(steps[name]["step_seconds_low"]["value"]),
+            _ms(steps[name]["step_seconds_high"]["value"]),
+        )
         for name in SIDES
     ]
     teacher = [
-        _ms(steps["live"]["teacher_step_seconds"]["value"]) if name == "live" else 0.0
+        _ms(steps["live"]["teacher_step_seconds"]["value"]) if name == "live" else None
         for name in SIDES
     ]
     waits = [
@@ -126,10 +155,10 @@ def _steps(report: Report) -> Bars:
     ]
     return Bars(
         title="A training step (measured)",
-        x_label="milliseconds, median and half the distance of the quartiles",
-        groups=SIDES,
+        x_label="milliseconds, median with its quartiles",
+        groups=tuple(name + mark(steps[name]["step_seconds"]) for name in SIDES),
         series=(
-            ("whole step", whole, spread),
+            ("whole step", whole, quartiles),
             ("teacher's forward", teacher, None),
             ("waiting for data", waits, None),
         ),
@@ -138,24 +167,19 @@ def _steps(report: Report) -> Bars:
 
 def _memory(report: Report) -> Bars:
     """Peaks of all processes."""
-    peaks = [report["capture"]["peak_memory_bytes"]["value"]]
-    peaks += [report["steps"][name]["peak_memory_bytes"]["value"] for name in SIDES]
+    peaks = {"capture": report["capture"]["peak_memory_bytes"]}
+    peaks |= {name: report["steps"][name]["peak_memory_bytes"] for name in SIDES}
+    values = [math.nan if p["value"] is None else p["value"] / _GIGA for p in peaks.values()]
     return Bars(
         title="Peak memory (measured)",
         x_label="GB, of a process of its own",
-        groups=("capture", *SIDES),
-        series=(("peak", [math.nan if peak is None else peak / _GIGA for peak in peaks], None),),
+        groups=tuple(name + mark(peak) for name, peak in peaks.items()),
+        series=(("peak", values, None),),
     )
 
 
 def _ms(seconds: float | None) -> float:
     return math.nan if seconds is None else 1e3 * seconds
-
-
-def _half_width(low: Mapping[str, Any], high: Mapping[str, Any]) -> float:
-    if low["value"] is None or high["value"] is None:
-        return math.nan
-    return 1e3 * float(high["value"] - low["value"]) / 2
 
 
 def _times(left: Mapping[str, Any], right: Mapping[str, Any]) -> float | None:

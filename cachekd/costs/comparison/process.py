@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,11 +20,25 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from cachekd.capture.meter import Progress
-from cachekd.costs.comparison.clock import cpu_seconds, now, peak_bytes
+from cachekd.config import PrecomputeConfig, precompute_config
+from cachekd.costs.comparison.clock import now, peak_bytes
 from cachekd.costs.comparison.energy import Counter, counter, spent
-from cachekd.costs.comparison.jobs import GO, Capture, Ended, Failure, Job, Ready, Started, Step
+from cachekd.costs.comparison.jobs import (
+    GO,
+    Capture,
+    Ended,
+    Failure,
+    Job,
+    Ready,
+    ScoredBatch,
+    Scoring,
+    Started,
+    Step,
+)
 from cachekd.costs.comparison.live_step import LiveTrainer
+from cachekd.costs.comparison.processor import cpu_seconds
 from cachekd.costs.comparison.sides import side_of
+from cachekd.training.meter import peak_resident_bytes
 
 
 def main() -> None:
@@ -39,7 +53,7 @@ def serve(connection: Connection) -> None:
 
     logging.disable_progress_bar()
     try:
-        connection.send(Started())
+        connection.send(Started(cpu=cpu_seconds(), peak_bytes=peak_resident_bytes()))
         job: Job = connection.recv()
         try:
             with one_memory_error():
@@ -58,62 +72,106 @@ def _do(job: Job, connection: Connection) -> None:
     if job.config.threads:
         torch.set_num_threads(job.config.threads)
     if job.side == "capture":
-        connection.send(_capture(job))
+        connection.send(_capture(job, connection.send))
         return
+    cpu = cpu_seconds()
     side = side_of(job)
     arguments, trainer = side.trainer.args, side.trainer
     energy = counter()
-    trainer.add_callback(Turns(connection, trainer, energy))
-    batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
-    kind = arguments.device.type
-    connection.send(Ready(tokens=side.tokens, batch=batch, device=kind))
+    turns = Turns(connection, trainer, energy)
+    trainer.add_callback(turns)
+    connection.send(
+        Ready(
+            tokens=side.tokens,
+            batch=arguments.train_batch_size * arguments.gradient_accumulation_steps,
+            device=arguments.device.type,
+            cpu=cpu_seconds() - cpu,
+        )
+    )
     if connection.recv() == GO:
+        turns.begin(arguments.device)  # making an optimizer is of the first step
         trainer.train()
-    connection.send(Ended(peak_bytes=peak_bytes(arguments.device), no_joules=energy.why))
+    peak = peak_bytes(arguments.device)
+    connection.send(_ended(trainer, peak, energy))
 
 
-def _capture(job: Job) -> Capture:
-    """Run precompute on the sample, as its command does."""
+def _ended(trainer: Any, peak: int, energy: Counter) -> Ended:
+    """Save the student, as a run does at its end."""
+    begun, cpu = now(trainer.args.device), cpu_seconds()
+    trainer.save_model(trainer.args.output_dir)
+    return Ended(
+        peak_bytes=peak,
+        no_joules=energy.why,
+        save_seconds=now(trainer.args.device) - begun,
+        save_cpu=cpu_seconds() - cpu,
+    )
+
+
+def _capture(job: Job, tell: Callable[[Scoring], None]) -> Capture:
+    """Run precompute on the sample, as its command does; tell of each batch."""
     import torch
 
     from cachekd.capture import precompute
-    from cachekd.config import precompute_config
 
-    energy = counter()
-    plain: dict[str, Any] = {"columns": {}, "split": "train", "on_long": "fail", "on_bad": "fail"}
-    plain |= dict.fromkeys(("dataset_config", "domain_column", "max_samples"))
-    settings = precompute_config(job.config, cache=str(job.cache), data=(str(job.sample),), **plain)
-    done: list[Progress] = []
-    readings: list[float | None] = []
-
-    def told(progress: Progress) -> None:
-        if progress.tokens_done <= settings.unit_tokens or not done:
-            done.append(progress)
-        if not readings:
-            readings.append(energy.joules())
-
+    settings, energy = _capture_settings(job), counter()
+    batches = Batches(settings.unit_tokens, energy, tell)
     before, cpu = energy.joules(), cpu_seconds()
-    report = precompute(settings, progress=told)
+    report = precompute(settings, progress=batches)
     after = energy.joules()
     gpu = torch.cuda.is_available() and job.config.device != "cpu"
     return Capture(
         tokens=int(report["tokens_to_score"]),
         score_seconds=float(report["score_seconds"]),
-        batches=_batches(done),
+        batches=batches.taken(),
         cpu_seconds=cpu_seconds() - cpu,
         bytes=sum(path.stat().st_size for path in job.cache.rglob("*") if path.is_file()),
         peak_bytes=peak_bytes(torch.device("cuda" if gpu else "cpu")),
         device="cuda" if gpu else "cpu",
         joules=spent(before, after),
-        first_joules=spent(before, readings[0]),
+        first_joules=spent(before, batches.first_joules),
         no_joules=energy.why,
     )
 
 
-def _batches(done: Sequence[Progress]) -> tuple[tuple[int, float], ...]:
-    """Tokens and seconds of each batch."""
-    marks = [(0, 0.0), *((one.tokens_done, one.seconds) for one in done)]
-    return tuple((end[0] - begin[0], end[1] - begin[1]) for begin, end in pairwise(marks))
+def _capture_settings(job: Job) -> PrecomputeConfig:
+    """Settings of precompute: the sample is tokenised already, and none of it may be missing."""
+    plain: dict[str, Any] = {"columns": {}, "split": "train", "on_long": "fail", "on_bad": "fail"}
+    plain |= dict.fromkeys(("dataset_config", "domain_column", "max_samples"))
+    return precompute_config(job.config, cache=str(job.cache), data=(str(job.sample),), **plain)
+
+
+class Batches:
+    """Keeps the batches of a capture's first unit, and tells how far the capture is.
+
+    Args:
+        unit_tokens: budget of a unit.
+        energy: counter of energy.
+        tell: called after each batch.
+
+    Attributes:
+        first_joules: reading of the counter when the first batch was done, or None.
+    """
+
+    def __init__(self, unit_tokens: int, energy: Counter, tell: Callable[[Scoring], None]) -> None:
+        self.first_joules: float | None = None
+        self._unit_tokens, self._energy, self._tell = unit_tokens, energy, tell
+        self._marks = [(0, 0.0, cpu_seconds())]
+
+    def __call__(self, progress: Progress) -> None:
+        """A batch is done."""
+        done, first = progress.tokens_done, len(self._marks) == 1
+        if first:
+            self.first_joules = self._energy.joules()
+        if first or done <= self._unit_tokens:
+            self._marks.append((done, progress.seconds, cpu_seconds()))
+        self._tell(Scoring(tokens=done, of=progress.tokens_total))
+
+    def taken(self) -> tuple[ScoredBatch, ...]:
+        """What each batch took."""
+        return tuple(
+            ScoredBatch(tokens=end[0] - begin[0], seconds=end[1] - begin[1], cpu=end[2] - begin[2])
+            for begin, end in pairwise(self._marks)
+        )
 
 
 def _failure(error: Exception) -> Failure:
@@ -130,10 +188,11 @@ class Turns(TrainerCallback):  # type: ignore[misc]
         self._begun, self._cpu = time.perf_counter(), cpu_seconds()
         self._joules: float | None = None
         self._tokens, self._waited = 0, 0.0
+        self._opens = False
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The first step begins."""
-        self._begin(args.device)
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The next step is the first of an epoch."""
+        self._opens = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Tell, wait, begin anew."""
@@ -149,13 +208,16 @@ class Turns(TrainerCallback):  # type: ignore[misc]
                 teacher=live.taken() if live is not None else 0.0,
                 cpu=cpu,
                 joules=spent(self._joules, joules),
+                opens=self._opens,
             )
         )
+        self._opens = False
         self._tokens, self._waited = tokens, waited
         control.should_training_stop = self._connection.recv() != GO
-        self._begin(args.device)
+        self.begin(args.device)
 
-    def _begin(self, device: Any) -> None:
+    def begin(self, device: Any) -> None:
+        """A step begins."""
         self._joules, self._cpu = self._energy.joules(), cpu_seconds()
         self._begun = now(device)
 

@@ -20,11 +20,14 @@ class Quantity:
         kind: measured, extrapolated, never (no number has the property that is asked for) or gap.
         how: of an extrapolated one its formula, of a gap its reason, of a measured one what was
             measured if that is not plain.
+        noisy: whether it would come out otherwise if it were measured again; see `spread`. What
+            follows from a noisy one is noisy.
     """
 
     value: float | None
     kind: str
     how: str = ""
+    noisy: bool = False
 
     @property
     def known(self) -> float:
@@ -35,12 +38,17 @@ class Quantity:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""
         plain: dict[str, Any] = {"value": self.value, "kind": self.kind}
-        return plain | ({"how": self.how} if self.how else {})
+        plain |= {"how": self.how} if self.how else {}
+        return plain | ({"noisy": True} if self.noisy else {})
 
 
-def measured(value: float, how: str = "") -> Quantity:
+Quantities = dict[str, Quantity]
+"""By name."""
+
+
+def measured(value: float, how: str = "", *, noisy: bool = False) -> Quantity:
     """A quantity that was measured in this run."""
-    return Quantity(value=value, kind="measured", how=how)
+    return Quantity(value=value, kind="measured", how=how, noisy=noisy)
 
 
 def gap(why: str) -> Quantity:
@@ -64,4 +72,9 @@ def extrapolated(formula: str, make: Callable[..., float], *of: Quantity) -> Qua
     for quantity in of:
         if quantity.value is None:
             return Quantity(value=None, kind="gap", how=quantity.how)
-    return Quantity(value=make(*(f.known for f in of)), kind="extrapolated", how=formula)
+    return Quantity(
+        value=make(*(f.known for f in of)),
+        kind="extrapolated",
+        how=formula,
+        noisy=any(quantity.noisy for quantity in of),
+    )

@@ -12,10 +12,20 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from cachekd.costs.comparison.children import Child, ChildFailed
-from cachekd.costs.comparison.jobs import END, GO, Capture, Ended, Failure, Job, Ready, Step
+from cachekd.costs.comparison.jobs import (
+    END,
+    GO,
+    Capture,
+    Ended,
+    Failure,
+    Job,
+    Ready,
+    Started,
+    Step,
+)
 
 Tell = Callable[[str, int, int], None]
-"""Called with what is done, how many of it are done, and of how many."""
+"""Called with what is done (capture: tokens; steps: rounds), how many of it, and of how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,17 +33,21 @@ class Taken:
     """What a side took.
 
     Attributes:
-        load_seconds: until its first step could begin, without importing libraries.
+        started: its process, with libraries only.
+        import_seconds: until it had them.
+        load_seconds: from there until its first step could begin.
         ready: what it is.
-        first: the first step, in which things are set up.
+        warmup: the steps that are left out, in the first of which things are set up.
         steps: those that count.
-        ended: its peak of memory.
+        ended: its peak of memory, and how it saved the student.
         alternated: whether its steps were taken in turn with those of the others.
     """
 
+    started: Started
+    import_seconds: float
     load_seconds: float
     ready: Ready
-    first: Step
+    warmup: tuple[Step, ...]
     steps: tuple[Step, ...]
     ended: Ended
     alternated: bool
@@ -41,20 +55,39 @@ class Taken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captured:
-    """A capture, and the seconds of its process in which the teacher did not score."""
+    """A capture in its process.
 
-    capture: Capture
+    Attributes:
+        started: the process, with libraries only.
+        import_seconds: until it had them.
+        load_seconds: after that those in which the teacher did not score.
+        capture: what was captured.
+    """
+
+    started: Started
+    import_seconds: float
     load_seconds: float
+    capture: Capture
 
 
-def capture(job: Job) -> Captured | Failure:
-    """Capture the sample, in a process of its own."""
-    with Child(job) as child:
+def capture(job: Job, tell: Tell) -> Captured | Failure:
+    """Capture the sample, in a process of its own.
+
+    Args:
+        job: of the capture.
+        tell: told the tokens that are scored.
+    """
+    with Child(job, lambda scoring: tell("capture", scoring.tokens, scoring.of)) as child:
         try:
             done = child.begin(Capture)
         except ChildFailed as error:
             return error.failure
-        return Captured(capture=done, load_seconds=max(child.seconds - done.score_seconds, 0.0))
+        return Captured(
+            started=child.started,
+            import_seconds=child.import_seconds,
+            load_seconds=max(child.seconds - done.score_seconds, 0.0),
+            capture=done,
+        )
 
 
 def take_turns(jobs: Sequence[Job], tell: Tell) -> dict[str, Taken | Failure]:
@@ -80,6 +113,8 @@ def _together(jobs: Sequence[Job], tell: Tell) -> dict[str, Taken | Failure]:
     """Steps of these sides in turn; one that fails leaves the others alone."""
     failures: dict[str, Taken | Failure] = {}
     sides: dict[str, _Side] = {}
+    config = jobs[0].config
+    tell("steps", 0, config.discard + config.steps)
     with ExitStack() as stack:
         for job in jobs:
             side = _Side(stack.enter_context(Child(job)))
@@ -87,7 +122,6 @@ def _together(jobs: Sequence[Job], tell: Tell) -> dict[str, Taken | Failure]:
                 failures[job.side] = failure
             else:
                 sides[job.side] = side
-        config = jobs[0].config
         for number in range(config.discard + config.steps):
             names = list(sides) if number % 2 == 0 else list(reversed(sides))
             for name in names:
@@ -110,7 +144,6 @@ class _Side:
         self._steps: list[Step] = []
         self._ready: Ready | None = None
         self._ended: Ended | None = None
-        self._load_seconds = 0.0
 
     def tried(self, act: Callable[[], None]) -> Failure | None:
         """Do it; why it failed, and then the process is ended."""
@@ -124,7 +157,6 @@ class _Side:
     def begin(self) -> None:
         """Load everything. Sides load one after another, undisturbed."""
         self._ready = self._child.begin(Ready)
-        self._load_seconds = self._child.seconds
 
     def step(self) -> None:
         """Take a step."""
@@ -137,11 +169,13 @@ class _Side:
     def taken(self, alternated: bool) -> Taken:
         """All that it took."""
         assert self._ready is not None and self._ended is not None, "it began and ended"
-        discard = self._child.job.config.discard
+        child, discard = self._child, self._child.job.config.discard
         return Taken(
-            load_seconds=self._load_seconds,
+            started=child.started,
+            import_seconds=child.import_seconds,
+            load_seconds=child.seconds,
             ready=self._ready,
-            first=self._steps[0],
+            warmup=tuple(self._steps[:discard]),
             steps=tuple(self._steps[discard:]),
             ended=self._ended,
             alternated=alternated,

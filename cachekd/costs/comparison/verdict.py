@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cachekd.costs.comparison.model import Meeting, captures
+from cachekd.report.text import counted
 
 CLOSE = 0.05
 """Totals nearer than this share of the live one are called equal: steps are not measured better."""
@@ -33,12 +34,14 @@ class Totals:
         cached, live: of each way.
         storage: of the cached total what is spent on storage.
         break_even: epochs x students, of a teacher that stays.
+        noisy: whether they would come out otherwise if they were measured again.
     """
 
     cached: float
     live: float
     break_even: Meeting
     storage: float = 0.0
+    noisy: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,11 @@ def judge(facts: Facts) -> Verdict:
         reasons += _of_money(facts, advice)
     if advice == DO_NOT:
         reasons += _of_plan(facts, deciding)
+    if deciding.noisy:
+        reasons.append(
+            "the times that this follows from are noisy: before you rely on it, measure again with "
+            "more --steps and --samples, or on a machine with less else to do"
+        )
     return Verdict(advice=advice, reasons=tuple(reasons))
 
 
@@ -100,9 +108,19 @@ def _advice(totals: Totals) -> str:
     return CACHE if totals.cached < totals.live else DO_NOT
 
 
+def plan_of(epochs: float, students: int) -> str:
+    """What is planned, in words."""
+    return f"{counted(epochs, 'epoch')} x {counted(students, 'student')}"
+
+
+def every_epochs(count: float) -> str:
+    """What stands after "every": epoch, 2 epochs."""
+    return "epoch" if count == 1 else counted(count, "epoch")
+
+
 def _said(totals: Totals, facts: Facts, what: str) -> str:
     """The comparison in words."""
-    planned = f"{facts.epochs:g} epochs x {facts.students} students"
+    planned = plan_of(facts.epochs, facts.students)
     meet = totals.break_even
     if meet.at is None:
         return f"in {what} a cache never pays: {NEVER}"
@@ -145,12 +163,12 @@ def _of_plan(facts: Facts, totals: Totals) -> list[str]:
             "share: the capture is a pass that live training does anyway"
         )
     times = captures(facts.epochs, facts.every)
-    if times > 1:
+    if facts.every is not None and times > 1:
         worth = totals.break_even.cheaper(facts.epochs * facts.students)
         still = "; with a teacher that stays it would pay" if worth else ""
         reasons.append(
-            f"the teacher moves: it changes every {facts.every:g} epochs, so that {times} captures "
-            f"are needed{still}"
+            f"the teacher moves: it changes every {every_epochs(facts.every)}, so that {times} "
+            f"captures are needed{still}"
         )
     small = facts.active_ratio is not None and facts.active_ratio <= SMALL_ACTIVE
     if facts.experts and small:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import Family
-from transformers import AutoConfig, MixtralConfig, Qwen3MoeConfig
+import torch
+from tiny import Family, save_mixture
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 
 from cachekd.costs.comparison.parameters import active_of, count, counted
 
@@ -62,6 +64,27 @@ def test_experts_that_a_token_is_sent_to(tmp_path: Path) -> None:
     routed = 2 * 8 * 3 * 8 * 4
     assert found.active == found.total - 50 * 8 - routed * 7 // 8
     assert found.to_json()["experts_per_token"] == 1
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_active_parameters_of_a_mixture_are_those_that_a_forward_multiplies_with(
+    kind: str, tmp_path: Path
+) -> None:
+    """Counted by torch as it runs a token through the saved model, whatever its experts are."""
+    save_mixture(tmp_path, 320, kind=kind)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, attn_implementation="eager", experts_implementation="eager"
+    )
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.tensor([[7]]), use_cache=False)
+    width = model.config.num_attention_heads * (getattr(model.config, "head_dim", None) or 16)
+    # Of one token its scores with itself, and its values: no parameters.
+    of_attention = 2 * width * model.config.num_hidden_layers
+    norms = sum(p.numel() for p in model.parameters() if p.dim() == 1)
+    found = count(tmp_path, trust_remote_code=False)
+    assert found.active == counter.get_total_flops() // 2 - of_attention + norms
+    assert (found.experts, found.chosen) == (8, 2)
+    assert found.total == sum(p.numel() for p in model.parameters()) > 2 * found.active
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,23 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
-from comparing import config, forked
+from comparing import STARTED, config, forked, step
 
 from cachekd.costs.comparison import children
-from cachekd.costs.comparison.jobs import END, GO, Ended, Failure, Job, Ready, Started, Step
-from cachekd.costs.comparison.rounds import Taken, take_turns
+from cachekd.costs.comparison.jobs import (
+    END,
+    GO,
+    Capture,
+    Ended,
+    Failure,
+    Job,
+    Ready,
+    Scoring,
+    Started,
+)
+from cachekd.costs.comparison.rounds import Captured, Taken, capture, take_turns
 
-READY = Ready(tokens=20, batch=1, device="cpu")
+READY = Ready(tokens=20, batch=1, device="cpu", cpu=0.0)
 Answer = Callable[[Job, int], None]
 
 
@@ -23,7 +33,7 @@ def scripted(act: Answer, log: Path) -> Callable[[Connection], None]:
     """A process whose steps take as many seconds as their number; ``act`` comes before each."""
 
     def serve(connection: Connection) -> None:
-        connection.send(Started())
+        connection.send(STARTED)
         job: Job = connection.recv()
         connection.send(READY)
         number = 0
@@ -32,13 +42,10 @@ def scripted(act: Answer, log: Path) -> Callable[[Connection], None]:
                 act(job, number)
                 with log.open("a") as stream:
                     stream.write(f"{job.side}{number} ")
-                step = Step(
-                    seconds=float(number), tokens=10, wait=0.0, teacher=0.0, cpu=0.0, joules=None
-                )
-                connection.send(step)
+                connection.send(step(float(number), tokens=10))
                 number += 1
             assert word == END
-            connection.send(Ended(peak_bytes=7, no_joules="none"))
+            connection.send(Ended(peak_bytes=7, no_joules="none", save_seconds=3.0, save_cpu=1.0))
         except MemoryError as error:
             connection.send(Failure(kind="memory", text=str(error), error="MemoryError"))
 
@@ -58,7 +65,7 @@ def turns(
         jobs = [Job(side=side, config=settings, folder=tmp_path) for side in ("a", "b")]
         told: list[int] = []
         found = take_turns(jobs, lambda what, done, of: told.append(done))
-        assert told[-1] == 4
+        assert (told[0], told[-1]) == (0, 4)
         return found, log.read_text().split()
 
     return run
@@ -69,7 +76,9 @@ def test_steps_alternate_and_the_first_are_left_out(turns: Callable[..., tuple])
     assert order == ["a0", "b0", "b1", "a1", "a2", "b2", "b3", "a3"]
     for side in found.values():
         assert [step.seconds for step in side.steps] == [1.0, 2.0, 3.0]
-        assert side.first.seconds == 0.0 and side.alternated and side.ended.peak_bytes == 7
+        assert [step.seconds for step in side.warmup] == [0.0]
+        assert side.alternated and side.ended.peak_bytes == 7 and side.started == STARTED
+        assert side.import_seconds > 0
 
 
 def test_a_side_without_memory_beside_the_others_is_tried_alone(
@@ -119,6 +128,36 @@ def test_a_process_that_ends_is_named(
     assert isinstance(found["a"], Taken)
 
 
+def test_a_capture_is_told_as_it_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done = Capture(
+        tokens=9,
+        score_seconds=0.0,
+        batches=(),
+        cpu_seconds=0.0,
+        bytes=1,
+        peak_bytes=1,
+        device="cpu",
+        joules=None,
+        first_joules=None,
+        no_joules="none",
+    )
+
+    def serve(connection: Connection) -> None:
+        connection.send(STARTED)
+        connection.recv()
+        for tokens in (4, 9):
+            connection.send(Scoring(tokens=tokens, of=9))
+        connection.send(done)
+
+    monkeypatch.setattr(children, "launch", lambda: forked(serve))
+    told: list[tuple[str, int, int]] = []
+    found = capture(
+        Job(side="capture", config=config(), folder=tmp_path), lambda *what: told.append(what)
+    )
+    assert told == [("capture", 4, 9), ("capture", 9, 9)]
+    assert isinstance(found, Captured) and found.capture == done
+
+
 def test_no_process_outlives_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started = []
 
@@ -127,7 +166,8 @@ def test_no_process_outlives_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path:
         return started[-1]
 
     def interrupt(what: str, done: int, of: int) -> None:
-        raise KeyboardInterrupt
+        if done:
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(children, "launch", launch)
     jobs = [Job(side=side, config=config(), folder=tmp_path) for side in ("a", "b")]
@@ -142,7 +182,7 @@ def test_a_process_that_will_not_end_is_killed(
 ) -> None:
     def deaf(connection: Connection) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        connection.send(Started())
+        connection.send(STARTED)
         while True:
             signal.pause()
 
@@ -150,14 +190,15 @@ def test_a_process_that_will_not_end_is_killed(
     monkeypatch.setattr(children, "launch", lambda: running)
     monkeypatch.setattr(children, "_PATIENCE", 0.05)
     with children.Child(Job(side="a", config=config(), folder=tmp_path)) as child:
-        assert child.hear(Started) == Started()
+        assert child.hear(Started) == STARTED
     assert running[0].wait(timeout=5) == -signal.SIGKILL
 
 
 @pytest.mark.slow
 def test_a_fresh_interpreter_serves_and_ends_with_its_socket(tmp_path: Path) -> None:
     process, connection = children.launch()
-    assert connection.recv() == Started()
+    started = connection.recv()
+    assert isinstance(started, Started) and started.cpu > 0 and started.peak_bytes > 10**7
     folder = tmp_path / "nothing"
     connection.send(Job(side="cached", config=config(), folder=folder))
     failure = connection.recv()
