@@ -51,11 +51,6 @@ def missing(path: str) -> CorruptCache:
     )
 
 
-def gone(root: str) -> StoreError:
-    """The error for a cache that was there a moment ago."""
-    return StoreError(f"{root} went away while it was worked on")
-
-
 def cannot_write(path: str, size: int, error: OSError) -> StoreError:
     """The error for a file that cannot be written."""
     return StoreError(
