@@ -5,7 +5,7 @@ Comes in: a `GcConfig`. Goes out: a report; without ``yes`` nothing is changed.
 
 from __future__ import annotations
 
-import time
+from datetime import UTC, datetime
 from typing import Any
 
 from cachekd.config import GcConfig, bytes_of
@@ -43,7 +43,8 @@ def _collect(config: GcConfig, location: Location) -> dict[str, Any]:
                 "bytes_after": done.bytes_after,
                 "duplicates": done.duplicates,
             }
-        garbage = find_garbage(location, config.older_than * _HOUR, time.time())
+        # Times of files are times of day, so this is one of the few places that compares them.
+        garbage = find_garbage(location, config.older_than * _HOUR, datetime.now(UTC).timestamp())
         swept = 0
         if config.yes:
             swept = location.sweep(FOLDERS)

@@ -52,7 +52,9 @@ def test_only_the_rest_is_scored(shared: Path, make_cache: Maker, tmp_path: Path
 def test_when_all_is_there_no_teacher_is_loaded(
     shared: Path, make_cache: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cachekd.capture._load", lambda job: pytest.fail("the teacher was loaded"))
+    monkeypatch.setattr(
+        "cachekd.capture.worker.load_teacher", lambda job: pytest.fail("the teacher was loaded")
+    )
     made = make_cache(tmp_path / "mine", rows_of(12), reuse=str(shared))
     assert made["records_reused"] == 12 and made["samples"] == 12
     assert not verify(str(tmp_path / "mine")).problems
