@@ -73,7 +73,8 @@ def carry_out(what: Reproduction, journal: Journal) -> dict[str, Any]:
         for way in what.ways:
             _run(what, journal, way, seed, rates[way.family])
     result = result_of(what, journal.all("search"), journal.all("run"), rates)
-    save(f"reproduce_{what.name}", result, Path(what.settings.results))
+    ending = f"_{what.settings.label}" if what.settings.label else ""
+    save(f"reproduce_{what.name}{ending}", result, Path(what.settings.results))
     print(f"\n### {what.title}\n")
     print(markdown(result["table"], what.columns))
     print(f"\n{markdown_orderings(result['orderings'])}")

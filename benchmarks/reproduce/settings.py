@@ -16,7 +16,7 @@ from cachekd.config import check_choices, option, required
 from cachekd.errors import CachekdError, ConfigError
 
 RESULTS = Path(__file__).parents[1] / "results"
-_NOT_OF_RUNS = ("work", "results", "seeds", "learning_rates")
+_NOT_OF_RUNS = ("work", "results", "label", "seeds", "learning_rates")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,7 @@ class Settings:
     evaluate: Mapping[str, Any] = option({}, "Further settings of evaluate.", group="More")
     work: str = required("Folder of caches, students and the journal of runs.", group="Run")
     results: str = option(str(RESULTS), "Folder that the result is written to.", group="Run")
+    label: str = option("", "Ends the result's name, where a script has several.", group="Run")
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -24,6 +24,11 @@ def counted(count: float, noun: str) -> str:
     return f"{number} {noun}{'' if count == 1 else 's'}"
 
 
+def three_digits(value: float) -> str:
+    """A figure to three digits; a large one to its ones."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def text_of(value: Any) -> str:
     """A setting in words: lists and mappings without their signs."""
     if value is None or value in ({}, [], ()):
