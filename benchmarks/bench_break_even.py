@@ -29,16 +29,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
 from common import save
-from training_setup import SHARPNESS
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import cachekd
 from cachekd.config import BenchmarkConfig, TrainConfig, precompute_config
 from cachekd.costs.comparison.jobs import Job
 from cachekd.costs.comparison.processor import cpu_seconds
-from cachekd.costs.comparison.sides import side_of
 
 ROWS_OF_A_STEP = 8
 CLOCKS = ("wall", "cpu")
@@ -64,6 +60,10 @@ def settings(arguments: argparse.Namespace, teacher: Path) -> BenchmarkConfig:
 
 def larger(teacher: Path, folder: Path, times: int) -> Path:
     """A teacher of the same kind: all widths and the depth times the cube root of ``times``."""
+    import torch
+    from training_setup import SHARPNESS
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     shutil.copytree(teacher, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
     config, by = AutoConfig.from_pretrained(teacher), times ** (1 / 3)
     heads = max(2, 2 * round(config.num_attention_heads * by / 2))
@@ -95,9 +95,16 @@ def capture(config: BenchmarkConfig, folder: Path) -> None:
     cachekd.precompute(precompute_config(config, cache=str(folder / "cache")))
 
 
+def set_threads(config: BenchmarkConfig) -> None:
+    """As the benchmark's own processes do."""
+    import torch
+
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+
+
 def cached_training(config: BenchmarkConfig, folder: Path) -> None:
     """A run from the cache."""
-    torch.set_num_threads(config.threads or torch.get_num_threads())
+    set_threads(config)
     cachekd.train(
         TrainConfig(
             cache=(str(folder / "cache"),),
@@ -116,7 +123,9 @@ def cached_training(config: BenchmarkConfig, folder: Path) -> None:
 
 def live_training(config: BenchmarkConfig, folder: Path) -> None:
     """A run of as many steps with a live teacher."""
-    torch.set_num_threads(config.threads or torch.get_num_threads())
+    from cachekd.costs.comparison.sides import side_of
+
+    set_threads(config)
     with (folder / "out" / "run.json").open() as stream:
         steps = json.load(stream)["steps"]
     whole = BenchmarkConfig(**{**vars(config), "steps": steps - 1, "discard": 1})

@@ -63,12 +63,8 @@ class _Progress:
         if not done:
             self.close()
             click.echo(f"{what}: loading, then {of:,} {unit}", err=True)
-        elif self._bar is None and done < of:
-            # A rate that held imports and loading would tell too long a time.
             self._bar = Counted(what, unit)
-        elif self._bar is None:
-            click.echo(f"{what}: {done:,} of {of:,} {unit}", err=True)
-        else:
+        elif self._bar is not None:
             self._bar(done, of)
 
     def close(self) -> None:

@@ -66,7 +66,7 @@ def config(**changes: Any) -> BenchmarkConfig:
     return BenchmarkConfig(**{**settings, **changes})
 
 
-STARTED = Started(cpu=0.25, peak_bytes=4 * 10**8)
+STARTED = Started(peak_bytes=4 * 10**8)
 
 
 def step(seconds: float, **changes: Any) -> Step:
@@ -90,15 +90,16 @@ def taken(seconds: float, *, teacher: float = 0.0, load: float = 0.0, joules: An
         started=STARTED,
         import_seconds=0.0,
         load_seconds=load,
-        ready=Ready(tokens=1000, batch=4, device="cpu", cpu=0.5),
+        ready=Ready(tokens=1000, batch=4, device="cpu"),
         warmup=(usual,),
         steps=(usual,) * 4,
         ended=Ended(
             peak_bytes=10**9,
             no_joules="" if joules is not None else "no counter",
             save_seconds=0.0,
-            save_cpu=0.125,
         ),
+        exit_seconds=0.0,
+        cpu=0.875 + 5 * 2 * seconds,
         alternated=True,
     )
 
@@ -146,7 +147,12 @@ def measures(**changes: Any) -> Measures:
         "teacher": Parameters(total=100, active=80, experts=1, chosen=None),
         "student": Parameters(total=12, active=10, experts=1, chosen=None),
         "captured": Captured(
-            started=STARTED, import_seconds=0.0, load_seconds=2.0, capture=capture
+            started=STARTED,
+            import_seconds=0.0,
+            load_seconds=2.0,
+            capture=capture,
+            exit_seconds=0.0,
+            cpu=4.25,
         ),
         "sides": {
             "cached": taken(0.1, load=1.0),

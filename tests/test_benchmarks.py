@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from comparing import forked
+from tiny import Family, chat_rows, write_rows
+
+from cachekd.costs.comparison import children
+from cachekd.costs.comparison.parameters import count
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -29,6 +37,44 @@ def test_the_smoke_run_of_training_steps_agrees_and_saves_nothing() -> None:
     assert table["agreement"]["sft_fused and sft_full"] < 1e-5
     assert table["entries_of_a_row"]["k64"]["least"] == 64
     assert table["over_sft_full"].keys() == table["first_loss"].keys()
+
+
+@pytest.fixture
+def break_even(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module, whose processes are forked: nothing is imported again."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module("bench_break_even")
+    monkeypatch.setattr(children, "launch", forked)
+    monkeypatch.setattr(module, "get_context", lambda _: multiprocessing.get_context("fork"))
+    return module
+
+
+@pytest.mark.slow
+def test_break_even_is_predicted_and_measured(
+    break_even: Any, family: Family, tmp_path: Path
+) -> None:
+    flags = {"max_samples": 40, "samples": 24, "steps": 6, "epochs": 2.0, "threads": 1}
+    given = {"student": family.student, "data": write_rows(tmp_path / "d.jsonl", chat_rows(40))}
+    config = break_even.settings(argparse.Namespace(**flags, **given), family.teacher)
+    found = break_even.compare(config)
+    parts = ("capture", "cached_training")
+    for totals in (found["predicted_seconds"], found["measured_seconds"]):
+        for clock in ("wall", "cpu"):
+            whole = sum(totals[part][clock] for part in parts)
+            assert totals["cached_total"][clock] == pytest.approx(whole, rel=1e-3)
+            assert all(one[clock] > 0 for one in totals.values())
+    for name, errors in found["error"].items():
+        ratio = found["predicted_seconds"][name]["cpu"] / found["measured_seconds"][name]["cpu"]
+        assert errors["cpu"] == pytest.approx(ratio - 1, abs=2e-3)
+    assert found["report"]["data"]["samples"] == 40 and str(tmp_path) not in json.dumps(found)
+
+
+def test_a_larger_teacher_has_about_so_many_times_the_parameters(
+    break_even: Any, family: Family, tmp_path: Path
+) -> None:
+    larger = break_even.larger(family.teacher, tmp_path / "larger", 8)
+    sizes = [count(one, trust_remote_code=False).active for one in (family.teacher, larger)]
+    assert 4 < sizes[1] / sizes[0] < 12
 
 
 @pytest.mark.reliability

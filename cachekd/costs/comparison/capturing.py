@@ -18,6 +18,7 @@ _BATCHES = 4
 
 _OF_SAMPLE = (
     "import_seconds",
+    "exit_seconds",
     "load_seconds",
     "tokens_per_second",
     "relative_error",
@@ -49,13 +50,15 @@ def _of_all_data(found: Quantities, tokens: Quantity) -> Quantities:
     """What the whole data would take."""
     return {
         "seconds": extrapolated(
-            "import_seconds + prepare_seconds + load_seconds + tokens / tokens_per_second",
-            lambda libraries, prepare, load, rate, all: libraries + prepare + load + all / rate,
+            "import_seconds + prepare_seconds + load_seconds + tokens / tokens_per_second + "
+            "exit_seconds",
+            lambda rate, all, *fixed: sum(fixed) + all / rate,
+            found["tokens_per_second"],
+            tokens,
             found["import_seconds"],
             found["prepare_seconds"],
             found["load_seconds"],
-            found["tokens_per_second"],
-            tokens,
+            found["exit_seconds"],
         ),
         "cpu_seconds": extrapolated(
             "fixed_cpu_seconds + prepare_cpu_seconds + cpu_seconds_per_token x tokens",
@@ -82,6 +85,7 @@ def _of_sample(measures: Measures, captured: Captured) -> Quantities:
     error = median_error([one.seconds / one.tokens for one in capture.batches], "batches")
     values = (
         measured(captured.import_seconds, "libraries, of a process of its own"),
+        measured(captured.exit_seconds, "until that process had ended"),
         measured(
             captured.load_seconds + fixed,
             "all of a capture but imports, scoring and writing, and what the batches of the first "
@@ -89,7 +93,10 @@ def _of_sample(measures: Measures, captured: Captured) -> Quantities:
         ),
         measured(1 / each, "scored, packed and written, that left out", noisy=noisy(error)),
         error,
-        measured(captured.started.cpu + fixed_cpu, "processor time of imports and of loading"),
+        measured(
+            captured.cpu - capture.cpu_seconds + fixed_cpu,
+            "processor time of imports, loading and the end",
+        ),
         measured(each_cpu, "processor time, that left out"),
         measured(capture.bytes / capture.tokens, "of the sample's whole cache"),
         measures.peak(capture.peak_bytes, capture.device),

@@ -11,11 +11,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from cachekd.costs.comparison.jobs import Failure, Job, Message, Scoring, Started
+from cachekd.costs.comparison.processor import cpu_seconds
 from cachekd.engines._fresh import environment, interpreter
 from cachekd.errors import WorkerError
 
@@ -77,11 +79,13 @@ class Child:
         started: what it said when it had its libraries.
         import_seconds: that this took, from its launch.
         seconds: that its first answer took.
+        exit_seconds: from its last answer until it had ended.
+        cpu: processor time of all of it, once it has ended.
     """
 
     def __init__(self, job: Job, listen: Callable[[Scoring], None] = _unheard) -> None:
-        self.job, self.started = job, Started(cpu=0.0, peak_bytes=0)
-        self.import_seconds = self.seconds = 0.0
+        self.job, self.started = job, Started(peak_bytes=0)
+        self.import_seconds = self.seconds = self.exit_seconds = self.cpu = 0.0
         self._listen, self._launched = listen, time.monotonic()
         self._process, self._connection = launch()
 
@@ -143,6 +147,13 @@ class Child:
             raise ChildFailed(message)
         assert isinstance(message, expected), f"expected {expected.__name__}; found {message!r}"
         return message
+
+    def finish(self) -> None:
+        """Wait until it ends by itself after its last answer; what that takes is kept."""
+        begun, cpu = time.monotonic(), cpu_seconds()
+        with suppress(subprocess.TimeoutExpired):  # `close` ends it then
+            self._process.wait(timeout=_PATIENCE)
+        self.exit_seconds, self.cpu = time.monotonic() - begun, cpu_seconds() - cpu
 
     def close(self) -> None:
         """End the process, whatever it does; a capture ends its writers first."""

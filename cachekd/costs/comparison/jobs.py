@@ -49,11 +49,9 @@ class Started:
     """A process that has its libraries, and waits for a job.
 
     Attributes:
-        cpu: processor time so far.
         peak_bytes: most memory so far, of a process that has loaded nothing yet.
     """
 
-    cpu: float
     peak_bytes: int
 
 
@@ -121,13 +119,11 @@ class Ready:
         tokens: that an epoch of the sample trains on.
         batch: documents of a step.
         device: kind of device that the student is on.
-        cpu: processor time of loading.
     """
 
     tokens: int
     batch: int
     device: str
-    cpu: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,13 +156,12 @@ class Ended:
     Attributes:
         peak_bytes: most memory, of the GPU where there is one.
         no_joules: why there is no energy.
-        save_seconds, save_cpu: of saving the student, on the clock and of the processor.
+        save_seconds: of saving the student.
     """
 
     peak_bytes: int
     no_joules: str
     save_seconds: float
-    save_cpu: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

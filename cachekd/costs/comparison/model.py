@@ -4,10 +4,10 @@
     total_live(E, S)   =                            S * fixed_live   + S * E * epoch_live
 
 c(E) is the number of captures: 1, or ceil(E / N) where the teacher is trained anew every N epochs.
-fixed is what a run takes beside its epochs: imports, loading, first steps, saving; fixed_live holds
-reading and tokenising too, which each live run does. An amount is in seconds, in money
-or in joules, the same for all of a `Way`. In: the amounts. Out: totals, and where both ways meet.
-Pure functions of numbers.
+fixed is what a run takes beside its epochs: imports, loading, first steps, saving, the end of its
+process; fixed_live holds reading and tokenising too, which each live run does. An amount is in
+seconds, in money or in joules, the same for all of a `Way`. In: the amounts. Out: totals, and where
+both ways meet. Pure functions of numbers.
 """
 
 from __future__ import annotations

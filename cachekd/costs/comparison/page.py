@@ -150,6 +150,7 @@ def run_table(report: Report) -> Table:
         ("load", "load_seconds", _seconds),
         ("first steps, over usual ones", "warmup_seconds", _seconds),
         ("saving the student", "save_seconds", _seconds),
+        ("the end of the process", "exit_seconds", _seconds),
         ("all of these", "fixed_seconds", _seconds),
         ("an epoch's start", "epoch_start_seconds", _seconds),
         ("epoch", "epoch_seconds", _seconds),

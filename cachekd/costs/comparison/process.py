@@ -53,7 +53,7 @@ def serve(connection: Connection) -> None:
 
     logging.disable_progress_bar()
     try:
-        connection.send(Started(cpu=cpu_seconds(), peak_bytes=peak_resident_bytes()))
+        connection.send(Started(peak_bytes=peak_resident_bytes()))
         job: Job = connection.recv()
         try:
             with one_memory_error():
@@ -74,7 +74,6 @@ def _do(job: Job, connection: Connection) -> None:
     if job.side == "capture":
         connection.send(_capture(job, connection.send))
         return
-    cpu = cpu_seconds()
     side = side_of(job)
     arguments, trainer = side.trainer.args, side.trainer
     energy = counter()
@@ -85,7 +84,6 @@ def _do(job: Job, connection: Connection) -> None:
             tokens=side.tokens,
             batch=arguments.train_batch_size * arguments.gradient_accumulation_steps,
             device=arguments.device.type,
-            cpu=cpu_seconds() - cpu,
         )
     )
     if connection.recv() == GO:
@@ -97,13 +95,12 @@ def _do(job: Job, connection: Connection) -> None:
 
 def _ended(trainer: Any, peak: int, energy: Counter) -> Ended:
     """Save the student, as a run does at its end."""
-    begun, cpu = now(trainer.args.device), cpu_seconds()
+    begun = now(trainer.args.device)
     trainer.save_model(trainer.args.output_dir)
     return Ended(
         peak_bytes=peak,
         no_joules=energy.why,
         save_seconds=now(trainer.args.device) - begun,
-        save_cpu=cpu_seconds() - cpu,
     )
 
 

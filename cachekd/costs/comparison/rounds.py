@@ -40,6 +40,8 @@ class Taken:
         warmup: the steps that are left out, in the first of which things are set up.
         steps: those that count.
         ended: its peak of memory, and how it saved the student.
+        exit_seconds: until its process had ended after that.
+        cpu: processor time of the process.
         alternated: whether its steps were taken in turn with those of the others.
     """
 
@@ -50,6 +52,8 @@ class Taken:
     warmup: tuple[Step, ...]
     steps: tuple[Step, ...]
     ended: Ended
+    exit_seconds: float
+    cpu: float
     alternated: bool
 
 
@@ -62,12 +66,16 @@ class Captured:
         import_seconds: until it had them.
         load_seconds: after that those in which the teacher did not score.
         capture: what was captured.
+        exit_seconds: until the process had ended after that.
+        cpu: processor time of the process.
     """
 
     started: Started
     import_seconds: float
     load_seconds: float
     capture: Capture
+    exit_seconds: float
+    cpu: float
 
 
 def capture(job: Job, tell: Tell) -> Captured | Failure:
@@ -82,11 +90,14 @@ def capture(job: Job, tell: Tell) -> Captured | Failure:
             done = child.begin(Capture)
         except ChildFailed as error:
             return error.failure
+        child.finish()
         return Captured(
             started=child.started,
             import_seconds=child.import_seconds,
             load_seconds=max(child.seconds - done.score_seconds, 0.0),
             capture=done,
+            exit_seconds=child.exit_seconds,
+            cpu=child.cpu,
         )
 
 
@@ -163,8 +174,9 @@ class _Side:
         self._steps.append(self._child.ask(GO, Step))
 
     def end(self) -> None:
-        """Leave the loop."""
+        """Leave the loop, and end."""
         self._ended = self._child.ask(END, Ended)
+        self._child.finish()
 
     def taken(self, alternated: bool) -> Taken:
         """All that it took."""
@@ -178,5 +190,7 @@ class _Side:
             warmup=tuple(self._steps[:discard]),
             steps=tuple(self._steps[discard:]),
             ended=self._ended,
+            exit_seconds=child.exit_seconds,
+            cpu=child.cpu,
             alternated=alternated,
         )

@@ -18,7 +18,7 @@ from cachekd.costs.comparison.rounds import Taken
 from cachekd.costs.comparison.spread import noisy, rate, relative_error
 
 EPOCH = "seconds_per_token x tokens of an epoch + epoch_start_seconds, where that is known"
-FIXED = "import_seconds + load_seconds + warmup_seconds + save_seconds"
+FIXED = "import_seconds + load_seconds + warmup_seconds + save_seconds + exit_seconds"
 
 _OF_STEPS = (
     "step_seconds",
@@ -36,6 +36,7 @@ _OF_RUN = (
     "load_seconds",
     "warmup_seconds",
     "save_seconds",
+    "exit_seconds",
     "epoch_start_seconds",
     "fixed_seconds",
 )
@@ -87,6 +88,7 @@ def _of_run(taken: Taken) -> Quantities:
         measured(taken.load_seconds, "models and samples, until a first step could begin"),
         measured(over_usual(taken.warmup, taken.steps, of), "first steps, over usual ones"),
         measured(taken.ended.save_seconds, "saving the student at the end"),
+        measured(taken.exit_seconds, "until the process had ended"),
     )
     fixed = extrapolated(FIXED, lambda *terms: sum(terms), *parts)
     return dict(zip(_OF_RUN, (*parts, _epoch_start(taken.steps, of), fixed), strict=True))
@@ -99,12 +101,12 @@ def _of_processor(taken: Taken, tokens: Quantity) -> Quantities:
         rate([step.cpu for step in usual], [step.tokens for step in usual]),
         "processor time, mean over the steps with which no epoch begins",
     )
-    fixed = taken.started.cpu + taken.ready.cpu + taken.ended.save_cpu
-    fixed += over_usual(taken.warmup, taken.steps, _cpu)
+    of_steps = sum(step.cpu for step in (*taken.warmup, *taken.steps))
+    fixed = taken.cpu - of_steps + over_usual(taken.warmup, taken.steps, _cpu)
     start = _epoch_start(taken.steps, _cpu).value or 0.0
     values = (
         each,
-        measured(fixed, "processor time of imports, loading, first steps and saving"),
+        measured(fixed, "processor time of all but usual steps"),
         extrapolated(
             "cpu_seconds_per_token x tokens of an epoch + that of its start, where it is known",
             lambda s, n: s * n + start,

@@ -45,7 +45,7 @@ def test_time_by_hand() -> None:
     assert value(report, "steps", "live", "teacher_epoch_seconds") == pytest.approx(15)
     assert value(report, "steps", "cached", "data_wait_share") == pytest.approx(0.25)
     assert value(report, "steps", "cached", "cpu_seconds_per_token") == pytest.approx(0.2 / 100)
-    # Processor: 4 s, of which 2 s are set up and learned in the second batch; 0.25 s of imports.
+    # Processor: 4 s, of which 2 s are set up and learned in the second batch; and 0.25 s besides.
     assert value(report, "capture", "cpu_seconds_per_token") == pytest.approx(2 / 1000)
     assert value(report, "capture", "cpu_seconds") == pytest.approx(0.25 + 2 + 1.5 + 20)
     assert value(report, "steps", "cached", "fixed_cpu_seconds") == pytest.approx(0.875)
@@ -59,20 +59,21 @@ def test_time_by_hand() -> None:
 
 
 def test_what_a_run_takes_beside_its_epochs_by_hand() -> None:
-    """Libraries 7 s, load 1 s, three first steps 0.9 s over usual ones of 0.1 s, saving 0.5 s."""
+    """Libraries 7 s, load 1 s, three first steps 0.9 s over usual ones, saving 0.5 s, end 2 s."""
     sides = measures().sides
     own = sides["cached"]
     warm = dataclasses.replace(
         own,
         import_seconds=7.0,
+        exit_seconds=2.0,
         warmup=(step(1.1), step(0.05), step(0.05)),
         ended=dataclasses.replace(own.ended, save_seconds=0.5),
     )
     report = report_of(measures(sides={**sides, "cached": warm}))
     assert value(report, "steps", "cached", "warmup_seconds") == pytest.approx(0.9)
-    assert value(report, "steps", "cached", "fixed_seconds") == pytest.approx(7 + 1 + 0.9 + 0.5)
-    assert value(report, "time", "cached_total") == pytest.approx(15 + 9.4 + 3 * 10)
-    assert report["time"]["amounts"]["cached_fixed"] == pytest.approx(9.4)
+    assert value(report, "steps", "cached", "fixed_seconds") == pytest.approx(7 + 1 + 0.9 + 0.5 + 2)
+    assert value(report, "time", "cached_total") == pytest.approx(15 + 11.4 + 3 * 10)
+    assert report["time"]["amounts"]["cached_fixed"] == pytest.approx(11.4)
 
 
 def test_an_epoch_is_all_that_its_steps_take_and_begins_once() -> None:
