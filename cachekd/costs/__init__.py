@@ -47,15 +47,7 @@ def plan(
     settings_tried = candidates(config, json_id(source), source)
     sample = draw_sample(config, facts, datetime.now())
     teacher: Teacher = backend.load(settings, facts, config.threads or os.cpu_count() or 1)
-    whole = sum(len(one.input_ids) for one in (*sample.learned, *sample.measured))
-    done = 0
-
-    def scored(tokens: int) -> None:
-        nonlocal done
-        done += tokens
-        if progress:
-            progress(done, whole)
-
+    scored = _adding_up(sample, progress)
     figures, entropy = measure(teacher, sample, settings_tried, seed=config.seed, progress=scored)
     rate = tokens_per_second(teacher, sample, settings_tried[0].selection, config.batch_tokens)
     rows = rows_of(figures, config, tokens=sample.tokens, bookkeeping=sample.bookkeeping)
@@ -73,6 +65,22 @@ def plan(
     if config.out is not None:
         write_report(Path(config.out), report)
     return report
+
+
+def _adding_up(
+    sample: DataSample, progress: Callable[[int, int], None] | None
+) -> Callable[[int], None]:
+    """Takes tokens as they are scored; tells how many are done, and of how many."""
+    whole = sum(len(one.input_ids) for one in (*sample.learned, *sample.measured))
+    done = 0
+
+    def scored(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        if progress:
+            progress(done, whole)
+
+    return scored
 
 
 def plain(row: Row) -> dict[str, Any]:

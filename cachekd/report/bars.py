@@ -33,6 +33,7 @@ BarSeries = tuple[str, Sequence[float | None], Sequence[Spread] | None]
 """Name, a value for each group (None where a group has none), and a spread for each or None."""
 
 _NAME, _BAR, _GAP, _SIDE, _VALUE, _FOOT = 18, 14, 10, 8, 78, 40
+_LETTER = 7  # width of a letter beside a bar, on a phone
 _LETTERS = 36  # of a group's name in the drawing; the whole name is under the pointer
 
 
@@ -114,8 +115,19 @@ def _bottom(bars: Bars) -> int:
     return (_NAME + _GAP) * len(bars.groups) + _BAR * count
 
 
+def _room(bars: Bars) -> float:
+    """Width that the figures beside the bars take; a range is longer than a deviation."""
+    ranges = [
+        _label(value, spread)
+        for _, values, spreads in bars.series
+        for value, spread in zip(values, spreads or (), strict=bool(spreads))
+        if value is not None and isinstance(spread, tuple)
+    ]
+    return max([_VALUE, *(_LETTER * len(text) for text in ranges)])
+
+
 def _lying(bars: Bars, values: list[float]) -> str:
-    axis, bottom = axis_of(values, False, start=_SIDE, end=WIDTH - _VALUE), _bottom(bars)
+    axis, bottom = axis_of(values, False, start=_SIDE, end=WIDTH - _room(bars)), _bottom(bars)
     parts = [f'<path class="grid" d="M{axis.place(tick)} 0V{bottom}"/>' for tick in axis.ticks]
     y = 0
     for number, group in enumerate(bars.groups):
@@ -145,12 +157,12 @@ def _bar(axis: Axis, y: float, told: str, value: float, spread: Spread, style: i
     if not drawable(value, False):
         return f'<text x="{axis.place(0) + 4}" y="{y + 10}">not measured</text>'
     zero, end, middle = axis.place(0), axis.place(value), y + (_BAR - 2) / 2
-    text, right = f"{value:.3g}", max(zero, end)
+    text, right = _label(value, spread), max(zero, end)
     whisker, ends = "", range_of(value, spread)
     if ends is not None:
         low, high = map(axis.place, ends)
         whisker = f'<path class="whisker" d="M{low} {middle}H{high}M{low} {y}v12M{high} {y}v12"/>'
-        text, right = f"{text} {_spread_text(spread)}", max(right, high)
+        right = max(right, high)
     return (
         f'<rect class="s{style}" x="{min(zero, end)}" y="{y}" '
         f'width="{max(abs(end - zero), 0.5):.1f}" height="{_BAR - 2}">'
@@ -159,10 +171,14 @@ def _bar(axis: Axis, y: float, told: str, value: float, spread: Spread, style: i
     )
 
 
-def _spread_text(spread: Spread) -> str:
-    return (
-        f"({spread[0]:.3g} to {spread[1]:.3g})" if isinstance(spread, tuple) else f"± {spread:.2g}"
-    )
+def _label(value: float, spread: Spread) -> str:
+    """The figure beside a bar."""
+    ends = range_of(value, spread)
+    if ends is None:
+        return f"{value:.3g}"
+    if isinstance(spread, tuple):
+        return f"{value:.3g} ({ends[0]:.3g} to {ends[1]:.3g})"
+    return f"{value:.3g} ± {spread:.2g}"
 
 
 def histogram(shown: Histogram) -> str:

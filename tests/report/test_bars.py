@@ -61,6 +61,9 @@ def test_a_range_has_ends_of_its_own() -> None:
     end = rect[0] + rect[2]
     assert high - end == pytest.approx(4 * (end - low), abs=0.6)
     assert "2 (1.75 to 3)" in figure and "4 (" not in figure
+    long = bar_chart(_bars(310.0, deviations=((300.0, 400.0),)))
+    (text,) = [t for t in _drawing(long).iter("text") if "to" in (t.text or "")]
+    assert float(text.attrib["x"]) + 6 * len(text.text or "") <= 480, "it stays in the drawing"
 
 
 def test_a_value_that_a_group_does_not_have_takes_no_place() -> None:

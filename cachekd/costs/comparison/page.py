@@ -47,14 +47,19 @@ def _write(path: Path, report: Report) -> None:
     write_page(
         path,
         title=headline(report),
-        intro=[*reasons(report), *noise(report), planned(report)],
+        intro=[*reasons(report), planned(report)],
         tables=[account_table(report)],
         plots=plots_of(report),
         sections=[
             Section(
                 heading="What was measured",
-                text=explain(report),
-                tables=[step_table(report), run_table(report), capture_table(report)],
+                text=[*noise(report), *explain(report)],
+                tables=[
+                    step_table(report),
+                    run_table(report),
+                    capture_table(report),
+                    *sensitivity_tables(report),
+                ],
             ),
             Section(
                 heading="How each value came about",
@@ -196,6 +201,7 @@ def account_table(report: Report) -> Table:
         "money": lambda v: f"{v:,.4g}",
         "energy": lambda v: f"{v:,.4g} J",
     }
+    noisy = f", {NOISY}: noisy" if noise(report) else ""
     stays = ", of a teacher that stays" if report["plan"]["teacher_changes"] else ""
     lines = (
         (f"break-even, epochs x students{stays}", "break_even", _count),
@@ -208,7 +214,7 @@ def account_table(report: Report) -> Table:
         for title, key, own in lines
     )
     return Table(
-        title="Where both ways meet, and what is planned (*: extrapolated)",
+        title=f"Where both ways meet, and what is planned (*: extrapolated{noisy})",
         header=("", *shows),
         rows=rows,
     )
@@ -218,6 +224,28 @@ def _sided(account: Mapping[str, Any], key: str, show: Show) -> str:
     """A value of an account; of a break-even that a cache is cheaper up to, that."""
     before = key == "break_even" and account.get("pays") == "up to"
     return ("up to " if before else "") + shown(account[key], show)
+
+
+def sensitivity_tables(report: Report) -> list[Table]:
+    """The break-even in time with teachers of other sizes; none where that is a gap."""
+    found = report["sensitivity"]
+    if "rows" not in found:
+        return []
+    words = {"from": "", "up to": "up to ", "never": "never"}
+    rows = tuple(
+        (
+            f"{row['ratio']:g}",
+            words[row["pays"]] + ("" if row["break_even"] is None else _count(row["break_even"])),
+        )
+        for row in found["rows"]
+    )
+    return [
+        Table(
+            title=f"Another teacher (extrapolated; measured at {found['measured_at']:.3g})",
+            header=("active parameters, teacher / student", "break-even, epochs x students"),
+            rows=rows,
+        )
+    ]
 
 
 def origin_table(report: Report) -> Table:

@@ -68,14 +68,14 @@ def _cumulative(report: Report, what: str) -> Plot:
     uncrossed = _uncrossed(report, what)
     crossing = meet is not None and not uncrossed
     if crossing:
-        series.append(("break-even", [meet], [live.total(meet / students, students) / scale]))
+        height = live.total(meet / students, students) / scale
+        series.append((f"break-even: {meet:.3g}", [meet], [height]))
     return Plot(
         title=f"{what.capitalize()} over epochs x students (extrapolated){uncrossed}",
         x_label=f"epochs x students (students: {students})",
         y_label=label,
         series=tuple(series),
-        marks={"break-even": "line"} if crossing else {},
-        names={"break-even": [f"break-even {meet:.3g}"]} if crossing else {},
+        marks={series[-1][0]: "alone"} if crossing else {},
     )
 
 

@@ -13,7 +13,15 @@ from typing import Any
 
 import pytest
 from comparing import forked
-from tiny import Family, Ran, chat_rows, write_rows
+from tiny import (
+    Family,
+    Ran,
+    chat_rows,
+    save_mixture,
+    save_model,
+    save_tokenizer,
+    write_rows,
+)
 
 import cachekd
 from cachekd.config import BenchmarkConfig
@@ -136,6 +144,44 @@ def test_the_page_and_the_pictures(report: dict[str, Any], places: Path) -> None
 def test_nothing_temporary_is_left(report: dict[str, Any], places: Path) -> None:
     assert report and not list((places / "tmp").iterdir())
     assert sorted(os.listdir(places)) == ["b.html", "data.jsonl", "png", "tmp"]
+
+
+@pytest.mark.slow
+def test_a_mixture_that_is_scored_once_for_a_large_student_is_not_worth_a_cache(
+    family: Family, launched: None, tmp_path: Path
+) -> None:
+    """The capture is a pass that one epoch of live training does anyway, and a cheap one."""
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    for folder in (teacher, student):
+        save_tokenizer(folder)
+    save_mixture(teacher, family.vocab, kind="mixtral")
+    save_model(student, family.vocab, width=64, layers=4, seed=1)
+    report = cachekd.benchmark(
+        BenchmarkConfig(
+            teacher=str(teacher),
+            student=str(student),
+            data=(str(write_rows(tmp_path / "data.jsonl", chat_rows(40))),),
+            device="cpu",
+            threads=1,
+            epochs=1.0,
+            samples=40,
+            steps=8,
+            discard=2,
+            training=SMALL,
+        )
+    )
+    models, time = report["models"], report["time"]
+    assert models["teacher"]["experts_per_token"] == 2
+    assert (
+        models["active_ratio"]["value"]
+        < 1
+        < models["teacher"]["parameters"] / (models["teacher"]["active_parameters"])
+    )
+    assert time["cached_total"]["value"] > time["live_total"]["value"]
+    assert report["verdict"]["advice"] == "do not cache"
+    reasons = " ".join(report["verdict"]["reasons"])
+    assert "one epoch of one student" in reasons
+    assert "a mixture of experts with few active parameters" in reasons
 
 
 def test_the_command_prints_one_object_or_words(

@@ -260,6 +260,8 @@ def test_sensitivity_meets_the_measured_break_even() -> None:
     report = report_of(made)
     rows = {row["ratio"]: row["break_even"] for row in report["sensitivity"]["rows"]}
     assert rows[8.0] == pytest.approx(value(report, "time", "break_even"))
+    (table,) = page.sensitivity_tables(report)
+    assert ("8", f"{rows[8.0]:.3g}") in table.rows and len(table.rows) == len(rows)
     # Capture: load 3 s and forward 10 s eight times, 2 s of reading; a live epoch 15 + 8 x 15 s.
     assert rows[64.0] == pytest.approx((24 + 2 + 80 - 2 - 8 * 3) / (15 + 120 - 10))
 
@@ -315,7 +317,7 @@ def test_the_plots_cross_where_the_report_says() -> None:
     titles = [plot.title for plot in plots_of(report)]
     assert [title.split(" ")[0] for title in titles] == ["Time", "Money", "Break-even", "A", "Peak"]
     lines = {name: (xs, ys) for name, xs, ys in plots_of(report)[0].series}
-    (x,), (y,) = lines["break-even"]
+    ((x,), (y,)) = next(line for name, line in lines.items() if name.startswith("break-even"))
     assert x == pytest.approx(value(report, "time", "break_even"))
     assert 60 * y == pytest.approx(15 + 1 + 10 * x), "the axis is in minutes"
 
@@ -334,7 +336,7 @@ def test_a_plot_without_a_crossing_says_why() -> None:
         plot = plots_of(report_of(measures(**changes)))[0]
         assert part in plot.title and not plot.marks, part
     crossed = plots_of(report_of(measures()))[0]
-    assert crossed.names == {"break-even": ["break-even 0.5"]} and crossed.title.endswith("ed)")
+    assert crossed.marks == {"break-even: 0.5": "alone"} and crossed.title.endswith("ed)")
 
 
 def test_steps_are_drawn_with_their_quartiles_and_no_teacher_where_there_is_none() -> None:
