@@ -55,12 +55,12 @@ def run(config: str | None, as_json: bool, **given: Any) -> None:
 
 def _show(report: dict[str, Any], pages: list[str]) -> None:
     """The report for a terminal."""
-    from cachekd.evaluation.tables import counts, exposure_table, gaps, main_table
+    from cachekd.evaluation.tables import exposure_table, main_table, notes
 
     for table in (main_table(report), exposure_table(report)):
         if table is not None:
             _print(table)
-    for note in (*gaps(report), *counts(report)):
+    for note in notes(report):
         click.echo(f"  note: {note}")
     for page in pages:
         click.echo(f"Written: {page}")

@@ -10,6 +10,35 @@ from typing import Any
 import click
 
 
+class _Pace:
+    """How fast work is, from the first thing done on: what is loaded before it tells nothing."""
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+        self._first: tuple[int, float] | None = None
+
+    def __call__(self, done: int, seconds: float) -> float | None:
+        """Things a second, or None as long as one is done."""
+        if self._first is None and done > self._start:
+            self._first = (done, seconds)
+        if self._first is None or done <= self._first[0]:
+            return None
+        return (done - self._first[0]) / max(seconds - self._first[1], 1e-9)
+
+
+def pace_text(rate: float | None, unit: str) -> str:
+    """A rate in words, to two digits where it is small; how long one takes where it is below 1."""
+    if rate is None:
+        return ""
+    if rate < 1:
+        return f"{_two_digits(1 / rate)} s/{unit.removesuffix('s')}"
+    return f"{_two_digits(rate)} {unit}/s"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 class TokenProgress:
     """Progress over tokens on stderr: a rich bar on a terminal, plain lines elsewhere."""
 
@@ -21,25 +50,26 @@ class TokenProgress:
         self._bar: Any = None
         self._task: Any = None
         self._last = 0.0
+        self._pace = _Pace(0)
         if sys.stderr.isatty():
             self._bar = _rich_bar("{task.percentage:>3.0f} %  {task.fields[text]}")
 
     def __call__(self, done: int, total: int, seconds: float) -> None:
         """Show how far the work is."""
-        rate = done / max(seconds, 1e-9)
+        rate = self._pace(done, seconds)
+        if rate is None and done >= total:
+            rate = done / max(seconds, 1e-9)  # all at once: there is no other figure
+        pace = pace_text(rate, self._unit)
         if self._bar is not None:
             if self._task is None:
                 self._bar.start()
                 self._task = self._bar.add_task(self._what, total=total, text="")
-            self._bar.update(self._task, completed=done, text=f"{rate:,.0f} {self._unit}/s")
+            self._bar.update(self._task, completed=done, total=total, text=pace)
         elif done >= total or time.monotonic() - self._last >= self._EVERY:
             self._last = time.monotonic()
-            left = (total - done) / max(rate, 1e-9)
-            click.echo(
-                f"{self._what}: {done:,} of {total:,} {self._unit}, {rate:,.0f} {self._unit}/s, "
-                f"{left:,.0f} s left",
-                err=True,
-            )
+            left = f"{(total - done) / rate:,.0f} s left" if rate else ""
+            parts = [f"{done:,} of {total:,} {self._unit}", pace, left]
+            click.echo(f"{self._what}: " + ", ".join(filter(None, parts)), err=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -81,10 +111,15 @@ class Stages:
             self._bar.__exit__()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show how far a stage is; one begins with nothing done, and ends the one before."""
+        """Show how far a stage is; one begins with nothing done, and ends the one before.
+
+        One of nothing in all is work that cannot be counted: it is said when it begins.
+        """
         if self._bar is None or stage != self._stage:
             self.__exit__()
             self._stage, self._bar = stage, Counted(stage, self._unit)
+            if not total:
+                click.echo(f"{stage} ...", err=True)
         if done:
             self._bar(done, total)
 
@@ -100,19 +135,18 @@ class TrainProgress:
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._begun: tuple[float, int] | None = None
+        self._pace: _Pace | None = None
         self._said = time.monotonic()
         self._figures: dict[str, float] = {}
         self._show: _TrainDisplay | None = _TrainDisplay(what) if sys.stderr.isatty() else None
 
     def __call__(self, step: int, last: int, row: Mapping[str, Any]) -> None:
         """Show a step that is done, or a row of figures at this step."""
-        if self._begun is None:
-            self._begun = (time.monotonic(), step)
+        self._pace = self._pace or _Pace(step)
+        rate = self._pace(step, time.monotonic())
+        pace = pace_text(rate, "steps")
         figures = self._figures_of(row)
         self._figures |= figures
-        rate = (step - self._begun[1]) / max(time.monotonic() - self._begun[0], 1e-9)
-        pace = f"{rate:,.2f} steps/s" if rate else ""
         if self._show is not None:
             self._show.update(step, last, pace, self._figures)
         elif figures or time.monotonic() - self._said >= self._EVERY:

@@ -21,7 +21,7 @@ from .options import (
     values_of,
 )
 from .output import emit
-from .progress import Counted
+from .progress import Stages
 
 
 def run(paths: tuple[str, ...], config: str | None, as_json: bool, **given: Any) -> None:
@@ -51,7 +51,7 @@ def run(paths: tuple[str, ...], config: str | None, as_json: bool, **given: Any)
         values["out"] = "runs.html" if all(map(is_run, paths)) else "cache.html"
     settings = build(ReportConfig, {**values, "paths": paths, "recheck": recheck})
 
-    with Counted("report", "records") as progress:
+    with Stages("records") as progress:
         report = make_report(settings, progress=progress)
     if as_json:
         emit(report, as_json=True)

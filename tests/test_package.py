@@ -45,9 +45,10 @@ def test_the_readme_names_flags_that_exist() -> None:
     from transformers import TrainingArguments
 
     known |= {"--" + field.name.replace("_", "-") for field in fields(TrainingArguments)}
-    text = "\n".join(
-        re.findall(r"cachekd [^\n`]*(?:\\\n[^\n`]*)*", (ROOT / "README.md").read_text())
-    )
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    assert len(pages) > 1
+    said = "\n".join(page.read_text() for page in pages)
+    text = "\n".join(re.findall(r"cachekd [^\n`]*(?:\\\n[^\n`]*)*", said))
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text))
     assert used and used <= known, used - known
 

@@ -33,6 +33,7 @@ class Found:
 
     Attributes:
         name: how the report calls it.
+        who: how messages call it.
         path: as it was given.
         settings: how it is loaded.
         facts: its folder, digests, dtype and end tokens.
@@ -41,6 +42,7 @@ class Found:
     """
 
     name: str
+    who: str
     path: str
     settings: ScoringConfig
     facts: TeacherFacts
@@ -97,7 +99,7 @@ def find_teacher(config: EvaluateConfig, models: Sequence[Found]) -> Found | Non
         device=config.teacher_device or (None if config.teacher_device_map else config.device),
         device_map=config.teacher_device_map,
     )
-    teacher = _found("teacher", config.teacher, settings)
+    teacher = _found("the teacher", "the teacher", config.teacher, settings)
     check_tokenizer(models, teacher.tokenizer, f"the teacher {config.teacher}")
     return teacher
 
@@ -124,21 +126,20 @@ def load(found: Found) -> Any:
     Raises:
         TeacherError: it does not fit, cannot be loaded, or lacks weights.
     """
-    who = "teacher" if found.name == "teacher" else f"model {found.name}"
     try:
         with one_memory_error():
             model, missing = load_model(found.settings, found.facts)
     except MemoryError as error:
         raise TeacherError(
-            f"{who} ({found.path}) does not fit: out of memory: {error}. Use a smaller dtype, "
-            "another device, or a device map"
+            f"{found.who} ({found.path}) does not fit: out of memory: {error}. Use a smaller "
+            "dtype, another device, or a device map"
         ) from error
     except Exception as error:  # file formats and code of models have errors of their own
-        raise TeacherError(f"{who} ({found.path}) cannot be loaded: {error}") from error
+        raise TeacherError(f"{found.who} ({found.path}) cannot be loaded: {error}") from error
     if missing:
         raise TeacherError(
-            f"{who} ({found.path}): {len(missing)} weights are not in its checkpoint, such as "
-            f"{missing[0]}; they would be random numbers. Complete the folder"
+            f"{found.who} ({found.path}): {len(missing)} weights are not in its checkpoint, such "
+            f"as {missing[0]}; they would be random numbers. Complete the folder"
         )
     return model.eval()
 
@@ -163,7 +164,7 @@ def _model(name: str, path: str, config: EvaluateConfig) -> Found:
         device=config.device,
         device_map=config.device_map,
     )
-    return _found(name, path, settings)
+    return _found(name, f"model {name}", path, settings)
 
 
 def _base_of(folder: Path) -> str:
@@ -190,10 +191,11 @@ def _settings(config: EvaluateConfig, **own: Any) -> ScoringConfig:
     )
 
 
-def _found(name: str, path: str, settings: ScoringConfig) -> Found:
+def _found(name: str, who: str, path: str, settings: ScoringConfig) -> Found:
     facts: TeacherFacts = find("teachers", "hf").identify(settings)
     return Found(
         name=name,
+        who=who,
         path=path,
         settings=settings,
         facts=facts,

@@ -11,7 +11,7 @@ from typing import Any
 
 from cachekd.evaluation.tables import SIDES, counts, exposure_table, gaps, main_table
 from cachekd.report.bars import Bars
-from cachekd.report.curves import Table, write_page
+from cachekd.report.curves import Section, Table, write_page
 from cachekd.report.figures import Figure
 from cachekd.report.svg import Plot, Series
 
@@ -24,13 +24,14 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    tables = [main_table(report), exposure_table(report), _models(report), _settings(report)]
+    tables = [main_table(report), exposure_table(report)]
     write_page(
         path,
         title="Evaluation of " + ", ".join(model["name"] for model in report["models"]),
-        intro=[*_intro(report), *gaps(report), *counts(report)],
+        intro=_intro(report),
         tables=[table for table in tables if table is not None],
         plots=plots(report),
+        sections=[*_missing(report), _how(report)],
     )
 
 
@@ -51,9 +52,10 @@ def _intro(report: Mapping[str, Any]) -> list[str]:
     said = [
         f"Responses are {drawn}, of at most {settings['max_new_tokens']} tokens, with "
         f"no_repeat_ngram_size {settings['no_repeat_ngram_size']}; prompts are worded by the "
-        f"template {settings['prompt_template']}. A cell is the mean over seeds ± their sample "
-        "standard deviation."
+        f"template {settings['prompt_template']}."
     ]
+    if not settings["greedy"] and len(settings["seeds"]) > 1:
+        said.append("A cell is the mean over seeds ± their sample standard deviation.")
     if report["teacher"]:
         said.append(
             "KL and TVD are exact, over the whole vocabulary of the teacher "
@@ -61,7 +63,9 @@ def _intro(report: Mapping[str, Any]) -> list[str]:
         )
     if report["cache"]:
         said.append(_of_cache(report["cache"]))
-    return said
+    if gaps(report):
+        said.append("A dash was not measured; the reasons stand below the figures.")
+    return [" ".join(said), *report["notes"]]
 
 
 def _of_cache(cache: Mapping[str, Any]) -> str:
@@ -72,7 +76,22 @@ def _of_cache(cache: Mapping[str, Any]) -> str:
     return f"{said}, its heads and one tail bucket: at most the KL of the whole distributions."
 
 
-def _rouge(report: Mapping[str, Any]) -> Bars:
+def _missing(report: Mapping[str, Any]) -> list[Section]:
+    """Nothing where all is whole."""
+    said = [*gaps(report), *counts(report)]
+    heading = "What was cut, left out or not measured"
+    return [Section(heading=heading, text=said)] if said else []
+
+
+def _how(report: Mapping[str, Any]) -> Section:
+    tables = [_models(report), _settings(report)]
+    return Section(heading="Models, data and settings", tables=tables)
+
+
+def _rouge(report: Mapping[str, Any]) -> Bars | None:
+    """One bar alone would say no more than the table."""
+    if len(report["models"]) < 2:
+        return None
     figures = [model["metrics"]["rouge_l"] for model in report["models"]]
     means = [_NAN if one["mean"] is None else one["mean"] for one in figures]
     deviations = [_NAN if one["deviation"] is None else one["deviation"] for one in figures]
@@ -157,7 +176,9 @@ def _reliability(report: Mapping[str, Any]) -> Plot | None:
 
 
 def _models(report: Mapping[str, Any]) -> Table:
-    others = [report["teacher"]] if report["teacher"] else []
+    others = []
+    if report["teacher"]:
+        others.append({**report["teacher"], "name": _apart(report["teacher"]["name"], report)})
     rows = [
         (
             one["name"],

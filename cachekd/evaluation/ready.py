@@ -97,7 +97,7 @@ def _check_room(
     room = config.max_new_tokens
     if found.context is not None and length + room > found.context:
         raise ConfigError(
-            f"{found.name} ({found.path}): expected a prompt and {room} new tokens within its "
+            f"{found.who} ({found.path}): expected a prompt and {room} new tokens within its "
             f"context of {found.context}; found a prompt of {length} ({row.source} row {row.row}). "
             "Lower --max-new-tokens, or cut prompts with --max-prompt-length"
         )

@@ -23,9 +23,10 @@ from cachekd.evaluation.calibration import calibration
 from cachekd.evaluation.examples import Examples
 from cachekd.evaluation.exposure import exposure
 from cachekd.evaluation.figures import Figure, figure, gap
-from cachekd.evaluation.gold import DIVERGENCES, gold_figures
+from cachekd.evaluation.gold import gold_figures
 from cachekd.evaluation.heldout import heldout_kl
 from cachekd.evaluation.models import load
+from cachekd.evaluation.notes import notes_of
 from cachekd.evaluation.page import write_report
 from cachekd.evaluation.ready import Candidate, Ready, ready
 from cachekd.evaluation.scores import Side
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from cachekd.store.reader import Cache
 
 OUTPUTS = ("out", "markdown", "responses")
-_NOT_DENSE = "a cache holds the head of each distribution alone; give the teacher with --teacher"
 
 
 def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -49,14 +49,15 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dic
 
     Args:
         config: see `EvaluateConfig`.
-        progress: called with what is done, how much of it is, and of how much.
+        progress: called with what is done, how much of it is, and of how much (0: it has no
+            count).
 
     Returns:
         ``models``: for each, in the order given, ``metrics`` (see `cachekd.evaluation.figures`:
         mean, deviation, values, why), ``exaccerr`` curves, ``reliability`` bins, who it is, counts,
         seconds, and in ``failed`` why some of it is missing, or None; ``settings``, ``data``,
-        ``teacher``, ``cache`` and ``versions``. What was not asked for is not there; what could
-        not be measured is None with the reason.
+        ``teacher``, ``cache``, ``notes`` (what a reader should know) and ``versions``. What was not
+        asked for is not there; what could not be measured is None with the reason.
 
     Raises:
         CachekdError: whatever is wrong with settings, data, teacher, or all of the models.
@@ -77,6 +78,7 @@ def evaluate(config: EvaluateConfig, *, progress: Progress | None = None) -> dic
         "data": _data_facts(made.examples),
         "teacher": made.teacher.plain() if made.teacher else None,
         "cache": _cache_facts(made.cache) if made.cache else None,
+        "notes": notes_of(made, config),
         "versions": {**versions(), "rouge-score": importlib.metadata.version("rouge-score")},
     }
     plain: dict[str, Any] = json.loads(json.dumps(report, allow_nan=False))
@@ -103,8 +105,9 @@ class _Teacher:
     def __init__(self, made: Ready, config: EvaluateConfig, told: Progress) -> None:
         assert made.teacher is not None, "a teacher was named"
         self._found, self._config, self._told = made.teacher, config, told
+        told(f"{self._found.name}: loading", 0, 0)
         model = load(self._found)
-        self.side = Side.of("the teacher", model, self._found.tokenizer.vocab_size)
+        self.side = Side.of(self._found.who, model, self._found.tokenizer.vocab_size)
         self._runs: dict[tuple[Any, ...], list[Run]] = {}
 
     def runs(self, candidate: Candidate) -> list[Run]:
@@ -139,7 +142,7 @@ def _evaluated(
         found["failed"] = str(error)
     except MemoryError as error:
         found["failed"] = (
-            f"model {one.found.name} ({one.found.path}): out of memory for a single example: "
+            f"{one.found.who} ({one.found.path}): out of memory for a single example: "
             f"{error}. Shorten it with --max-prompt-length or --max-new-tokens, use a smaller "
             "--dtype, or put the teacher elsewhere with --teacher-device"
         )
@@ -171,10 +174,11 @@ def _measure(
     told: Progress,
 ) -> None:
     """Load a model, and add everything that was asked for to what is found of it."""
+    name, metrics, budget = one.found.name, found["metrics"], config.batch_tokens
+    told(f"{name}: loading", 0, 0)
     model = load(one.found)
     found["parameters"] = sum(p.numel() for p in model.parameters())
-    name, metrics, budget = one.found.name, found["metrics"], config.batch_tokens
-    side = Side.of(f"model {name}", model, one.found.tokenizer.vocab_size)
+    side = Side.of(one.found.who, model, one.found.tokenizer.vocab_size)
     other = teacher.side if teacher else None
     metrics |= gold_figures(
         side, other, one.tokens, budget, lambda done: told(f"{name}: loss", done, len(one.tokens))
@@ -196,6 +200,7 @@ def _measure(
         )
         metrics |= figures
     if made.cache is not None:
+        told(f"{name}: KL to the cache", 0, 0)
         metrics |= _from_cache(one, model, made.cache, config)
     if config.label_words:
         labels = [item.label for item in made.examples.items if item.label is not None]
@@ -212,17 +217,15 @@ def _responses(one: Candidate, made: Ready, runs: Sequence[Run]) -> list[Row]:
 def _from_cache(
     one: Candidate, model: Any, cache: Cache, config: EvaluateConfig
 ) -> Mapping[str, Figure]:
-    """Forward KL with a tail bucket on the cache's own samples, and what it cannot tell."""
+    """Forward KL with a tail bucket on the cache's own samples."""
     found = heldout_kl(model, cache, max_length=one.found.context, batch_tokens=config.batch_tokens)
-    figures = {
+    return {
         "cache_forward_kl": figure(
             [found.kl], rows=[found.rows], cut=[found.cut], left_out=[found.left_out]
         ),
         "cache_loss_token_mean": figure([found.ce]),
         "cache_tail_mass": figure([found.tail_mass]),
     }
-    missing = () if config.teacher else DIVERGENCES[1:]
-    return figures | {name: gap(_NOT_DENSE) for name in missing}
 
 
 def _cache_facts(cache: Cache) -> dict[str, Any]:

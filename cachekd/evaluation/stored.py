@@ -24,7 +24,7 @@ def stored_fidelity(
     cache: Cache,
     config: RecheckConfig,
     numbers: Sequence[int],
-    progress: Callable[[int, int], None] | None = None,
+    told: Callable[[str, int, int], None],
 ) -> tuple[dict[str, Float64], Int64]:
     """Figures of all captured rows of these records.
 
@@ -32,7 +32,7 @@ def stored_fidelity(
         cache: open; of a capture that keeps exact heads alone.
         config: its teacher; how many records it says does not matter.
         numbers: of the records.
-        progress: called with records done and records in all.
+        told: is told what is done, records done and records in all.
 
     Returns:
         figures by name, float64 [N] each (see `fidelity`; with ``kl_unigram`` where the cache has
@@ -43,6 +43,7 @@ def stored_fidelity(
         TeacherError: it cannot be loaded or does not score.
         CorruptCache: a shard is missing or altered.
     """
+    told("loading the teacher", 0, 0)
     teacher, _ = load_teacher(cache, config, "report")
     selection, mean = selection_of(cache.identity), cache.unigram()
     unigram = None if mean is None else Unigram.of(np.log(np.maximum(mean, 1e-38)))
@@ -52,8 +53,7 @@ def stored_fidelity(
         found = _figures(teacher, selection, cache[int(number)], unigram)
         parts += found
         lengths.append(sum(len(part["kl_flat"]) for part in found))
-        if progress:
-            progress(place + 1, len(numbers))
+        told("scoring with the teacher", place + 1, len(numbers))
     names = parts[0] if parts else ()
     joined = {name: np.concatenate([part[name] for part in parts]) for name in names}
     return joined, np.repeat(np.arange(len(lengths)), lengths).astype(np.int64)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cachekd.report.curves import Table
+from cachekd.report.text import counted
 
 GAP = "not measured"
 SIDES = ("student", "teacher")
@@ -56,9 +57,9 @@ def main_table(report: Mapping[str, Any]) -> Table:
         for name in metric_names(report)
     ]
     runs = len(report["settings"]["seeds"])
-    drawn = "greedy" if report["settings"]["greedy"] else f"{runs} seed{'s' if runs > 1 else ''}"
+    drawn = "greedy" if report["settings"]["greedy"] else counted(runs, "seed")
     return Table(
-        title=f"{report['data']['examples']:,} examples, {drawn}",
+        title=f"{counted(report['data']['examples'], 'example')}, {drawn}",
         header=("", *(model["name"] for model in models)),
         rows=tuple(rows),
     )
@@ -75,7 +76,7 @@ def exposure_table(report: Mapping[str, Any]) -> Table | None:
     if not rows:
         return None
     return Table(
-        title="ExAccErr = (R - E) / E: error in the model's own contexts over the teacher's",
+        title="ExAccErr = (R - E) / E by length",
         header=("", "ExAccErr, %", "R, nats", "E, nats", "alive: model", "alive: teacher"),
         rows=tuple(rows),
     )
@@ -134,12 +135,17 @@ def _in_parts(model: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """All that is to be said beside the tables, a sentence each."""
+    return [*report["notes"], *gaps(report), *counts(report)]
+
+
 def markdown(report: Mapping[str, Any]) -> str:
     """The tables as Markdown, with what was cut, left out or not measured below them."""
     tables = [main_table(report), exposure_table(report)]
     parts = [_markdown(table) for table in tables if table is not None]
-    notes = "".join(f"- {_escaped(note)}\n" for note in (*gaps(report), *counts(report)))
-    return "\n".join([*parts, *filter(None, [notes])])
+    said = "".join(f"- {_escaped(note)}\n" for note in notes(report))
+    return "\n".join([*parts, *filter(None, [said])])
 
 
 def _markdown(table: Table) -> str:

@@ -23,6 +23,7 @@ from cachekd.evaluation.models import Found
 from cachekd.evaluation.ngrams import gram_counts, seq_rep
 from cachekd.evaluation.rouge import rouge_l, sees
 from cachekd.evaluation.tokens import Tokens
+from cachekd.report.text import counted
 from cachekd.rollouts import Ask, Written
 from cachekd.rollouts.responses import DrawSpec
 from cachekd.rollouts.sampling import write
@@ -86,7 +87,7 @@ def write_runs(
         try:
             written = write(model, asks, _draw(found, ends, config, seed), told=told)
         except TeacherError as error:
-            raise TeacherError(f"model {found.name} ({found.path}): {error}") from error
+            raise TeacherError(f"{found.who} ({found.path}): {error}") from error
         runs.append(Run(seed=seed, written=tuple(written)))
     return runs
 
@@ -164,7 +165,7 @@ def _distinct(contents: Sequence[Sequence[Int32]], n: int) -> Figure:
     counts = [gram_counts(ids, n) for ids in contents]
     return figure(
         [100 * different / every if every else float("nan") for different, every in counts],
-        why=f"no response has {n} token{'s' if n > 1 else ''}",
+        why=f"no response has {counted(n, 'token')}",
         distinct=[different for different, _ in counts],
         total=[every for _, every in counts],
     )

@@ -16,7 +16,7 @@ from cachekd.config import ReportConfig
 if TYPE_CHECKING:
     from cachekd.report.curves import Section
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, int, int], None]
 
 
 def make_report(config: ReportConfig, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -24,7 +24,8 @@ def make_report(config: ReportConfig, *, progress: Progress | None = None) -> di
 
     Args:
         config: see `ReportConfig`.
-        progress: of a cache: called with records done and records in all.
+        progress: of a cache: called with what is done, records done and records in all (0 in all:
+            it has no count).
 
     Returns:
         All figures of the page as plain JSON types, with ``kind`` ("cache" or "runs"), ``page``

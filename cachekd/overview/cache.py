@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from cachekd.store.io import Location
 from cachekd.store.layout import read_document
 from cachekd.store.reader import Cache, open_cache
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, int, int], None]
 LEAST_TAIL = 1e-8
 """Tail masses below are counted with this one."""
 LEAST_KL = 1e-6
@@ -38,12 +39,13 @@ def cache_report(config: ReportConfig, progress: Progress | None = None) -> dict
 
     Args:
         config: its first path is the cache.
-        progress: called with records done and records in all.
+        progress: called with what is done, records done and records in all.
 
     Raises:
         CacheNotFound, UnsealedCache, CorruptCache: it cannot be read.
         MismatchError: teacher or tokenizer are not the cache's.
     """
+    told: Progress = progress or (lambda stage, done, total: None)
     location = Location(config.paths[0])
     cache = open_cache(config.paths[0], attention=False)
     assert cache.manifest is not None, "an unsealed cache is refused"
@@ -51,8 +53,8 @@ def cache_report(config: ReportConfig, progress: Progress | None = None) -> dict
     named = config.tokenizer or (recheck.tokenizer or recheck.teacher if recheck else None)
     tokenizer = tokenizer_of(cache, named, recheck.revision if recheck else None) if named else None
     drawn = draw(cache, config.sample, config.seed)
-    rows = read_rows(cache, drawn.numbers.tolist(), progress)
-    kl, by_domain = _kl(cache, config, drawn, progress)
+    rows = read_rows(cache, drawn.numbers.tolist(), partial(told, "reading"))
+    kl, by_domain = _kl(cache, config, drawn, told)
     return {
         "kind": "cache",
         "cache": cache.url,
@@ -121,6 +123,7 @@ def _sample(cache: Cache, config: ReportConfig, drawn: Drawn, rows: Rows) -> dic
         "of_shards": drawn.all_shards,
         "rows": len(rows.entries),
         "rows_without_targets": rows.uncaptured,
+        "rows_of_responses": rows.responses,
         "seed": config.seed,
     }
 
@@ -143,7 +146,7 @@ def _spreads(rows: Rows) -> dict[str, Any]:
 
 
 def _kl(
-    cache: Cache, config: ReportConfig, drawn: Drawn, progress: Progress | None
+    cache: Cache, config: ReportConfig, drawn: Drawn, told: Progress
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """KL of the dense teacher to what is stored, and its mean by domain; or why there is none."""
     if set(cache.identity.capture["selection"]) & {"samples", "tau"}:
@@ -163,7 +166,7 @@ def _kl(
     random = np.random.default_rng(config.seed)
     count = min(config.teacher_sample, len(drawn.numbers))
     chosen = np.sort(random.choice(drawn.numbers, count, replace=False))
-    found, record_N = stored_fidelity(cache, recheck, chosen.tolist(), progress)
+    found, record_N = stored_fidelity(cache, recheck, chosen.tolist(), told)
     if not found:
         return {"kl": None, "kl_gap": "not measured: no record of the sample has targets"}, {}
     names = [name for name in ("kl_flat", "kl_unigram", "kl_flat_2") if name in found]

@@ -15,9 +15,11 @@ from cachekd.overview.shaded import domain_of, passages_of
 from cachekd.overview.spread import QUANTILES, histogram_of
 from cachekd.report.bars import Bars
 from cachekd.report.curves import Section, Table
-from cachekd.report.text import amount
+from cachekd.report.text import amount, three_digits
 
 _MOST_DOMAINS = 20
+_MOSTLY = 0.9
+"""Share of rows of responses from which on leaving out the others saves too little to say so."""
 _SPREADS = {
     "mass": "retained mass",
     "tail": "tail mass",
@@ -79,7 +81,7 @@ def _kl_said(report: Mapping[str, Any]) -> str:
 
 def _warnings(report: Mapping[str, Any]) -> list[str]:
     lacking, infinite = report["about"]["left_out_by_repair"], report["next_loss_infinite"]
-    said = []
+    said = _of_responses(report)
     if lacking:
         said.append(
             f"The cache was repaired: {lacking:,} files that it had are left out; the precompute "
@@ -88,6 +90,19 @@ def _warnings(report: Mapping[str, Any]) -> list[str]:
     if infinite:
         said.append(f"{infinite:,} rows give the text's next token no probability at all.")
     return said
+
+
+def _of_responses(report: Mapping[str, Any]) -> list[str]:
+    """How much of a cache of whole texts a loss on responses alone would read."""
+    sample = report["sample"]
+    share = sample["rows_of_responses"] / max(1, sample["rows"])
+    if report["about"]["rows"] != "all" or not 0 < share <= _MOSTLY:
+        return []
+    return [
+        f"Only {share:.0%} of the rows are of responses. If you train on responses alone, as "
+        "cachekd train does by default, a cache captured with --rows response is about as much "
+        "smaller."
+    ]
 
 
 def sections_of(report: Mapping[str, Any]) -> list[Section]:
@@ -162,7 +177,7 @@ def _quantiles(title: str, rows: Sequence[tuple[str, Mapping[str, Any] | None]])
     for name, spread in rows:
         values = ["not measured"] + [""] * len(QUANTILES)
         if spread is not None:
-            values = [f"{v:.4g}" for v in (spread["mean"], *spread["quantiles"].values())]
+            values = list(map(three_digits, (spread["mean"], *spread["quantiles"].values())))
         shown.append((name, *values))
     header = ("", "mean", *(f"{100 * q:g} %" for q in QUANTILES))
     return Table(title=title, header=header, rows=tuple(shown))

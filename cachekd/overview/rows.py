@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.packed import Labels
 from cachekd.overview.passages import Extremes, Window
 from cachekd.store.reader import Cache
@@ -44,6 +45,7 @@ class Rows:
         domains: of each row's record [N].
         records: records that the rows are of.
         uncaptured: their rows that were not captured, or that the teacher could not give.
+        responses: captured rows that a loss on responses alone counts.
         least, most: passages of lowest and of highest mean entropy, the extreme one first.
     """
 
@@ -54,6 +56,7 @@ class Rows:
     domains: Labels
     records: int
     uncaptured: int
+    responses: int
     least: tuple[Window, ...]
     most: tuple[Window, ...]
 
@@ -91,13 +94,15 @@ def read_rows(cache: Cache, numbers: Sequence[int], progress: Progress | None = 
     parts: list[tuple[Int32, Float32, Float32, Float32]] = []
     domains: list[str] = []
     least, most = Extremes(lowest=True), Extremes(lowest=False)
-    uncaptured = 0
+    uncaptured = responses = 0
     for number, record in _records(cache, numbers, progress):
         counts = np.diff(record.logits.offsets)
         captured = counts > 0
         parts.append(_columns(record, counts, captured))
         domains.append(record.domain)
         uncaptured += int((~captured).sum())
+        counted = trained_rows(record.roles, record.prompt_length, LossMask.AUTO)
+        responses += int((captured & counted).sum())
         for extremes in (least, most):
             extremes.add(number, record, captured)
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)] or [_NONE] * 4
@@ -110,6 +115,7 @@ def read_rows(cache: Cache, numbers: Sequence[int], progress: Progress | None = 
         domains=_repeated(domains, lengths),
         records=len(parts),
         uncaptured=uncaptured,
+        responses=responses,
         least=least.windows(),
         most=most.windows(),
     )

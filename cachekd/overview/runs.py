@@ -12,13 +12,14 @@ from types import MappingProxyType
 from typing import Any
 
 from cachekd.overview.record import Run
-from cachekd.report.text import finite, text_of
+from cachekd.report.text import finite, short, text_of
 from cachekd.training.figures import CURVES, curve, figures_of, held_out
 
 _UNTOLD = frozenset("output_dir resume_from_checkpoint logging_dir run_name hub_token".split())
 """Settings that say where a run is, not what it does."""
 _DEFAULT_SEED = "42"  # of transformers, whose defaults a record leaves out
 _LOWER = ("loss", "kl", "ce")
+_LETTERS = 40  # of a setting's value in the name of a group
 _COSTS = ("training_seconds", "tokens_per_second", "peak_memory_bytes", "peak_cuda_memory_bytes")
 
 
@@ -133,7 +134,10 @@ def _groups(
     finals: Mapping[str, Mapping[str, float | None]],
     differ: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Runs that came equally far and differ by their seeds alone, where there are at least two."""
+    """Runs that came equally far and differ by their seeds alone; a run without such is alone.
+
+    Nothing where no two runs differ by their seeds alone.
+    """
     ended = {run.name: _ended(run) for run in runs}
     others = [name for name in differ if not _is_seed(name)]
     if len(set(ended.values())) > 1:
@@ -142,23 +146,41 @@ def _groups(
     for run, own in settings.items():
         known = {**own, "ended": ended[run]}
         together.setdefault(tuple(known.get(name) for name in others), []).append(run)
+    if not any(_by_seed(members, settings) for members in together.values()):
+        return []
     groups = []
-    for key, members in together.items():
-        seeds = [_seeds(settings[run]) for run in members]
-        if len(set(seeds)) < 2:
-            continue
-        told = ", ".join(
-            f"{name} {value or 'unset'}" for name, value in zip(others, key, strict=True)
-        )
-        groups.append(
+    for name, members in zip(_short_names(others, list(together)), together.values(), strict=True):
+        # Equal seeds say nothing of what chance does: such runs stand alone.
+        parts = [members] if _by_seed(members, settings) else [[run] for run in members]
+        groups += [
             {
-                "name": told or "all runs",
-                "runs": members,
-                "seeds": seeds,
-                "figures": _means([finals[run] for run in members]),
+                "name": name if len(parts) == 1 else f"{name}: {part[0]}",
+                "runs": part,
+                "seeds": [_seeds(settings[run]) for run in part],
+                "figures": _means([finals[run] for run in part]),
             }
-        )
+            for part in parts
+        ]
     return groups
+
+
+def _by_seed(members: Sequence[str], settings: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether equal runs have at least two seeds."""
+    return len({_seeds(settings[run]) for run in members}) > 1
+
+
+def _short_names(names: Sequence[str], keys: Sequence[tuple[str | None, ...]]) -> list[str]:
+    """Groups by the fewest settings that tell them apart, the first ones if there is a choice."""
+    kept = list(range(len(names)))
+    for place in reversed(range(len(names))):
+        fewer = [one for one in kept if one != place]
+        if len({tuple(key[one] for one in fewer) for key in keys}) == len(keys):
+            kept = fewer
+    return [
+        ", ".join(f"{names[one]} {short(key[one] or 'unset', _LETTERS)}" for one in kept)
+        or "all runs"
+        for key in keys
+    ]
 
 
 def _ended(run: Run) -> str:
@@ -174,13 +196,14 @@ def _seeds(own: Mapping[str, str]) -> str:
     return ", ".join(value for name, value in sorted(own.items()) if _is_seed(name))
 
 
-def _means(finals: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, float | int]]:
-    """Mean and sample deviation of each figure that at least two runs have."""
+def _means(finals: Sequence[Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
+    """Mean of each figure, its sample deviation (None: of one run), and how many runs have it."""
     found = {}
     for name in dict.fromkeys(name for final in finals for name in final):
         values = [value for final in finals if (value := final.get(name)) is not None]
-        if len(values) > 1:
-            mean, deviation = statistics.fmean(values), statistics.stdev(values)
+        if values:
+            deviation = statistics.stdev(values) if len(values) > 1 else None
+            mean = statistics.fmean(values)
             found[name] = {"mean": mean, "deviation": deviation, "runs": len(values)}
     return found
 

@@ -40,7 +40,7 @@ def intro_of(report: Mapping[str, Any]) -> list[str]:
         said.append(f"The runs differ in {names}.")
     for group in report["groups"]:
         for name, found in group["figures"].items():
-            if name.startswith(_HELD_OUT):
+            if name.startswith(_HELD_OUT) and found["deviation"] is not None:
                 said.append(
                     f"{group['name']}: {_words(name)} {found['mean']:.4f} ± "
                     f"{found['deviation']:.4f} over {found['runs']} runs that differ by seed alone."
@@ -95,42 +95,49 @@ def _seeds(report: Mapping[str, Any]) -> list[Section]:
     if not groups:
         return []
     figures = list(dict.fromkeys(name for group in groups for name in group["figures"]))
-    rows = tuple(
-        (
-            group["name"],
-            ", ".join(group["runs"]),
-            "; ".join(group["seeds"]),
-            *(_mean(name, group["figures"].get(name)) for name in figures),
-        )
-        for group in groups
-    )
-    header = ("settings", "runs", "seeds", *map(_words, figures))
+    rows = [
+        ("runs", *(", ".join(group["runs"]) for group in groups)),
+        ("seeds", *("; ".join(group["seeds"]) for group in groups)),
+        ("n", *(str(len(group["runs"])) for group in groups)),
+        *(
+            (_words(name), *(_mean(name, group["figures"].get(name)) for group in groups))
+            for name in figures
+        ),
+    ]
+    header = ("", *(group["name"] for group in groups))
     evaluated = [name for name in figures if name.startswith(_HELD_OUT)]
+    bars = [_bars(name, groups) for name in evaluated]
     return [
         Section(
             heading="Over seeds",
-            text=["Mean ± sample deviation of runs that differ by their seeds alone."],
-            tables=[Table(title="Means over seeds", header=header, rows=rows)],
-            plots=[_bars(name, groups) for name in evaluated],
+            text=[
+                "Mean ± sample deviation of runs that differ by their seeds alone; a run that has "
+                "no other beside it is one value (n is 1)."
+            ],
+            tables=[Table(title="Means over seeds", header=header, rows=tuple(rows))],
+            # One bar alone would say no more than the table.
+            plots=[one for one in bars if len(one.groups) > 1],
         )
     ]
 
 
-def _mean(name: str, found: Mapping[str, float] | None) -> str:
+def _mean(name: str, found: Mapping[str, Any] | None) -> str:
     if found is None:
         return _GAP
-    return f"{_value(name, found['mean'])} ± {_value(name, found['deviation'])}"
+    mean, deviation = found["mean"], found["deviation"]
+    return _value(name, mean) + ("" if deviation is None else f" ± {_value(name, deviation)}")
 
 
 def _bars(name: str, groups: Sequence[Mapping[str, Any]]) -> Bars:
-    gap = {"mean": math.nan, "deviation": math.nan}
-    found = [group["figures"].get(name, gap) for group in groups]
-    means, deviations = ([one[key] for one in found] for key in ("mean", "deviation"))
+    """A bar of each group that has the figure."""
+    having = [group for group in groups if name in group["figures"]]
+    found = [group["figures"][name] for group in having]
+    deviations = [math.nan if one["deviation"] is None else one["deviation"] for one in found]
     return Bars(
         title=f"{_words(name)} over seeds",
         x_label=_words(name),
-        groups=tuple(group["name"] for group in groups),
-        series=((_words(name), means, deviations),),
+        groups=tuple(group["name"] for group in having),
+        series=((_words(name), [one["mean"] for one in found], deviations),),
     )
 
 

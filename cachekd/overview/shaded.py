@@ -42,15 +42,15 @@ def passages_of(report: Mapping[str, Any]) -> list[Section]:
                 "pointer.",
                 *said,
             ],
-            passages=[_passage(one, most) for one in report[key]],
+            passages=[_passage(one, most, bool(report["domains"])) for one in report[key]],
             shades=shades,
         )
         for name, key in (("least", "least_certain"), ("most", "most_certain"))
     ]
 
 
-def _passage(one: Mapping[str, Any], most: float) -> Passage:
-    domain = f", {domain_of(one)}" if one["domain"] else ""
+def _passage(one: Mapping[str, Any], most: float, several_domains: bool) -> Passage:
+    domain = f", domain {domain_of(one)}" if several_domains else ""
     columns = ("entropy", "next_logprob", "tail", "entries")
     return Passage(
         title=f"Sample {one['sample']:,}{domain}: {one['mean_entropy']:.2f} nats in the mean",

@@ -92,7 +92,7 @@ def grid(x_axis: Axis, y_axis: Axis) -> str:
         y = y_axis.place(tick)
         parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
         parts.append(
-            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(tick)}</text>'
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick_text(tick)}</text>'
         )
     parts.append(ticks_below(x_axis, HEIGHT - BOTTOM))
     corner = f"M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"
@@ -104,12 +104,12 @@ def ticks_below(axis: Axis, y: float) -> str:
     """Ticks of an x axis that lies at this height, with their values."""
     return "".join(
         f'<path class="axis" d="M{x} {y}v4"/>'
-        f'<text x="{x}" y="{y + 17}" text-anchor="middle">{_short(tick)}</text>'
+        f'<text x="{x}" y="{y + 17}" text-anchor="middle">{tick_text(tick)}</text>'
         for tick, x in ((tick, axis.place(tick)) for tick in axis.ticks)
     )
 
 
-def _short(value: float) -> str:
+def tick_text(value: float) -> str:
     """A tick's value in few letters: large ones by their thousands."""
     if not 1e4 <= abs(value) < 1e12:
         return f"{value:g}"
@@ -123,7 +123,7 @@ def labels(x_label: str, y_label: str) -> str:
     return (
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 8}" '
         f'text-anchor="middle">{escape(x_label)}</text>'
-        f'<text transform="translate(13 {middle:.0f}) rotate(-90)" '
+        f'<text transform="translate(11 {middle:.0f}) rotate(-90)" '
         f'text-anchor="middle">{escape(y_label)}</text>'
     )
 

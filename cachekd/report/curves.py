@@ -17,6 +17,7 @@ from cachekd.report.files import write_whole
 from cachekd.report.heat import Passage, heat_map, scale
 from cachekd.report.style import STYLE
 
+_COLUMNS = 8  # that fit beside each other within the text's width
 _FIGURE = 16  # letters of a figure with its unit or deviation
 
 
@@ -97,14 +98,15 @@ def _section(section: Section) -> str:
 
 def _cell(cell: str) -> str:
     """A cell; a figure stays on one line with its unit."""
-    figure = " " in cell and cell[:1].isdigit() and len(cell) <= _FIGURE
+    figure = " " in cell and cell.removeprefix("-")[:1].isdigit() and len(cell) <= _FIGURE
     return f"<td{' class=figure' if figure else ''}>{escape(cell)}</td>"
 
 
 def _table(table: Table) -> str:
+    wide = " wide" if len(table.header) > _COLUMNS else ""
     header = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
     rows = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in table.rows)
     return (
-        f'<div class="scroll"><table><caption>{escape(table.title)}</caption>'
+        f'<div class="scroll{wide}"><table><caption>{escape(table.title)}</caption>'
         f"<thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>"
     )

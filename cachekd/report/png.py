@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from cachekd.report.axes import drawable
+from cachekd.report.axes import drawable, log_ticks, tick_text
 from cachekd.report.bars import Bars, Histogram
 from cachekd.report.figures import Figure
 from cachekd.report.files import write_whole
@@ -24,6 +24,7 @@ from cachekd.report.text import short
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 _Handle: TypeAlias = "Artist | tuple[Artist, ...]"
 
@@ -129,7 +130,18 @@ def _lines(plot: Plot, axes: Axes) -> bool:
         if mark == "line":
             _names(plot, axes, name, xs, ys)
     _legend(axes, handles, names)
+    points = [point for _, xs, ys in plot.series for run in unbroken(plot, xs, ys) for point in run]
+    _ticks(axes.xaxis, plot.log_x, [x for x, _ in points])
+    _ticks(axes.yaxis, plot.log_y, [y for _, y in points])
     return bool(handles)
+
+
+def _ticks(axis: Axis, log: bool, values: Sequence[float]) -> None:
+    """Those of the page on a logarithmic axis: matplotlib's own may be a single one."""
+    if log and values:
+        ticks = log_ticks(min(values), max(values))
+        axis.set_ticks(ticks, [tick_text(tick) for tick in ticks])
+        axis.set_ticks([], minor=True)
 
 
 def _names(plot: Plot, axes: Axes, name: str, xs: Sequence[float], ys: Sequence[float]) -> None:
@@ -181,6 +193,7 @@ def _bins(shown: Histogram, axes: Axes) -> bool:
     axes.set_xscale("log" if shown.log_x else "linear")
     if any(count > 0 for count in shown.counts):
         axes.stairs(shown.counts, shown.edges, fill=True, color=COLOURS[0])
+        _ticks(axes.xaxis, shown.log_x, shown.edges)
     return any(count > 0 for count in shown.counts)
 
 

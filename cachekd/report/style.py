@@ -53,7 +53,11 @@ table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-n
 th, td {{ padding: .4rem .6rem .4rem 0; border-bottom: 1px solid var(--rule); text-align: right; }}
 th {{ color: var(--faint); font-weight: 500; font-size: .875rem; vertical-align: bottom; }}
 th:first-child, td:first-child {{ text-align: left; min-width: 7rem; }}
+@media screen and (min-width: 60rem) {{ .scroll.wide {{ width: fit-content; min-width: 100%;
+  max-width: min(94vw, 72rem); position: relative; left: 50%; transform: translateX(-50%); }} }}
 td.figure {{ white-space: nowrap; }}
+.scroll th:first-child, .scroll td:first-child {{ position: sticky; left: 0;
+  background: var(--paper); }}
 svg {{ display: block; width: 100%; height: auto; }}
 svg text {{ fill: var(--faint); font-size: 12.5px; }} svg text.name {{ font-size: 10px; }}
 @media (max-width: 30rem) {{ svg text {{ font-size: 14px; }} svg text.name {{ font-size: 12px; }} }}

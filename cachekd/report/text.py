@@ -18,6 +18,17 @@ def amount(size: float) -> str:
     return f"{size:,.3g} TB"
 
 
+def counted(count: float, noun: str) -> str:
+    """So many of something: 1 student, 2 students, 1.5 students."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {noun}{'' if count == 1 else 's'}"
+
+
+def three_digits(value: float) -> str:
+    """A figure to three digits; a large one to its ones."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def text_of(value: Any) -> str:
     """A setting in words: lists and mappings without their signs."""
     if value is None or value in ({}, [], ()):

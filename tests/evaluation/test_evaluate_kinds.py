@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from collections.abc import Callable
@@ -37,8 +38,29 @@ def test_cache_gives_forward_kl_alone(cachekd: Run, family: Family, tmp_path: Pa
     expected = package.heldout_kl(model, str(cache))
     assert metrics["cache_forward_kl"]["mean"] == pytest.approx(expected.kl)
     assert metrics["cache_tail_mass"]["mean"] == pytest.approx(expected.tail_mass)
-    assert metrics["reverse_kl"]["mean"] is None and "--teacher" in metrics["reverse_kl"]["why"]
-    assert "forward_kl" not in metrics and report["cache"]["samples"] == 4
+    assert not {"forward_kl", "reverse_kl", "tvd"} & set(metrics), "nobody asked for them"
+    assert len([note for note in report["notes"] if "--teacher" in note]) == 1
+    assert report["cache"]["samples"] == 4
+
+
+def test_a_preset_that_leaves_a_chat_template_aside_says_so(family: Family, tmp_path: Path) -> None:
+    data, page = write_rows(tmp_path / "d.jsonl", chat_rows(2)), tmp_path / "page.html"
+    plain = Path(shutil.copytree(family.student, tmp_path / "plain"))
+    for file in ("tokenizer_config.json", "chat_template.jinja"):
+        if (plain / file).is_file():
+            text = (plain / file).read_text()
+            (plain / file).unlink()
+            if file.endswith("json"):
+                kept = {k: v for k, v in json.loads(text).items() if k != "chat_template"}
+                (plain / file).write_text(json.dumps(kept))
+    settings: dict[str, Any] = {"data": (str(data),), "greedy": True, "max_new_tokens": 2}
+    settings |= {"max_prompt_length": 60}
+    settings |= {"model": (f"chat={family.student}", f"plain={plain}"), "preset": "paper"}
+    said = package.evaluate(EvaluateConfig(**settings, out=str(page)))["notes"]
+    assert len(said) == 1 and said[0].startswith("chat has a chat template")
+    assert "plain" not in said[0] and said[0] in html.unescape(page.read_text())
+    for further in ({"prompt_template": "alpaca"}, {"preset": "default"}):
+        assert not package.evaluate(EvaluateConfig(**{**settings, **further}))["notes"]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,11 @@ def test_its_figures_are_drawn_and_nothing_is_asked_for(family: Family, tmp_path
         "Reliability: accuracy against confidence, ten bins",
     }
     assert all(figure.drawn for figure in seen.figures)
+    places = [seen.dom.index(one) for one in ("2 seeds", "<svg", ">max new tokens<")]
+    assert places == sorted(places), "the table, figures, and settings last"
+    models = seen.dom.split(">Models</caption>")[1].split("</table>")[0]
+    names = re.findall(r"<tr><td>([^<]*)</td>", models)
+    assert names == ["one", "two", "teacher", "the teacher"]
     assert not seen.errors and not seen.requests
     assert seen.beyond == {PHONE: 0, DESKTOP: 0}
 
@@ -100,6 +106,13 @@ def alive(*models: dict[str, Any]) -> dict[str, Any]:
     assert "Reliability" in line_plot(reliability) and "<polyline" in line_plot(plot)
     assert set(reliability.marks) == {model["name"] for model in models}
     return {name: list(ys) for name, _, ys in (*plot.series, reliability.series[-1])}
+
+
+def test_a_single_model_has_no_lone_bar() -> None:
+    one, two = exposed("a", 1.0, 0.75), exposed("b", 1.0, 0.5)
+    titles = [[plot.title for plot in plots({"models": models})] for models in ([one], [one, two])]
+    assert not [title for title in titles[0] if "ROUGE-L" in title]
+    assert [title for title in titles[1] if "ROUGE-L" in title]
 
 
 def test_a_model_may_be_called_like_what_no_model_is() -> None:

@@ -16,10 +16,13 @@ from tiny import Family, chat_rows, write_rows
 
 import cachekd
 from cachekd.config import RecheckConfig, ReportConfig
+from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.evaluation.recheck import recheck
 from cachekd.evaluation.stored import stored_fidelity
 from cachekd.overview.cache import cache_report
+from cachekd.overview.cache_page import intro_of
 from cachekd.overview.rows import draw
+from cachekd.overview.shaded import passages_of
 from cachekd.overview.spread import QUANTILES, count_edges, spread_of
 
 
@@ -42,6 +45,29 @@ def _rows(cache: Path) -> list[dict[str, Any]]:
                     }
                 )
     return found
+
+
+def test_rows_that_no_loss_on_responses_reads_are_told(
+    report: dict[str, Any], captured: Path
+) -> None:
+    cache = cachekd.open_cache(str(captured))
+    rows = [trained_rows(r.roles, r.prompt_length, LossMask.COMPLETION) for r in cache]
+    share = sum(int(one.sum()) for one in rows) / sum(map(len, rows))
+    said = f"Only {share:.0%} of the rows are of responses."
+    assert any(said in one and "--rows response" in one for one in intro_of(report))
+    part = {**report, "about": {**report["about"], "rows": "response"}}
+    whole = {
+        **report,
+        "sample": {**report["sample"], "rows_of_responses": report["sample"]["rows"]},
+    }
+    assert not [one for changed in (part, whole) for one in intro_of(changed) if "Only" in one]
+
+
+def test_passages_name_their_domain_where_there_are_several(report: dict[str, Any]) -> None:
+    for domains, named in ((report["domains"], True), ([], False)):
+        sections = passages_of({**report, "domains": domains})
+        titles = [passage.title for section in sections for passage in section.passages]
+        assert titles and all((", domain " in title) == named for title in titles)
 
 
 def test_spreads_are_those_of_all_rows(report: dict[str, Any], captured: Path) -> None:
@@ -115,7 +141,7 @@ def test_kl_is_that_of_a_dense_loop(
 def test_kl_is_what_verify_finds(captured: Path, family: Family) -> None:
     cache = cachekd.open_cache(str(captured))
     config = RecheckConfig(teacher=str(family.teacher), backend="dummy", samples=len(cache))
-    found, record_N = stored_fidelity(cache, config, range(len(cache)))
+    found, record_N = stored_fidelity(cache, config, range(len(cache)), lambda *_: None)
     verified = recheck(cache, config)
     assert len(record_N) == len(found["kl_flat"]) == verified["rows_scored"]
     assert found["kl_flat"].mean() == pytest.approx(verified["kl_dense_to_stored"], rel=1e-6)

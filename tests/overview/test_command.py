@@ -16,6 +16,7 @@ def test_the_command_writes_the_page_and_says_it(
     flags = ("--tokenizer", family.teacher, "--sample", 9, "--plots-dir", figures)
     ran = cachekd("report", captured, "--out", out, *flags)
     assert ran.code == 0, ran.err
+    assert "reading: 9 of 9 records" in ran.err
     assert "9 of 28 records" in ran.out and "name the teacher with --teacher" in ran.out
     assert f"Page: {out}" in ran.out and f"{len(list(figures.iterdir()))} PNG files" in ran.out
     ran = cachekd("report", captured, "--out", out, "--sample", 9, "--json")

@@ -18,6 +18,7 @@ from cachekd.overview.evaluated import evaluated
 from cachekd.overview.record import load_runs
 from cachekd.overview.runs import runs_report
 from cachekd.overview.runs_page import intro_of, sections_of
+from cachekd.report.bars import Bars
 from cachekd.training.figures import MOST_POINTS, curve
 
 Write = Callable[..., Path]
@@ -43,7 +44,7 @@ def test_only_what_differs_is_told_to_differ(found: dict[str, Any]) -> None:
 
 
 def test_seeds_are_the_means_of_their_runs(found: dict[str, Any], runs: tuple[Path, ...]) -> None:
-    (group,) = found["groups"]
+    group, alone = found["groups"]
     assert group["runs"] == ["one", "two"] and group["seeds"] == ["1", "2"]
     values = [_facts(run)["final_eval"]["eval_kl"] for run in runs[:2]]
     figures = group["figures"]["eval_kl"]
@@ -51,6 +52,50 @@ def test_seeds_are_the_means_of_their_runs(found: dict[str, Any], runs: tuple[Pa
     assert figures["deviation"] == pytest.approx(statistics.stdev(values))
     assert figures["deviation"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
     assert "±" in " ".join(intro_of(found))
+    values = [_facts(runs[2])["final_eval"]["eval_kl"]]
+    assert alone["figures"]["eval_kl"] == {"mean": values[0], "deviation": None, "runs": 1}
+    assert [one["name"] for one in found["groups"]] == ["objective kd", "objective sft"]
+    (table,) = sections_of(found)[1].tables
+    shown = {row[0]: row[1:] for row in table.rows}
+    assert shown["n"] == ("2", "1") and shown["runs"] == ("one, two", "plain")
+    assert "±" in shown["eval kl"][0] and shown["eval kl"][1] == f"{values[0]:.4f}"
+
+
+def test_groups_are_named_by_the_fewest_settings_that_tell_them_apart(
+    runs: tuple[Path, ...], record_of: Write
+) -> None:
+    own = _facts(runs[0])["training_arguments"]
+    made = [
+        record_of(f"{rate} {seed}", training_arguments={**own, "seed": seed, "learning_rate": rate})
+        for rate in (0.1, 0.2)
+        for seed in (1, 2)
+    ]
+    names = ["x" * 300, "y" * 300]
+    for folder, name in zip(made, [names[0], names[0], names[1], names[1]], strict=True):
+        facts = {**_facts(folder), "student": name}
+        (folder / "run.json").write_text(json.dumps(facts))
+    found = runs_report(load_runs(list(map(str, made))))
+    assert {"student", "learning_rate", "seed"} <= set(found["differences"])
+    for group in found["groups"]:
+        assert len(group["name"]) < 100 and ", " not in group["name"]
+    assert len({group["name"] for group in found["groups"]}) == 2
+    plots = sections_of(found)[1].plots
+    assert plots and all(len(one.groups) == 2 for one in plots if isinstance(one, Bars))
+
+
+def test_one_group_alone_has_no_bars(runs: tuple[Path, ...]) -> None:
+    found = runs_report(load_runs(list(map(str, runs[:2]))))
+    section = sections_of(found)[1]
+    assert section.heading == "Over seeds" and not section.plots
+
+
+def test_runs_of_equal_seeds_stand_alone_beside_means(
+    runs: tuple[Path, ...], record_of: Write
+) -> None:
+    same = [record_of(name, objective={"options": {"o": "1"}}) for name in ("a", "b")]
+    found = runs_report(load_runs([*map(str, runs[:2]), *map(str, same)]))
+    assert [group["runs"] for group in found["groups"]] == [["one", "two"], ["a"], ["b"]]
+    assert len({group["name"] for group in found["groups"]}) == 3
 
 
 def test_best_is_the_lowest_where_runs_can_be_compared(
@@ -74,8 +119,9 @@ def test_runs_that_ended_otherwise_are_no_seeds_of_one_and_their_times_do_not_co
     assert report["groups"] == [] and "training_seconds" not in report["best"]
     third = record_of("third", training_arguments={**second, "seed": 3})
     report = runs_report(load_runs([str(run) for run in (*runs[:2], third, stopped)]))
-    (group,) = report["groups"]
+    group, alone = report["groups"]
     assert group["runs"] == ["one", "two", "third"] and "ended done at step 4" in group["name"]
+    assert alone["runs"] == ["stopped"] and alone["name"] == "ended interrupted at step 2"
     assert "training_seconds" in runs_report(load_runs(list(map(str, runs[:2]))))["best"]
 
 
@@ -176,8 +222,9 @@ def test_evaluations_join_the_final_figures(runs: tuple[Path, ...], tmp_path: Pa
     files = [str(tmp_path / f"{run.name}.json") for run in scores]
     report = runs_report(loaded, evaluated(files, loaded))
     assert [run["final"].get("evaluated_rouge_l") for run in report["runs"]] == [10.0, 20.0, None]
-    (group,) = report["groups"]
+    group, alone = report["groups"]
     assert group["figures"]["evaluated_rouge_l"]["mean"] == 15.0
+    assert "evaluated_rouge_l" not in alone["figures"]
     (table,) = sections_of(report)[0].tables
     column = table.header.index("evaluated rouge l")
     assert [row[column] for row in table.rows] == ["10.0000", "20.0000", "-"]

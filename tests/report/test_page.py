@@ -103,10 +103,10 @@ def test_page_is_written_whole_and_half_a_character_does_not_stop_it(tmp_path: P
 
 def test_a_figure_stays_on_one_line_with_its_unit(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    rows = (("a name", "10.6 MB", "4.1 ± 0.2", "two words", "7 words and more of them"),)
+    rows = (("a name", "10.6 MB", "-4.1 ± 0.2", "two words", "7 words and more of them"),)
     write_page(path, title="T", intro=[], tables=[Table(title="", header=("",) * 5, rows=rows)])
     page = path.read_text(encoding="utf-8")
-    assert "<td class=figure>10.6 MB</td><td class=figure>4.1 ± 0.2</td>" in page
+    assert "<td class=figure>10.6 MB</td><td class=figure>-4.1 ± 0.2</td>" in page
     assert "<td>a name</td>" in page and "<td>two words</td><td>7 words and more" in page
 
 

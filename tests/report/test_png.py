@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from matplotlib import rc_context
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from cachekd.report import png
+from cachekd.report.axes import log_ticks, tick_text
 from cachekd.report.bars import Bars, Histogram
 from cachekd.report.figures import Figure
 from cachekd.report.png import file_name, write_png, write_pngs
@@ -62,6 +65,25 @@ def test_a_figure_without_data_is_drawn_and_holds_none(tmp_path: Path) -> None:
     empty = Plot(title="", x_label="", y_label="", series=(("a", [1], [NAN]),))
     write_png(empty, tmp_path / "a.png")
     assert not _has(imread(tmp_path / "a.png"), COLOURS[0])
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_a_log_axis_has_the_ticks_of_the_page(log: bool) -> None:
+    from matplotlib.figure import Figure as Canvas
+
+    values = [0.2, 0.9]
+    plot = replace(FRONT, series=(("front", values, values),), log_x=log, log_y=log, names={})
+    axes = Canvas().add_subplot()
+    png._draw(plot, axes)
+    for axis in (axes.xaxis, axes.yaxis):
+        shown = [text.get_text() for text in axis.get_ticklabels()]
+        assert (shown == ["0.2", "0.5", "1"]) == log
+        assert not log or not [text for text in axis.get_ticklabels(minor=True) if text.get_text()]
+    histogram = replace(BINS, edges=[1e-8, 1e-4, 1], log_x=log)
+    axes = Canvas().add_subplot()
+    png._draw(histogram, axes)
+    shown = [text.get_text() for text in axes.xaxis.get_ticklabels()]
+    assert (shown == [tick_text(tick) for tick in log_ticks(1e-8, 1)]) == log
 
 
 def test_settings_of_the_user_do_not_change_a_picture(tmp_path: Path) -> None:

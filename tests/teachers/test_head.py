@@ -83,6 +83,21 @@ def test_chunks_are_the_models_own_logits(kind: str, monkeypatch: pytest.MonkeyP
     assert (whole(model, tokens, mask) == want).all(), "the model is as it was before"
 
 
+@pytest.mark.parametrize("in_chunks_alone", [False, True])
+def test_tokens_that_a_model_rules_out_are_no_difference(
+    in_chunks_alone: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny("llama")
+
+    def rule_out(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if not in_chunks_alone or len(kwargs["input_ids"]) == 1:
+            output.logits[..., 3] = -torch.inf
+
+    model.register_forward_hook(rule_out, with_kwargs=True)
+    assert LogitRows(model, torch.device("cpu")).chunked != in_chunks_alone
+    assert ("differ by inf" in caplog.text) == in_chunks_alone and "nan" not in caplog.text
+
+
 @torch.inference_mode()
 def test_the_head_sees_wanted_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama")
