@@ -183,12 +183,10 @@ def _refuse_idle(
 
 
 def _score_again(cache: str, partial: bool, values: dict[str, Any]) -> dict[str, Any]:
-    from cachekd.evaluation.recheck import recheck
+    from cachekd.evaluation.recheck import kernel_flag, recheck
 
     opened = open_cache(cache, partial=partial)
-    attention = opened.identity.capture["attn_implementation"]
-    known = {} if attention == "unknown" else {"attn_implementation": attention}
-    settings = build(RecheckConfig, {**known, **values})
+    settings = build(RecheckConfig, {"attn_implementation": kernel_flag(opened), **values})
     return recheck(opened, settings)
 
 

@@ -56,6 +56,13 @@ class _Scored:
     other: tuple[int, int]
 
 
+def kernel_flag(cache: Cache) -> str:
+    """The attention implementation that a cache's teacher is to be loaded with."""
+    found = str(cache.identity.capture["attn_implementation"])
+    # An engine's own goes with its backend, and of an import nobody knows it.
+    return "auto" if found in ("vllm", "unknown") else found
+
+
 def recheck(
     cache: Cache, config: RecheckConfig, *, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
@@ -90,7 +97,10 @@ def recheck(
     compared = compare(
         [one.triple for one in scored], find("codecs", header.codec)(header), Grid(header)
     )
-    return _report(scored, compared, selection)
+    # What was stored of these is not what whole rows give, and says so.
+    inexact = cache.identity.capture.get("inexact", {})
+    exact = tuple(one for one in compared if one.name not in inexact)
+    return _report(scored, exact, selection)
 
 
 def load_teacher(cache: Cache, config: RecheckConfig, door: str) -> tuple[Teacher, int]:
@@ -106,7 +116,12 @@ def load_teacher(cache: Cache, config: RecheckConfig, door: str) -> tuple[Teache
         TeacherError: it cannot be loaded.
     """
     longest = max(2, int(cache.lengths.max(initial=0)))
-    settings = precompute_config(config, data=(cache.url,), max_length=longest)
+    settings = precompute_config(
+        config,
+        data=(cache.url,),
+        max_length=longest,
+        temperatures=tuple(cache.identity.capture["temperatures"]),
+    )
     backend = find("teachers", config.backend)
     facts: TeacherFacts = backend.identify(settings)
     source = source_facts(settings, facts, tokenizer_facts(facts.tokenizer_folder))

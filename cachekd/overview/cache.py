@@ -157,12 +157,12 @@ def _kl(
         return {"kl": None, "kl_gap": gap}, {}
     if config.recheck is None:
         return {"kl": None, "kl_gap": "not measured: name the teacher with --teacher"}, {}
+    from cachekd.evaluation.recheck import kernel_flag
     from cachekd.evaluation.stored import stored_fidelity
 
     recheck = config.recheck
     if recheck.attn_implementation == "auto":
-        own = cache.identity.capture["attn_implementation"]
-        recheck = replace(recheck, attn_implementation=own)
+        recheck = replace(recheck, attn_implementation=kernel_flag(cache))
     random = np.random.default_rng(config.seed)
     count = min(config.teacher_sample, len(drawn.numbers))
     chosen = np.sort(random.choice(drawn.numbers, count, replace=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from fake_engine import LLM, SamplingParams
-from tiny import Family, chat_rows, write_rows
+from tiny import Family, Ran, chat_rows, write_rows
 
 import cachekd
 from cachekd.config import PrecomputeConfig
@@ -89,6 +90,20 @@ def test_units_say_what_made_them(
     numerics = json.loads(unit.read_text())["numerics"]
     assert (numerics["engine"], numerics["version"]) == ("vllm", fake_engine.VERSION)
     assert numerics["devices"] == 1
+
+
+def test_verify_scores_again_with_the_engine_and_with_no_other(
+    family: Family, rows: Path, tmp_path: Path, engine: type[LLM], cachekd: Callable[..., Ran]
+) -> None:
+    from cachekd import precompute
+
+    precompute(_config(family, rows, tmp_path / "cache"))
+    again = ("verify", tmp_path / "cache", "--teacher", family.teacher, "--json")
+    ran = cachekd(*again, "--backend", "vllm")
+    assert ran.code == 0, ran.err
+    assert "logprobs" in ran.out and '"entropy"' not in ran.out
+    ran = cachekd(*again)
+    assert ran.code == 5 and "attn_implementation: 'vllm' / 'sdpa'" in ran.err
 
 
 def test_units_of_two_backends_do_not_mix(
