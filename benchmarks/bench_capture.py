@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cachekd.codecs import CodecHeader
 from cachekd.data.digests import sample_key
-from cachekd.engines.writers import OwnProcess, WriterPool, Writers
+from cachekd.engines._writers import OwnProcess, WriterPool, Writers
 from cachekd.store.commit import ScoredUnit, Sink
 from cachekd.store.io import Location
 from cachekd.teachers import Selection

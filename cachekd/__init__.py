@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from cachekd.config import (
         BenchmarkConfig,
         EvaluateConfig,
+        ExportConfig,
+        ImportConfig,
         PrecomputeConfig,
         ReportConfig,
         TrainConfig,
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from cachekd.costs.comparison import benchmark
     from cachekd.evaluation.heldout import heldout_kl
     from cachekd.evaluation.run import evaluate
+    from cachekd.exchange._export import export_cache
+    from cachekd.exchange._import import import_cache
     from cachekd.losses.sparse import sparse_divergence
     from cachekd.overview import make_report
     from cachekd.store.reader import Cache, open_cache
@@ -40,12 +44,16 @@ _HOMES = {
     "DistillTrainer": "cachekd.training.trainer",
     "EpochSampler": "cachekd.training.order",
     "EvaluateConfig": "cachekd.config",
+    "ExportConfig": "cachekd.config",
+    "ImportConfig": "cachekd.config",
     "PrecomputeConfig": "cachekd.config",
     "ReportConfig": "cachekd.config",
     "TrainConfig": "cachekd.config",
     "benchmark": "cachekd.costs.comparison",
     "evaluate": "cachekd.evaluation.run",
+    "export_cache": "cachekd.exchange._export",
     "heldout_kl": "cachekd.evaluation.heldout",
+    "import_cache": "cachekd.exchange._import",
     "make_report": "cachekd.overview",
     "named_workers": "cachekd.training.workers",
     "open_cache": "cachekd.store.reader",
@@ -62,12 +70,16 @@ __all__ = [
     "DistillTrainer",
     "EpochSampler",
     "EvaluateConfig",
+    "ExportConfig",
+    "ImportConfig",
     "PrecomputeConfig",
     "ReportConfig",
     "TrainConfig",
     "benchmark",
     "evaluate",
+    "export_cache",
     "heldout_kl",
+    "import_cache",
     "make_report",
     "named_workers",
     "open_cache",

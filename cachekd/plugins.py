@@ -1,4 +1,6 @@
-"""Finding objectives, codecs, teachers and chunkers by name: the file name is the plugin name.
+"""Finding plugins by name: the file name is the plugin name.
+
+Objectives, codecs, teachers, chunkers, engines and exchange formats are found so.
 
 A plugin is a module of ``cachekd/<kind>/`` that has ``PLUGIN``, an entry point of the group
 ``cachekd.<kind>``, or ``package.module:Class``. Nothing is imported before it is asked for.
@@ -16,7 +18,7 @@ from typing import Any, Literal
 
 from cachekd.errors import ConfigError
 
-Kind = Literal["objectives", "codecs", "teachers", "chunkers"]
+Kind = Literal["objectives", "codecs", "teachers", "chunkers", "engines", "exchange"]
 
 
 def available(kind: Kind) -> list[str]:
@@ -54,7 +56,8 @@ def find(kind: Kind, name: str) -> Any:
         names = available(kind)
         near = difflib.get_close_matches(name, names, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"no {kind[:-1]} {name!r}.{hint} Available: {', '.join(names)}")
+        one = "exchange format" if kind == "exchange" else kind[:-1]
+        raise ConfigError(f"no {one} {name!r}.{hint} Available: {', '.join(names)}")
     return importlib.import_module(f"cachekd.{kind}.{name}").PLUGIN
 
 

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs: ``cachekd --help`` needs click 
 from __future__ import annotations
 
 import importlib
+import keyword
 import logging
 
 import click
@@ -21,6 +22,12 @@ COMMANDS = (
     "verify",
     "seal",
     "merge",
+    "gc",
+    "push",
+    "pull",
+    "ls",
+    "import",
+    "export",
     "benchmark",
     "serve-teacher",
     "report",
@@ -40,7 +47,9 @@ class LazyGroup(click.Group):
         """The command of this name."""
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f".{cmd_name.replace('-', '_')}", package=__package__)
+        name = cmd_name.replace("-", "_")
+        name += "_" * keyword.iskeyword(name)  # a module cannot be called import
+        module = importlib.import_module(f".{name}", package=__package__)
         command: click.Command = module.command
         return command
 

@@ -7,9 +7,11 @@ from typing import Any
 import click
 import numpy as np
 
+from cachekd.store.identity import Identity
 from cachekd.store.reader import Cache, open_cache
 
-from .options import JSON_OPTION, Dashed
+from .locations import with_locations
+from .options import JSON_OPTION
 from .output import emit
 
 
@@ -34,6 +36,7 @@ def facts(cache: Cache) -> dict[str, Any]:
         "source_id": identity.source_id,
         "capture_id": identity.capture_id,
         "teacher": identity.provenance.get("teacher"),
+        **_asserted(identity),
         "dtype": identity.source["dtype"],
         "vocab_size": identity.source["vocab_size"],
         "attention": identity.capture["attn_implementation"],
@@ -51,6 +54,13 @@ def facts(cache: Cache) -> dict[str, Any]:
         **_responses(cache),
         **_repaired(cache),
     }
+
+
+def _asserted(identity: Identity) -> dict[str, Any]:
+    """Of an imported cache: that its teacher is said to be so, and what of a row is known."""
+    if "asserted" not in identity.source:
+        return {}
+    return {"identity": "asserted, not known", "imported": identity.capture["imported"]}
 
 
 def _repaired(cache: Cache) -> dict[str, Any]:
@@ -110,11 +120,10 @@ def show_record(cache: Cache, number: int) -> dict[str, Any]:
     }
 
 
-command = Dashed(
+command = with_locations(
     "inspect",
-    callback=run,
-    help=run.__doc__,
-    params=[
+    run,
+    [
         click.Argument(["cache"]),
         click.Option(["--partial"], is_flag=True, help="Accept an unsealed cache."),
         click.Option(["--record"], type=int, help="Show this sample."),

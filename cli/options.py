@@ -206,6 +206,23 @@ def build(config: type, values: Mapping[str, Any]) -> Any:
     return config(**values)
 
 
+def given_config(
+    config: type,
+    given: Mapping[str, Any],
+    path: str | None,
+    options: Sequence[click.Parameter],
+    arguments: Mapping[str, Any],
+) -> Any:
+    """The dataclass from flags, environment, a YAML file and arguments that are no flags.
+
+    Raises:
+        ConfigError: see `read_yaml`, `refuse_unknown`, `values_of` and `build`.
+    """
+    from_yaml = read_yaml(path)
+    refuse_unknown(list(from_yaml), [option.name or "" for option in options], path or "")
+    return build(config, {**values_of(config, given, from_yaml), **arguments})
+
+
 def _joined(flag: Any, hint: Any) -> Any:
     """Several mappings of one flag as one."""
     origin = typing.get_origin(_bare(hint))

@@ -8,7 +8,8 @@ from cachekd.store.io import Location
 from cachekd.store.names import shown
 from cachekd.store.seal import seal
 
-from .options import JSON_OPTION, Dashed
+from .locations import with_locations
+from .options import JSON_OPTION
 from .output import emit
 
 
@@ -30,6 +31,4 @@ def run(cache: str, as_json: bool) -> None:
     )
 
 
-command = Dashed(
-    "seal", callback=run, help=run.__doc__, params=[click.Argument(["cache"]), JSON_OPTION]
-)
+command = with_locations("seal", run, [click.Argument(["cache"]), JSON_OPTION])

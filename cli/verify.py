@@ -21,7 +21,8 @@ from cachekd.store.repair import repair as repair_cache
 from cachekd.store.verify import VerifyReport, verify
 
 from .kinds import Share
-from .options import JSON_OPTION, Dashed, build, options_of, values_of
+from .locations import with_locations
+from .options import JSON_OPTION, build, options_of, values_of
 from .output import emit
 from .progress import Counted
 
@@ -186,7 +187,8 @@ def _score_again(cache: str, partial: bool, values: dict[str, Any]) -> dict[str,
 
     opened = open_cache(cache, partial=partial)
     attention = opened.identity.capture["attn_implementation"]
-    settings = build(RecheckConfig, {"attn_implementation": attention, **values})
+    known = {} if attention == "unknown" else {"attn_implementation": attention}
+    settings = build(RecheckConfig, {**known, **values})
     return recheck(opened, settings)
 
 
@@ -201,11 +203,10 @@ def _flat(report: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in report.items() if key != "differences"} | lines
 
 
-command = Dashed(
+command = with_locations(
     "verify",
-    callback=run,
-    help=run.__doc__,
-    params=[
+    run,
+    [
         click.Argument(["cache"]),
         click.Option(["--partial"], is_flag=True, help="Verify what is committed, sealed or not."),
         click.Option(["--repair"], is_flag=True, help="Mend what can be mended; see above."),

@@ -7,11 +7,13 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from s3 import s3_environment, s3_server
+from s3_faults import Bucket, bucket_of
 from tiny import Family, Ran, chat_rows, save_model, save_tokenizer, write_rows
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
@@ -60,6 +62,26 @@ def copy_of(tmp_path: Path) -> Callable[[Path, str], Path]:
 def data(tmp_path: Path) -> Path:
     """Thirty instruction rows."""
     return write_rows(tmp_path / "data.jsonl", chat_rows(30))
+
+
+@pytest.fixture(scope="session")
+def s3_url() -> Iterator[str]:
+    """The URL of an S3 server over HTTP, which is a process of its own."""
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def s3(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    """An empty bucket, which S3 clients of this process reach through a proxy that takes faults."""
+    from s3fs import S3FileSystem
+
+    with bucket_of(s3_url) as bucket:
+        for name, value in s3_environment(bucket.proxy.url).items():
+            monkeypatch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()  # a client keeps the address that it was made with
+        yield bucket
+        S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture

@@ -142,6 +142,7 @@ class FakeCache:
     ) -> None:
         self.name, self.url = name, f"memory://{name}"
         self.sealed, self.root = True, "root"
+        self.held_bytes = 0  # nothing of it is fetched
         self.skipped: Mapping[bytes, tuple[int, ...]] = {}
         self.records = list(records)
         self._unigram = unigram

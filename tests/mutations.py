@@ -7,12 +7,13 @@ trusted by nobody: damage to them must change no record, and need not be found.
 from __future__ import annotations
 
 import json
+import pickle
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from copy import copy
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from damage import NOT_TRUSTED, flipped, put, snapshot
@@ -102,10 +103,12 @@ class Patient:
     counts: Counts = field(default_factory=lambda: defaultdict(Counter))
 
     opened: Cache = field(init=False)
+    _as_sent: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.whole = snapshot(self.cache)
         opened = self.opened = cachekd.open_cache(str(self.cache))
+        self._as_sent = pickle.dumps(opened)
         self.truth = {record.sample_id: record_bytes(record) for record in opened}
         manifest = read_manifest(Location(str(self.cache)))
         assert manifest is not None
@@ -156,7 +159,7 @@ class Patient:
     def _opened(self, names: Iterable[str], partial: bool) -> Cache:
         """A new cache; of shards and priors as a loader's worker gets it, with no file open."""
         if not partial and all(kind_of(name) in IN_SHARDS for name in names):
-            return copy(self.opened)
+            return cast(Cache, pickle.loads(self._as_sent))
         return cachekd.open_cache(str(self.cache), partial=partial)
 
     def found(self, names: Iterable[str], *, every_shard: bool = False) -> bool:

@@ -90,3 +90,11 @@ def test_every_stage_of_the_store_runs_at_every_size() -> None:
     sizes = _quick("bench_store.py")["sizes"]
     assert [len(size["stages"]) for size in sizes] == [7] * 4
     assert all(0 < size["stages"]["verify"]["share_of_decode"] < 1 for size in sizes)
+
+
+@pytest.mark.slow
+def test_sharing_is_measured_against_a_plain_copy() -> None:
+    found = _quick("bench_share.py")
+    assert found["second_push"]["files_moved"] == found["second_push"]["bytes_moved"] == 0
+    assert 0 < found["parts"]["shards_of_one_record"] < 1
+    assert found["s3"]["push_over_put"] > 0 and found["folder"]["pull_over_get"] > 0

@@ -167,9 +167,9 @@ def test_precompute_stopped_at_random_ends_with_the_bytes_of_a_calm_run(
     monkeypatch: pytest.MonkeyPatch,
     further: tuple[object, ...],
 ) -> None:
-    from cachekd import capture
+    from cachekd.capture import worker
 
-    monkeypatch.setattr(capture, "_WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(worker, "_WORTH_A_PROCESS", 0)
     data = write_rows(tmp_path / "data.jsonl", chat_rows(60))
     further += ("--max-new-tokens", 6) * bool(further)
     calm, cache = tmp_path / "calm", tmp_path / "cache"

@@ -65,7 +65,9 @@ def save_tokenizer(folder: Path) -> int:
     return len(fast)
 
 
-def save_model(folder: Path, vocab: int, *, width: int, layers: int, seed: int) -> None:
+def save_model(
+    folder: Path, vocab: int, *, width: int, layers: int, seed: int, kv_heads: int = 1
+) -> None:
     """A random tiny Llama whose logits are far from uniform."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -77,7 +79,7 @@ def save_model(folder: Path, vocab: int, *, width: int, layers: int, seed: int) 
         intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=2,
-        num_key_value_heads=1,
+        num_key_value_heads=kv_heads,
         max_position_embeddings=128,
         initializer_range=0.25,
         bos_token_id=None,

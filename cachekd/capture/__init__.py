@@ -5,36 +5,36 @@ Comes in: a `PrecomputeConfig`. Goes out: a sealed cache, and a report of what w
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from typing import Any
 
-from cachekd.capture.attention import AttendingTeacher
 from cachekd.capture.generate import write_missing
-from cachekd.capture.identify import check_same
 from cachekd.capture.job import Job
 from cachekd.capture.meter import Meter, Progress, Show
+from cachekd.capture.planning import default_threads
 from cachekd.capture.prepare import complete_job, prepare_job
-from cachekd.capture.together import Division, agree
-from cachekd.capture.trial import try_teacher
-from cachekd.capture.unit import describe, score_unit
+from cachekd.capture.reusing import with_reused
+from cachekd.capture.scoring import Run, score_all, write_plan
+from cachekd.capture.unit import describe
+from cachekd.capture.worker import load_teacher
 from cachekd.config import PrecomputeConfig
-from cachekd.engines.local import run_units
-from cachekd.engines.writers import OwnProcess, WriterPool, Writers
-from cachekd.errors import Incomplete
+from cachekd.engines import Engine
+from cachekd.engines._ranks import Share, share_of
 from cachekd.plugins import find
-from cachekd.signals import StopFlag, stop_on_signals
-from cachekd.store.claims import Claims, unrepaired
-from cachekd.store.identity_files import has_cache, read_identity, write_identity
-from cachekd.store.layout import FOLDERS, plan_name, samples_name
-from cachekd.store.priors import write_prior
+from cachekd.signals import stop_on_signals
+from cachekd.store.claims import unrepaired
+from cachekd.store.layout import FOLDERS
+from cachekd.store.retries import counted, since
 from cachekd.store.seal import seal
-from cachekd.store.state import read_state
-from cachekd.teachers import Teacher, TeacherBackend
+from cachekd.store.settings import using
+from cachekd.teachers import Teacher
+from cachekd.teachers._split import check_launched, follow, joined
 
 __all__ = ["Progress", "precompute"]
 
-# Fewer tokens are encoded sooner than a process starts.
-_WORTH_A_PROCESS = 1 << 17
+_log = logging.getLogger(__name__)
 
 
 def precompute(config: PrecomputeConfig, *, progress: Show | None = None) -> dict[str, Any]:
@@ -51,130 +51,79 @@ def precompute(config: PrecomputeConfig, *, progress: Show | None = None) -> dic
         Incomplete: stopped by a signal or by ``max_hours``; the same call continues.
         CachekdError: anything else that is wrong; what was committed before stays whole.
     """
-    started = time.monotonic()
+    started, before = time.monotonic(), counted()
+    with using(config):
+        report = _in_its_share(config, started, progress)
+        happened = since(before)
+        return {**report, **({"network": happened} if happened else {})}
+
+
+def _in_its_share(
+    config: PrecomputeConfig, started: float, progress: Show | None
+) -> dict[str, Any]:
+    """What this process is to do of a run: all, a share, or to follow a teacher that is split."""
+    engine: Engine = find("engines", config.engine)(config)
+    if config.tp_plan is not None:
+        check_launched(config)
+        with joined() as rank:
+            if rank:
+                threads = config.threads or default_threads()
+                return {"rank": rank, "batches_followed": follow(config, threads)}
+            return _precompute(config, engine, Share(), started, progress)
+    share = share_of(config, os.environ) if engine.divides else Share()
+    return _precompute(config, engine, share, started, progress)
+
+
+def _precompute(
+    config: PrecomputeConfig,
+    engine: Engine,
+    share: Share,
+    started: float,
+    progress: Show | None,
+) -> dict[str, Any]:
     job = prepare_job(config)
     report = describe(job)
     if config.dry_run:
         return {**report, "dry_run": True}
     with unrepaired(job.location):
         job.location.sweep(FOLDERS)
-        return {**report, **_capture(job, started, progress)}
+        job, reused = with_reused(job)
+        report = {**describe(job), **reused} if reused else report
+        run = Run(engine=engine, share=share, started=started, progress=progress)
+        return {**report, **_capture(job, run)}
 
 
-def _capture(job: Job, started: float, progress: Show | None) -> dict[str, Any]:
+def _capture(job: Job, run: Run) -> dict[str, Any]:
     """Write and score what is to do, and seal; what a report says of it."""
     told: dict[str, Any] = {}
     teacher = None
     if job.writing is not None and len(job.writing.missing()):
-        job, teacher, written = _write_all(job, started, progress)
+        job, teacher, written = _write_all(job, run)
         told = {**describe(job), **written}
     if job.todo:
-        told |= _score_all(job, teacher, started, progress)
+        told |= score_all(job, teacher, run)
     elif job.files or job.restored:
-        _write_plan(job)
-    if job.config.seal:
-        sealed = seal(job.location, leave_out=True)
-        told |= {"root": sealed.root, "generation": sealed.generation, **sealed.totals}
-    return {**told, "sealed": job.config.seal, "seconds": time.monotonic() - started}
+        write_plan(job)
+    sealed = job.config.seal and not told.get("units_left_to_others")
+    if sealed:
+        newest = seal(job.location, leave_out=True)
+        told |= {"root": newest.root, "generation": newest.generation, **newest.totals}
+    elif job.config.seal:
+        _log.warning(
+            "the share of rank %d is done; %d units are those of other ranks, the last of which "
+            "seals the cache",
+            *(run.share.rank, told["units_left_to_others"]),
+        )
+    return {**told, "sealed": sealed, "seconds": time.monotonic() - run.started}
 
 
-def _write_plan(job: Job) -> None:
-    """Make the job known in the cache: identity, samples, prior, then the plan that names them."""
-    write_identity(job.location, job.identity)
-    check_same(read_identity(job.location), job.identity, job.location)  # another may be first
-    for digest, data in job.files.items():
-        job.location.keep(samples_name(digest), data, digest)
-    if job.prior is not None:
-        write_prior(job.location, job.prior)
-    job.location.keep(plan_name(job.plan_digest), job.plan_data, job.plan_digest)
-
-
-def _load(job: Job) -> Teacher:
-    plugin: TeacherBackend = find("teachers", job.config.backend)
-    return plugin.load(job.config, job.facts, job.plan.threads)
-
-
-def _write_all(
-    job: Job, started: float, progress: Show | None
-) -> tuple[Job, Teacher, dict[str, Any]]:
+def _write_all(job: Job, run: Run) -> tuple[Job, Teacher, dict[str, Any]]:
     """The job with all its responses, its teacher, and what a report says of it."""
     assert job.writing is not None, "there are responses to write"
-    teacher, missing = _load(job), job.writing.missing()
+    teacher, missing = load_teacher(job), job.writing.missing()
     total = int(job.writing.budgets(missing).sum())
     with stop_on_signals() as flag:
-        meter = Meter(total, flag, started, job.config.max_hours, progress, "responses")
-        write_missing(job, teacher, meter)
+        meter = Meter(total, flag, run.started, job.config.max_hours, run.progress, "responses")
+        write_missing(job, teacher, meter, run.share)
         told = {"generate_seconds": meter.seconds(), "tokens_generated": meter.total}
     return complete_job(job), teacher, {"responses_generated": len(missing), **told}
-
-
-def _score_all(
-    job: Job, loaded: Teacher | None, started: float, progress: Show | None
-) -> dict[str, Any]:
-    with Claims(job.location, job.plan.run) as claims, _writers(job) as writers:
-        # Writers start while the teacher is loaded.
-        teacher = loaded or _load(job)
-        if job.attention is not None:
-            teacher = AttendingTeacher(teacher, job.attention, job.attention_wanted)
-        with stop_on_signals() as flag:
-            total = sum(map(job.unit_tokens, job.todo))
-            meter = Meter(total, flag, started, job.config.max_hours, progress)
-
-            def make(job: Job) -> Job:
-                job = try_teacher(job, teacher, stop_asked=meter.over, scored=meter.scored)
-                _write_plan(job)
-                return job
-
-            try:
-                job = agree(job, claims, meter, make)
-            except Incomplete:
-                raise _incomplete(job, flag) from None
-            writers.open(job.sink, job.prior)
-            return _run(job, teacher, writers, meter, Division(job, claims, meter))
-
-
-def _writers(job: Job) -> Writers:
-    """Processes where there is something to do meanwhile, and where they see the same files."""
-    worth = len(job.todo) > 1 and sum(map(job.unit_tokens, job.todo)) >= _WORTH_A_PROCESS
-    if not (job.config.writers and worth) or job.location.private:
-        return OwnProcess(job.location)
-    return WriterPool(min(job.config.writers, len(job.todo)))
-
-
-def _run(
-    job: Job, teacher: Teacher, writers: Writers, meter: Meter, division: Division
-) -> dict[str, Any]:
-    def scored(tokens: int) -> None:
-        writers.check()
-        meter.scored(tokens)
-
-    def do(number: int) -> None:
-        writers.submit(score_unit(job, teacher, number, stop_asked=meter.over, scored=scored))
-
-    try:
-        left = run_units(
-            [(number, job.unit_tokens(number)) for number in job.todo],
-            do,
-            claim=division.claim,
-            stop_asked=meter.over,
-            seconds_left=lambda: meter.left() - writers.backlog_seconds(),
-        )
-    except Incomplete:
-        left = len(job.todo)
-    writers.finish()
-    if left:
-        raise _incomplete(job, meter.flag)
-    seconds = meter.seconds()
-    return {"score_seconds": seconds, "tokens_per_second": meter.total / max(seconds, 1e-9)}
-
-
-def _incomplete(job: Job, flag: StopFlag) -> Incomplete:
-    committed = 0
-    if has_cache(job.location):
-        state = read_state(job.location, skip_broken_units=True)
-        committed = sum(plan == job.plan_digest for plan, _ in state.units)
-    why = "by a signal" if flag.asked else f"before --max-hours {job.config.max_hours}"
-    return Incomplete(
-        f"stopped {why}: {committed} of {len(job.plan.units)} units are committed "
-        f"in {job.location.url}. Run the same command again to continue"
-    )

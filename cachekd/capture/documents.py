@@ -28,14 +28,14 @@ class Documents:
     """Samples of a run by key; several may have one key.
 
     Attributes:
-        samples: in the order of the data.
+        samples: in the order of the data; by place where only some are at hand.
         keys, ids: sample key and content id of each sample [P].
         places: where each key stands.
         lengths: tokens of each sample [P].
         firsts: first sample of each key, ascending: the distinct documents.
     """
 
-    samples: SpooledSamples
+    samples: SpooledSamples | dict[int, Sample]
     keys: Keys
     ids: Keys
     places: Places

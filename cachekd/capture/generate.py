@@ -18,6 +18,7 @@ from cachekd.capture.job import Job
 from cachekd.capture.meter import Meter
 from cachekd.capture.writing import Writing
 from cachekd.data.digests import bytes_digest, json_id
+from cachekd.engines._ranks import Share
 from cachekd.errors import Incomplete, TeacherError
 from cachekd.store.claims import Claims
 from cachekd.store.generated import Response, generated_files, write_responses
@@ -39,8 +40,8 @@ class _Waiting:
     since: float = field(default_factory=time.monotonic)
 
 
-def write_missing(job: Job, teacher: Teacher, meter: Meter) -> None:
-    """Write what is missing.
+def write_missing(job: Job, teacher: Teacher, meter: Meter, share: Share) -> None:
+    """Write what is missing, windows of this process's share first.
 
     Raises:
         Incomplete: a stop was asked for; what was written is committed.
@@ -56,7 +57,7 @@ def write_missing(job: Job, teacher: Teacher, meter: Meter) -> None:
     draws = bytes_digest(writing.draws.data)
     with Claims(job.location, json_id({"recipe": writing.recipe_id, "draws": draws})) as claims:
         while len(missing := writing.missing()):
-            busy = _write_ours(job, writing, missing, teacher, meter, claims)
+            busy = _write_ours(job, writing, missing, teacher, meter, claims, share)
             if not busy:
                 return
             time.sleep(_POLL_SECONDS)
@@ -72,6 +73,7 @@ def _write_ours(
     teacher: WritingTeacher,
     meter: Meter,
     claims: Claims,
+    share: Share,
 ) -> int:
     """Write window after window, as no other process has them; tells how many are left to others.
 
@@ -82,7 +84,7 @@ def _write_ours(
     windows = missing // job.config.sort_window
     known = set(generated_files(job.location))
     try:
-        for window in map(int, np.unique(windows)):
+        for window in share.order(map(int, np.unique(windows))):
             own = missing[windows == window]
             if not claims.take(window) or generated_files(job.location).keys() - known:
                 busy += len(own)  # another has it, or others wrote: it is looked at again

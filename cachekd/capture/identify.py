@@ -61,6 +61,8 @@ def bare_identity(
     """Source and capture of a run, known before its tokenizer is loaded; no provenance."""
     source = source_facts(config, facts, tokenizer_identity)
     capture = capture_spec(config, config.attention_kernel, tokenizer_identity.vocab_size)
+    if facts.inexact:
+        capture["inexact"] = dict(facts.inexact)
     source_id = json_id(source)
     return Identity(
         source_id=source_id,

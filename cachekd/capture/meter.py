@@ -62,6 +62,10 @@ class Meter:
         self._progress = progress
         self._stage = stage
 
+    def begin(self) -> None:
+        """From now on the time counts: teachers are loaded."""
+        self._begun = time.monotonic()
+
     def scored(self, tokens: int, spared: int = 0) -> None:
         """So many tokens more are done, and so many of the total need not be."""
         self._done += tokens

@@ -124,6 +124,11 @@ def plan_of(
     return replace(planned, plan=again, state=state, restored=True, damaged_priors=damaged | more)
 
 
+def default_threads() -> int:
+    """CPU threads of a teacher where nobody says."""
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True, slots=True)
 class _New:
     """What a new plan is made of; arguments as of `plan_of`."""
@@ -157,7 +162,7 @@ class _New:
             sequence=1 + max((plan.sequence for plan in plans), default=0),
             keys=documents.keys.take(missing[order]),
             units=units,
-            threads=self.config.threads or os.cpu_count() or 1,
+            threads=self.config.threads or default_threads(),
             samples=tuple(files),
             skipped=self.prepared.skipped,
             changed=self.prepared.changed,

@@ -14,7 +14,7 @@ from dataclasses import replace
 from cachekd.capture.job import Job
 from cachekd.capture.meter import Meter
 from cachekd.data.packed import Places
-from cachekd.engines.local import POLL_SECONDS, Claim
+from cachekd.engines._claims import POLL_SECONDS, Claim
 from cachekd.errors import Incomplete
 from cachekd.store.claims import Claims
 from cachekd.store.identity_files import has_cache
@@ -78,6 +78,14 @@ def settle(job: Job) -> Job:
         prior_digest=plan.prior if job.prior else None,
         scored=job.scored if plan.units == job.plan.units else {},
     )
+
+
+def others_left(job: Job) -> int:
+    """Units of which somebody's share has keys that are not committed."""
+    if not has_cache(job.location):
+        return len(job.todo)
+    done = Places(read_state(job.location, skip_broken_units=True).done_keys())
+    return sum(bool((done.find(job.plan.packed_keys(n)) < 0).any()) for n in job.todo)
 
 
 class Division:

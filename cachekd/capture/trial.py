@@ -17,6 +17,7 @@ from cachekd.capture.healing import whole_prior
 from cachekd.capture.job import Job
 from cachekd.capture.unit import score_batch
 from cachekd.codecs._learn import rows_to_learn
+from cachekd.codecs._priors import Prior
 from cachekd.errors import Incomplete, TeacherError
 from cachekd.plugins import find
 from cachekd.store.layout import prior_name
@@ -51,22 +52,73 @@ def try_teacher(
         TeacherError: the teacher gave what cannot be stored.
         StoreError: the prior of a run that is continued cannot be read.
     """
-    learns = find("codecs", job.config.codec).uses_prior
-    named = job.plan.prior if learns else None
-    lost = named is not None and not whole_prior(job.location, named)
-    if job.known and not lost:  # it gave targets before; a unit that it cannot score says so
-        _take_away(job, job.damaged_priors)
-        prior = Priors(job.location).get(named) if named else None
-        return replace(job, prior=prior, prior_digest=named)
-    # A prior that is lost was learned from the first of all units, whichever are done.
-    units = range(len(job.plan.units)) if lost else job.todo
-    tokens = sum(map(job.unit_tokens, units))
-    budget, wanted = prior_budget(tokens) if learns else (0, 0)
+    units = _tried_units(job)
+    prior = None
+    if units:
+        job, prior = learn(job, teacher, units, stop_asked=stop_asked, scored=scored)
+    return learned(job, prior)
+
+
+def learned(job: Job, prior: Prior | None) -> Job:
+    """The job with what `learn` learned of its `first_units`, if there are any."""
+    if not _tried_units(job):
+        return _continued(job)
+    return job if prior is None else _with_learned(job, prior)
+
+
+def first_units(job: Job) -> Sequence[int]:
+    """Units of which `learn` looks at batches; none where the run was begun, and nothing is lost.
+
+    Of many units the first few: until it has rows enough, whatever it finds in them.
+    """
+    rows, (_, _, wanted) = 0, _budget(job)
+    found = []
+    for number in _tried_units(job):
+        found.append(number)
+        rows += job.unit_tokens(number) - len(job.plan.packed_keys(number))
+        if rows >= _MOST_ROWS * wanted:
+            break
+    return found
+
+
+def _continued(job: Job) -> Job:
+    """A run that was begun: its teacher gave targets; a unit that it cannot score says so."""
+    _take_away(job, job.damaged_priors)
+    named = job.plan.prior if _learns(job) else None
+    prior = Priors(job.location).get(named) if named else None
+    return replace(job, prior=prior, prior_digest=named)
+
+
+def learn(
+    job: Job,
+    teacher: Teacher,
+    units: Sequence[int],
+    *,
+    stop_asked: Callable[[], bool],
+    scored: Callable[[int], None],
+) -> tuple[Job, Prior | None]:
+    """The job with the first batches of units scored, and what is learned of them.
+
+    Errors are those of `try_teacher`.
+    """
+    tokens, budget, wanted = _budget(job)
     job = replace(job, scored=_first_batches(job, teacher, units, wanted, stop_asked, scored))
-    if not learns:
-        return job
+    if not _learns(job):
+        return job, None
     everything = [record for records, _ in job.scored.values() for record in records]
-    job = job.packed_with(best_prior(everything, job.header, tokens, budget))
+    return job, best_prior(everything, job.header, tokens, budget)
+
+
+def _budget(job: Job) -> tuple[int, int, int]:
+    """Tokens that are to be scored, and what `prior_budget` says of them."""
+    tokens = sum(map(job.unit_tokens, _tried_units(job)))
+    return tokens, *(prior_budget(tokens) if _learns(job) else (0, 0))
+
+
+def _with_learned(job: Job, prior: Prior) -> Job:
+    """The job packed with a prior that was learned; the one that is lost is given up."""
+    named = job.plan.prior
+    job = job.packed_with(prior)
     if named is not None and job.prior_digest != named:
         _log.warning(
             "the prior %s is lost, and this teacher's numbers give another one: all units that "
@@ -75,6 +127,22 @@ def try_teacher(
         )
     _take_away(job, {*job.damaged_priors, *filter(None, [named])})
     return job
+
+
+def _learns(job: Job) -> bool:
+    return bool(find("codecs", job.config.codec).uses_prior)
+
+
+def _tried_units(job: Job) -> Sequence[int]:
+    """Units whose first batches are scored; none where the run was begun, and nothing is lost.
+
+    A prior that is lost was learned from the first of all units, whichever are done.
+    """
+    named = job.plan.prior if _learns(job) else None
+    lost = named is not None and not whole_prior(job.location, named)
+    if job.known and not lost:
+        return ()
+    return range(len(job.plan.units)) if lost else job.todo
 
 
 def _first_batches(

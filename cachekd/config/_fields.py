@@ -46,6 +46,11 @@ def canonical_json(value: Any) -> str:
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """A configuration as plain JSON types, for run records and reports."""
+    """A configuration as plain JSON types, for run records and reports.
+
+    Of options of a filesystem the names alone: they may hold secrets.
+    """
     plain: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    if plain.get("storage_options"):
+        plain["storage_options"] = dict.fromkeys(plain["storage_options"], "...")
     return plain

@@ -34,6 +34,17 @@ class ModelConfig:
     device_map: str | None = option(
         None, "accelerate device map, such as auto: spreads a large teacher.", group="Teacher"
     )
+    max_memory: Mapping[str, str] = option(
+        {},
+        "With a device map: most memory of each device, such as 0=20GiB,cpu=60GiB; what does not "
+        "fit is kept by the CPU or on disk.",
+        group="Teacher",
+    )
+    offload_folder: str | None = option(
+        None,
+        "With a device map: folder on a fast disk for weights that no memory holds.",
+        group="Teacher",
+    )
     attn_implementation: str = option(
         "auto",
         "Attention of the teacher; part of the capture id. auto: eager where attention is "
@@ -58,6 +69,15 @@ class ModelConfig:
     bnb_4bit_use_double_quant: bool = option(
         False, "bitsandbytes nested quantisation.", group="Teacher"
     )
+    tensor_parallel_size: int = option(
+        1, "backend vllm: devices that the teacher is spread over.", group="Teacher"
+    )
+    gpu_memory_utilization: float = option(
+        0.8,
+        "backend vllm: share of a device's memory that the engine takes for weights and cache; "
+        "log-probabilities need the rest.",
+        group="Teacher",
+    )
 
 
 def check_loading(config: ModelConfig) -> None:
@@ -70,6 +90,39 @@ def check_loading(config: ModelConfig) -> None:
         raise ConfigError("load_in_4bit and load_in_8bit exclude each other; set one")
     if config.device and config.device_map:
         raise ConfigError("device and device_map exclude each other; set one")
+    if (config.max_memory or config.offload_folder) and not config.device_map:
+        raise ConfigError("max_memory and offload_folder belong to a device map: set device_map")
+
+
+def check_vllm(config: ModelConfig) -> None:
+    """Settings of a vLLM engine: values in range, and nothing that it leaves to other backends.
+
+    Raises:
+        ConfigError: names the setting, and what to do.
+    """
+    if config.tensor_parallel_size < 1:
+        raise ConfigError(
+            f"tensor_parallel_size: expected 1 or more; found {config.tensor_parallel_size}"
+        )
+    if not 0.0 < config.gpu_memory_utilization <= 1.0:
+        raise ConfigError(
+            f"gpu_memory_utilization: expected 0 < share <= 1; found "
+            f"{config.gpu_memory_utilization}"
+        )
+    advice = {
+        "adapter": (config.adapter, "merge it into the teacher (peft's merge_and_unload)"),
+        "load_in_4bit": (config.load_in_4bit, "name a checkpoint that is quantised"),
+        "load_in_8bit": (config.load_in_8bit, "name a checkpoint that is quantised"),
+        "device": (config.device, "set CUDA_VISIBLE_DEVICES"),
+        "device_map": (config.device_map, "set --tensor-parallel-size"),
+        "attn_implementation": (
+            config.attn_implementation != "auto",
+            "leave it out: the engine has kernels of its own",
+        ),
+    }
+    for name, (given, instead) in advice.items():
+        if given:
+            raise ConfigError(f"{name}: backend vllm does not take it; {instead}, or use hf")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,8 @@ class ScoringConfig(SelectionConfig, ModelConfig):
     @property
     def attention_kernel(self) -> str:
         """The attention implementation that the teacher is loaded with."""
+        if self.backend == "vllm":
+            return self.backend
         return "sdpa" if self.attn_implementation == "auto" else self.attn_implementation
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cachekd.config._engine import EngineConfig, check_engine
 from cachekd.config._fields import check_choices, option, required
 from cachekd.config._generation import GenerationConfig, check_generation
-from cachekd.config._inputs import DataConfig, ModelConfig, check_loading
+from cachekd.config._inputs import DataConfig, ModelConfig, check_loading, check_vllm
+from cachekd.config._locations import LocationConfig
 from cachekd.config._targets import ATTENTION_STEPS, AttentionConfig, SelectionConfig, check_levels
 from cachekd.errors import ConfigError
 
@@ -16,6 +18,12 @@ class RunConfig:
     """How the work is cut and when it ends; none of it changes what is stored beyond noise."""
 
     cache: str = required("Cache folder or URL.", group="Run")
+    reuse: str | None = option(
+        None,
+        "Shared location, or a cache: records that caches of the same teacher and capture hold "
+        "there are taken from them, and only the rest is scored.",
+        group="Run",
+    )
     batch_tokens: int = option(
         4096, "Token budget of a teacher batch (rows x padded length).", group="Run"
     )
@@ -46,7 +54,14 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecomputeConfig(
-    RunConfig, AttentionConfig, SelectionConfig, GenerationConfig, DataConfig, ModelConfig
+    EngineConfig,
+    RunConfig,
+    LocationConfig,
+    AttentionConfig,
+    SelectionConfig,
+    GenerationConfig,
+    DataConfig,
+    ModelConfig,
 ):
     """Settings of ``cachekd precompute``."""
 
@@ -61,6 +76,8 @@ class PrecomputeConfig(
     @property
     def attention_kernel(self) -> str:
         """The attention implementation that the teacher is loaded with."""
+        if self.backend == "vllm":
+            return self.backend
         if self.attn_implementation != "auto":
             return self.attn_implementation
         return "sdpa" if self.attention == "none" else "eager"
@@ -79,6 +96,8 @@ class PrecomputeConfig(
                 f"found {self.logits_min_k}"
             )
         check_levels(self)
+        if self.backend == "vllm":
+            _check_vllm_targets(self)
         _check_attention(self)
         check_generation(self)
         if self.generate != "none" and self.on_long == "split":
@@ -98,6 +117,51 @@ class PrecomputeConfig(
             if value is not None and value < (2 if name == "max_length" else 1):
                 raise ConfigError(f"{name}: found {value}, which is too small")
         check_loading(self)
+        _check_reuse(self)
+        check_engine(self)
+        _check_split(self)
+
+
+def _check_split(config: PrecomputeConfig) -> None:
+    """A teacher that processes split among them only scores, where they put it."""
+    if config.tp_plan and (config.device or config.device_map or config.adapter):
+        raise ConfigError(
+            "tp_plan places the teacher itself: leave out device, device_map and adapter"
+        )
+    if config.tp_plan and (config.attention, config.generate) != ("none", "none"):
+        raise ConfigError(
+            "tp_plan splits the teacher, which then only scores: leave out attention and generate"
+        )
+
+
+def _check_reuse(config: PrecomputeConfig) -> None:
+    """Only whole records of text that is there can be another's."""
+    part = config.rows != "all" or (config.attention != "none" and config.attention_rows != "all")
+    if config.reuse and part:
+        raise ConfigError(
+            "reuse: records of response rows alone may lack rows that this data trains on; leave "
+            "reuse out, or capture all rows (rows all, attention_rows all)"
+        )
+    if config.reuse and config.generate != "none":
+        raise ConfigError("reuse: responses are still to be written; leave reuse or generate out")
+
+
+def _check_vllm_targets(config: PrecomputeConfig) -> None:
+    """A vLLM engine gives lists of log-probabilities at temperature 1, and nothing else."""
+    check_vllm(config)
+    further = [t for t in config.temperatures if t != 1.0]
+    if further:
+        raise ConfigError(
+            f"temperatures: backend vllm gives log-probabilities at temperature 1 alone, none at "
+            f"{', '.join(map(str, further))}; set --temperatures 1, or use --backend hf"
+        )
+    if "sampled" in config.logits_selection:
+        raise ConfigError(
+            f"logits_selection: backend vllm gives exact heads, not {config.logits_selection}; "
+            "choose top_k, top_p or full, or use --backend hf"
+        )
+    if config.attention != "none":
+        raise ConfigError("attention: backend vllm gives none; use --backend hf")
 
 
 def _check_attention(config: PrecomputeConfig) -> None:

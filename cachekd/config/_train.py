@@ -9,11 +9,12 @@ from typing import Any
 from cachekd.config._fields import check_choices, default_of, option, required
 from cachekd.config._inputs import RowsConfig
 from cachekd.config._live import LiveConfig
+from cachekd.config._locations import LocationConfig
 from cachekd.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(LiveConfig, RowsConfig):
+class TrainConfig(LiveConfig, LocationConfig, RowsConfig):
     """Settings of ``cachekd train`` beside `transformers.TrainingArguments` and the objective's."""
 
     cache: tuple[str, ...] = option(

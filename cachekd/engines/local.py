@@ -7,18 +7,15 @@ when nothing else is left to do.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from enum import Enum, auto
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-POLL_SECONDS = 0.2
-
-
-class Claim(Enum):
-    """Whose a unit is, when this process wants to begin it."""
-
-    OURS = auto()
-    BUSY = auto()  # another process works on it
-    DONE = auto()  # it was committed meanwhile
+from cachekd.config import PrecomputeConfig
+from cachekd.engines import Crew, Kit, Orders, Outcome, Worker
+from cachekd.engines._claims import POLL_SECONDS, Claim
+from cachekd.errors import Incomplete
+from cachekd.signals import PATIENCE
 
 
 def run_units(
@@ -78,3 +75,50 @@ class _Pace:
         """Whether so many tokens more fit into these seconds."""
         each = self._seconds / self.tokens if self.tokens else 0.0
         return seconds > 0 and each * tokens <= seconds
+
+
+class _Alone:
+    """One worker, in this process."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def try_teacher(self, job: Any) -> Any:
+        """See `Crew`."""
+        return self._worker.try_teacher(job)
+
+    def run(self, job: Any, orders: Orders) -> Outcome:
+        """See `Crew`; a unit's tokens are told batch by batch."""
+        worker = self._worker
+        worker.begin(job)
+        try:
+            left = run_units(
+                orders.units,
+                worker.do,
+                claim=orders.claim,
+                stop_asked=orders.stop_asked,
+                seconds_left=lambda: orders.seconds_left() - worker.backlog_seconds(),
+            )
+        except Incomplete:
+            left = len(orders.units)
+        worker.finish()
+        return Outcome(left=left)
+
+
+class LocalEngine:
+    """Every process that runs the command does units itself."""
+
+    patience: float | None = PATIENCE
+    divides = True
+
+    def __init__(self, config: PrecomputeConfig) -> None:
+        """Nothing can be wrong."""
+
+    @contextmanager
+    def crew(self, kit: Kit) -> Iterator[Crew]:
+        """See `Engine`."""
+        with kit.here() as worker:
+            yield _Alone(worker)
+
+
+PLUGIN = LocalEngine

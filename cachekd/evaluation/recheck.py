@@ -19,7 +19,7 @@ from cachekd.capture.identify import public_name
 from cachekd.capture.job import selection_of
 from cachekd.codecs._grids import Grid
 from cachekd.config import RecheckConfig, precompute_config
-from cachekd.errors import DataError
+from cachekd.errors import DataError, MismatchError
 from cachekd.evaluation.compare import NOISE_FACTOR, Compared, Triple, compare, plain
 from cachekd.evaluation.dense import DenseRows, Rows, dense_rows, joined, take
 from cachekd.evaluation.fidelity import fidelity, header_of, references
@@ -111,6 +111,11 @@ def load_teacher(cache: Cache, config: RecheckConfig, door: str) -> tuple[Teache
     facts: TeacherFacts = backend.identify(settings)
     source = source_facts(settings, facts, tokenizer_facts(facts.tokenizer_folder))
     attention = cache.identity.capture["attn_implementation"]
+    if "asserted" in cache.identity.source:
+        raise MismatchError(
+            f"{door}: the teacher of {cache.url} is asserted, not known: it was imported, and its "
+            "values cannot be told to be those of any weights"
+        )
     refuse_difference(
         door,
         {"source": dict(cache.identity.source), "attn_implementation": attention},

@@ -34,6 +34,7 @@ from cachekd.data.digests import KEY_BYTES, bytes_digest, sample_key
 from cachekd.errors import CorruptCache
 from cachekd.store.io import Location
 from cachekd.store.layout import attention_name
+from cachekd.store.names import altered
 from cachekd.store.tensors import dump_tensors, load_tensors
 from cachekd.types import AttentionRows, Float32, Int32
 
@@ -146,12 +147,7 @@ class AttentionShard:
     def __init__(self, location: Location, facts: AttentionFacts, capture_id: str) -> None:
         self.name = attention_name(facts.digest)
         self._path = location.path(self.name)
-        data = location.map(self.name)
-        if data.size != facts.bytes:
-            raise self._corrupt(f"expected {facts.bytes} bytes, found {data.size}")
-        found = bytes_digest(data)
-        if found != facts.digest:
-            raise self._corrupt(f"expected sha256 {facts.digest}, found {found}")
+        data = location.checked(self.name, facts.digest, facts.bytes)
         try:
             tensors, metadata = load_tensors(data)
             if metadata.get("capture_id") != capture_id:
@@ -241,6 +237,13 @@ class AttentionShard:
         decode = decode_qk if self.spec.kind == "qk" else decode_maps
         return decode(self.spec, data, rows, length)
 
+    def encoded(self, row: int) -> EncodedAttention:
+        """Attention of a document as it is stored (errors of `query_rows`)."""
+        length = int(self._tokens[row]) - 1
+        mask = np.isin(np.arange(length), self.query_rows(row, length))
+        places = range(1, len(self.spec.layers) + 1)
+        return EncodedAttention(rows=mask, layers=tuple(self._block(row, at) for at in places))
+
     def query_rows(self, row: int, length: int) -> Int32:
         """Captured rows of the document in this row, which has ``length`` of them, int32 [R].
 
@@ -265,10 +268,7 @@ class AttentionShard:
         return block
 
     def _corrupt(self, what: str) -> CorruptCache:
-        return CorruptCache(
-            f"{self._path}: {what}. The file was altered: restore it, or delete it and run the "
-            "precompute command again to make it anew"
-        )
+        return altered(self._path, what)
 
 
 def _joined(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from cachekd.store.identity import Identity
@@ -10,12 +12,47 @@ if TYPE_CHECKING:
     from cachekd.store.manifest import Manifest
 
 
-def card(identity: Identity, manifest: Manifest) -> str:
-    """Markdown with the metadata block that dataset hubs read."""
+_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
+_LARGE = "n>1M"
+
+
+def card(
+    identity: Identity,
+    manifest: Manifest,
+    *,
+    place: str = "THIS_FOLDER",
+    license: str | None = None,
+    further: Mapping[str, object] = MappingProxyType({}),
+) -> str:
+    """Markdown with the metadata block that dataset hubs read.
+
+    Args:
+        identity: of the cache.
+        manifest: its seal.
+        place: where it is, as a command names it.
+        license: of the targets, as the hub names licences.
+        further: lines of the table that were measured.
+    """
+    rows = {**_rows(identity, manifest), **further}
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return (
+        f"---\n{_metadata(manifest, license)}---\n\n"
+        "# Cached teacher logits\n\n"
+        "Sparse next-token distributions of a teacher language model, for knowledge distillation "
+        "with cachekd.\n\n"
+        f"| | |\n|---|---|\n{table}\n\n"
+        "Train a student with the same tokenizer:\n\n"
+        f"    cachekd train --cache {place} --student STUDENT --output-dir OUT\n\n"
+        "The licence of the teacher and of the data apply to these targets.\n"
+    )
+
+
+def _rows(identity: Identity, manifest: Manifest) -> dict[str, object]:
+    """What the table says."""
     totals = manifest.totals
     selection = identity.capture["selection"]
     per_target = totals["bytes"] / max(1, totals["targets"])
-    rows = {
+    return {
         "Teacher": identity.provenance.get("teacher"),
         "Revision": identity.provenance.get("revision") or "not given",
         "Source id": identity.source_id,
@@ -36,18 +73,24 @@ def card(identity: Identity, manifest: Manifest) -> str:
         "Bytes per target": f"{per_target:.1f}",
         "Rows left out or cut, by run": _changes(manifest) or "none",
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _metadata(manifest: Manifest, license: str | None) -> str:
+    """The block that the hub, its viewer and `datasets.load_dataset` read."""
+    samples = manifest.totals["samples"]
+    size = next((name for most, name in _SIZES if samples < most), _LARGE)
+    kinds = {"logits": manifest.shards, "samples": manifest.samples}
+    configs = "".join(
+        f"- config_name: {kind}\n  data_files: {kind}/*.parquet\n"
+        for kind, shards in kinds.items()
+        if shards
+    )
     return (
-        "---\ntags:\n- cachekd\n- knowledge-distillation\nconfigs:\n- config_name: logits\n"
-        "  data_files: logits/*.parquet\n- config_name: samples\n"
-        "  data_files: samples/*.parquet\n---\n\n"
-        "# Cached teacher logits\n\n"
-        "Sparse next-token distributions of a teacher language model, for knowledge distillation "
-        "with cachekd.\n\n"
-        f"| | |\n|---|---|\n{table}\n\n"
-        "Train a student with the same tokenizer:\n\n"
-        "    cachekd train --cache THIS_FOLDER --student STUDENT --output-dir OUT\n\n"
-        "The licence of the teacher and of the data apply to these targets.\n"
+        (f"license: {license}\n" if license else "")
+        + "task_categories:\n- text-generation\n"
+        + "tags:\n- cachekd\n- knowledge-distillation\n"
+        + f"size_categories:\n- {size}\n"
+        + (f"configs:\n{configs}" if configs else "")
     )
 
 

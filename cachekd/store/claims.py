@@ -21,6 +21,7 @@ from cachekd.store.locks import LOCKS, close_lock, locks_in_use, open_lock
 
 REPAIR = "repair"
 _POLL_SECONDS = 0.02
+_PROBE = 1 << 39  # a byte that stands for no piece of work
 
 
 class Claims:
@@ -36,6 +37,10 @@ class Claims:
         self._folder, self._name = location.folder, f"{LOCKS}{work}"
         with _told(location):
             self._file = open_lock(self._folder, self._name) if self._folder else None
+
+    def known(self) -> bool:
+        """Whether there are locks that tell what others have."""
+        return self._file is not None and disk.try_lock_bytes(self._file, _PROBE) is not None
 
     def take(self, number: int) -> bool:
         """Claim a piece; False while another process has it."""
@@ -84,7 +89,7 @@ def alone(location: Location) -> Iterator[None]:
         if (location.folder and locks_in_use(location.folder)) or not claims.take(0):
             raise StoreError(
                 f"{location.url}: another process writes this cache. Wait until it has ended, or "
-                "stop it (Ctrl-C, it can be continued), then repair"
+                "stop it (Ctrl-C, it can be continued), then run this command again"
             )
         yield
 

@@ -27,6 +27,8 @@ OPERATIONS = (
     "write",
     "write_at",
     "cut",
+    "reserve",
+    "touch",
     "sync",
     "close",
     "link",
@@ -102,6 +104,16 @@ def write_at(file: int, data: memoryview, offset: int) -> int:
 def cut(file: int, size: int) -> None:
     """Make a file that is open end at this size."""
     os.ftruncate(file, size)
+
+
+def reserve(file: int, size: int) -> None:
+    """Take room for so many bytes of a new file, which then has this size."""
+    os.posix_fallocate(file, 0, size)
+
+
+def touch(file: int) -> None:
+    """Note that a file was used now."""
+    os.utime(file)
 
 
 def sync(file: int) -> None:

@@ -140,7 +140,8 @@ def load_responses(
 
 def generated_files(location: Location) -> dict[str, str]:
     """Files of responses, of any recipe, with the digest that each names, sorted."""
-    matches = (_NAME.fullmatch(name) for name in location.names(GENERATED))
+    there = location.names(GENERATED) if location.lists else []
+    matches = (_NAME.fullmatch(name) for name in there)
     return {generated_name(match[1], match[2]): match[2] for match in matches if match}
 
 

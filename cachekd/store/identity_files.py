@@ -25,8 +25,9 @@ from cachekd.store.layout import (
 
 def has_cache(location: Location) -> bool:
     """Whether there is a cache: one whose identity a writer has begun to write is none yet."""
-    begun = location.names("plans")  # looked at first: plans come after an identity
-    return location.exists(CACHE) and bool(begun or location.exists(CAPTURE))
+    # Looked at first: the capture and plans come after the rest of an identity.
+    begun = location.exists(CAPTURE) or (location.lists and bool(location.names("plans")))
+    return location.exists(CACHE) and begun
 
 
 def lost_identity(location: Location) -> bool:
@@ -45,7 +46,7 @@ def read_identity(location: Location) -> Identity:
         CacheNotFound: there is none.
     """
     if not has_cache(location):
-        if location.names("plans"):
+        if location.lists and location.names("plans"):
             raise location.missing(CACHE)
         raise CacheNotFound(
             f"no cache at {location.url}: it has no {CACHE}. Check the path, or make one with "

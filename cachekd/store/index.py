@@ -33,6 +33,11 @@ class KeyIndex:
     def __len__(self) -> int:
         return len(self._keys)
 
+    @property
+    def keys(self) -> Keys:
+        """All keys, ascending."""
+        return Keys(self._keys)
+
     def find(self, key: bytes) -> tuple[int, int] | None:
         """Shard number and row of a key, or None."""
         wanted = np.frombuffer(key, dtype="S16")

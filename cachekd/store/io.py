@@ -1,8 +1,9 @@
 """All reading and writing of a cache: one place, any fsspec filesystem.
 
 A file appears under its final name whole or not at all, and never replaces another: on a local
-filesystem by `cachekd.store.local`; elsewhere by one conditional put. Only hints, cards and what
-was found damaged (`replace`) may be written over.
+filesystem by `cachekd.store.local`; elsewhere by one conditional put, `cachekd.store.remote`. Only
+hints, cards and what was found damaged (`replace`) may be written over. Files of a remote location
+that are named by their digest are read through `cachekd.store.local_cache`.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import fsspec
 import pyarrow as pa
 
 from cachekd.data.digests import bytes_digest
-from cachekd.errors import ConfigError, CorruptCache, StoreError
-from cachekd.store.local import LocalFolder, nearest, too_large
+from cachekd.errors import CorruptCache, StoreError
+from cachekd.store.listing import Entry
+from cachekd.store.local import LocalFolder, nearest
+from cachekd.store.local_cache import LocalCache, local_cache, refuse_other
 from cachekd.store.locks import sweep_locks
-from cachekd.store.names import check_name, shown
+from cachekd.store.names import cannot_write, check_name, gone, missing, shown
+from cachekd.store.remote import RemoteFolder, opened
+from cachekd.store.settings import StoreSettings, settings
 
 T = TypeVar("T")
 
@@ -27,58 +31,69 @@ T = TypeVar("T")
 class Location:
     """A folder on any fsspec filesystem that holds a cache.
 
+    Args:
+        url: a path, or a URL of fsspec.
+        given: how it is reached; default: the settings in use.
+        held: whether files are read through the local cache, if it is a remote one.
+
     Attributes:
         url: the place as messages name it, see `shown`.
         target: the place as the user gave it.
         local: whether it is a folder of this machine.
         folder: that folder as `LocalFolder`, or None.
         private: whether no other process sees it (a filesystem in memory).
+        lists: whether it can tell which files there are.
+        cache: the local cache that its files are read through, or None.
+
+    Raises:
+        ConfigError: there is no such protocol, or a package for it is lacking.
     """
 
-    def __init__(self, url: str) -> None:
-        try:
-            filesystem, root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(
-                f"{shown(url)!r} is not a location that can be opened: {error}"
-            ) from error
+    def __init__(self, url: str, *, given: StoreSettings | None = None, held: bool = True) -> None:
         self.url = shown(url)
         self.target = url
-        self._fs = filesystem
-        self._root = root.rstrip("/") or "/"
-        names = filesystem.protocol
-        self._protocols = (names,) if isinstance(names, str) else tuple(names)
-        self.local = "file" in self._protocols
-        self.folder = LocalFolder(self._root) if self.local else None
-        self.private = "memory" in self._protocols
+        self._given, self._held = given or settings(), held
+        protocol = url.partition("://")[0] if "://" in url else "file"
+        self.local = protocol in ("file", "local")
+        self.private = protocol == "memory"
+        self.folder = LocalFolder(opened(url, {})[1].rstrip("/") or "/") if self.local else None
+        options = {} if self.private else self._given.options
+        self._files = self.folder or RemoteFolder(url, options)
+        self._root, self.lists = self._files.root, self._files.lists
+        self.cache: LocalCache | None = None
+        if held and not (self.local or self.private):
+            self.cache = local_cache(self._given.folder, self._given.limit)
+        self._last: tuple[str, pa.Buffer] | None = None  # of what is read past the local cache
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (self.target, self._given, self._held)
 
     def path(self, name: str) -> str:
-        """Full path of a file of the cache."""
+        """Full path of a file of the cache, or its URL, as messages name it."""
         return f"{self._root}/{check_name(name)}"
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
-        path = self.path(name)
-        if self.folder:
-            with self._told(name):
-                return self.folder.exists(name)
-        return bool(self._fs.exists(path))
+        check_name(name)
+        with self._told(name):
+            return self._files.exists(name)
 
     def names(self, folder: str = "") -> list[str]:
         """Names of the files of a sub-folder (or of the root), sorted; temporary ones left out."""
-        if folder:
-            check_name(folder)
-        with self._told(folder):
-            found = self.folder.names(folder) if self.folder else self._listed(folder)
+        with self._told(check_name(folder) if folder else ""):
+            found = self._files.names(folder)
         return sorted(name for name in found if not name.startswith("."))
 
-    def _listed(self, folder: str) -> list[str]:
-        path = f"{self._root}/{folder}" if folder else self._root
-        if not self._fs.isdir(path):
-            return []
-        self._fs.invalidate_cache(path)
-        files = [entry for entry in self._fs.ls(path, detail=True) if entry["type"] == "file"]
-        return [str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in files]
+    def entries(self, folder: str = "") -> dict[str, Entry]:
+        """Files of a sub-folder (or of the root) by name, and what a listing tells of each."""
+        with self._told(check_name(folder) if folder else ""):
+            found = self._files.entries(folder)
+        return {name: entry for name, entry in sorted(found.items()) if name[0] != "."}
+
+    def folders(self) -> list[str]:
+        """Names of the folders below the root, sorted."""
+        with self._told(""):
+            return sorted(self._files.folders())
 
     def size(self, name: str) -> int:
         """Bytes of a file.
@@ -86,9 +101,8 @@ class Location:
         Raises:
             CorruptCache: the file is missing.
         """
-        path = self.path(name)
-        with self._told(name):
-            return self.folder.size(name) if self.folder else int(self._fs.size(path))
+        with self._told(check_name(name)):
+            return self._files.size(name)
 
     def read(self, name: str, most: int | None = None) -> bytes:
         """All bytes of a file.
@@ -101,24 +115,15 @@ class Location:
             CorruptCache: the file is missing, too large, or no plain file.
             StoreError: it cannot be read.
         """
-        path = self.path(name)
-        with self._told(name):
-            if self.folder:
-                return self.folder.read(name, most)
-            data = bytes(self._fs.cat_file(path, end=None if most is None else most + 1))
-        if most is not None and len(data) > most:
-            raise too_large(path, most)
-        return data
+        with self._told(check_name(name)):
+            return self._files.read(name, most)
 
     @contextmanager
     def reader(self, folder: str, most: int | None = None) -> Iterator[Callable[[str], bytes]]:
         """Within: reads many files of one sub-folder, as `read` does, for less."""
-        if not self.folder:
-            yield lambda base: self.read(f"{folder}/{base}", most)
-            return
         with ExitStack() as stack:
             with self._told(check_name(folder)):
-                read_base = stack.enter_context(self.folder.reader(folder, most))
+                read_base = stack.enter_context(self._files.reader(folder, most))
 
             def read(base: str) -> bytes:
                 name = check_name(f"{folder}/{base}")
@@ -130,13 +135,39 @@ class Location:
 
             yield read
 
+    def checked(self, name: str, digest: str, size: int | None = None) -> pa.Buffer:
+        """All bytes of a file that is named by its sha256, mapped where they are on this machine.
+
+        Args:
+            name: of the file.
+            digest: its sha256.
+            size: its bytes, where a record says so.
+
+        Raises:
+            CorruptCache: the file is missing, or has other bytes; says what was expected.
+            StoreError: it cannot be read, or not be held here.
+        """
+        path = self.path(name)
+        if self.cache is None:
+            data = self.map(name)
+            refuse_other(path, data, digest, size)
+            return data
+        most = self.size(name) if size is None else size
+        return self.cache.get(path, digest, most, lambda: self._chunks(name, most))
+
+    def _chunks(self, name: str, size: int) -> Iterator[bytes]:
+        with self._told(name):
+            yield from self._files.chunks(name, size)
+
     def map(self, name: str) -> pa.Buffer:
         """All bytes of a file as a buffer; memory-mapped where the file is local."""
-        if not self.folder:
-            return pa.py_buffer(self.read(name))
         check_name(name)
+        if self._last is not None and self._last[0] == name:
+            return self._last[1]
         with self._told(name):
-            return self.folder.map(name)
+            data = self._files.map(name)
+        self._last = None if self.local or self._held else (name, data)
+        return data
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:
@@ -144,7 +175,7 @@ class Location:
         try:
             yield
         except FileNotFoundError as error:
-            raise (self.missing(name) if name else _gone(self._root)) from error
+            raise (self.missing(name) if name else gone(self._root)) from error
         except OSError as error:
             path = self.path(name) if name else self._root
             raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
@@ -154,16 +185,7 @@ class Location:
 
     def missing(self, name: str) -> CorruptCache:
         """The error for a file that should be there and is not."""
-        mend = "Restore it, or run the precompute command again to make it anew"
-        if name.rpartition("/")[2] in ("cache.json", "capture.json"):
-            mend = (
-                "It says whose the cache is: restore it from a copy (a lost cache.json of a cache "
-                "without attention is also written anew by the precompute command of its teacher)"
-            )
-        return CorruptCache(
-            f"{self.path(name)} is missing; it was deleted, or the cache was copied only in part. "
-            f"{mend}"
-        )
+        return missing(self.path(name))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a new file, whole or not at all, and never over another.
@@ -174,16 +196,12 @@ class Location:
         Raises:
             StoreError: the file cannot be written; names the path and the bytes needed.
         """
-        path = self.path(name)
+        check_name(name)
         try:
-            if self.folder:
-                return self.folder.create(name, data)
-            self._fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
+            self._last = None
+            return self._files.create(name, data)
         except OSError as error:
-            raise self._cannot_write(name, len(data), error) from error
-        return True
+            raise cannot_write(self.path(name), len(data), error) from error
 
     def replace(self, name: str, data: bytes) -> None:
         """Write a file, atomically, over an older one.
@@ -191,14 +209,12 @@ class Location:
         Raises:
             StoreError: the file cannot be written.
         """
-        path = self.path(name)
+        check_name(name)
         try:
-            if self.folder:
-                self.folder.replace(name, data)
-            else:
-                self._fs.pipe_file(path, data)
+            self._last = None
+            self._files.replace(name, data)
         except OSError as error:
-            raise self._cannot_write(name, len(data), error) from error
+            raise cannot_write(self.path(name), len(data), error) from error
 
     def keep(self, name: str, data: bytes, digest: str) -> None:
         """Write a file that is named by its digest; one that is there is read, and mended.
@@ -228,10 +244,8 @@ class Location:
         """
         path = self.path(name)
         try:
-            if self.folder:
-                self.folder.remove(name)
-            elif self._fs.exists(path):
-                self._fs.rm_file(path)
+            self._last = None
+            self._files.remove(name)
         except OSError as error:
             raise StoreError(f"cannot delete {path}: {error.strerror or error}") from error
 
@@ -257,14 +271,10 @@ class Location:
 
         Raises:
             StoreError: they cannot.
-            ConfigError: the filesystem has no exclusive create.
+            ConfigError: there is no exclusive create, so that two writers could spoil the cache.
         """
         if not self.folder:
-            if "hf" in self._protocols:
-                raise ConfigError(
-                    f"{self.url}: the hub has no exclusive create; "
-                    "build the cache in a local folder, then upload it"
-                )
+            self._files.probe()
             return
         try:
             self._in_existing(lambda above: LocalFolder(above).probe())
@@ -285,12 +295,6 @@ class Location:
         # Another process had made the root for a lock alone, and took it away again.
         return look(nearest(self._root))
 
-    def _cannot_write(self, name: str, size: int, error: OSError) -> StoreError:
-        return StoreError(
-            f"cannot write {self.path(name)} ({size} bytes): {error.strerror or error}. What was "
-            "committed before is whole; free space or fix access, then run the same command again"
-        )
 
-
-def _gone(root: str) -> StoreError:
-    return StoreError(f"{root} went away while it was worked on")
+def _again(url: str, given: StoreSettings, held: bool) -> Location:
+    return Location(url, given=given, held=held)

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from cachekd.errors import CorruptCache
 from cachekd.store import disk
+from cachekd.store.listing import Entry, local_entries, local_folders
 from cachekd.store.temporary import (
     NOT_PLAIN,
     TEMPORARY,
@@ -38,6 +39,8 @@ class LocalFolder:
 
     A name that is no plain file (a link, pipe, device or folder) raises `CorruptCache`.
     """
+
+    lists = True
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -64,6 +67,14 @@ class LocalFolder:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def entries(self, folder: str = "") -> dict[str, Entry]:
+        """Plain files of a sub-folder (or of the root) by name, and what a listing tells."""
+        return local_entries(f"{self.root}/{folder}")
+
+    def folders(self) -> list[str]:
+        """Names of the folders below this one."""
+        return local_folders(self.root)
+
     def read(self, name: str, most: int | None = None) -> bytes:
         """All bytes of a file, which may have at most so many."""
         with self._folder_of(name) as (folder, base):
@@ -79,6 +90,10 @@ class LocalFolder:
         """All bytes of a file, mapped."""
         with self._opened(name) as file:
             return disk.map_whole(file)
+
+    def chunks(self, name: str, size: int) -> Iterator[bytes]:
+        """The bytes of a file of this size, in order."""
+        yield self.read(name, size)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a new file, whole or not at all; False if the name is taken.

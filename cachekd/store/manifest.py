@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from cachekd.data import limits, strict
-from cachekd.errors import CorruptCache
+from cachekd.errors import CorruptCache, StoreError
 from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.io import Location
 from cachekd.store.layout import (
     ATTENTION,
+    HINT,
     KIND,
     load_document,
     manifest_name,
     most_bytes,
+    read_document,
     sealed_name,
 )
 from cachekd.store.names import check_name
@@ -36,7 +38,8 @@ class Manifest:
     """A seal as read back; ``attention`` is keyed by the logits shard of the same documents.
 
     ``repaired`` names what earlier seals of the cache named and this one had to leave out;
-    ``skipped``: by shard the rows that the teacher gave no distribution of.
+    ``skipped``: by shard the rows that the teacher gave no distribution of; ``origins``: caches
+    that records were taken from, each with its root digest and what was taken.
     """
 
     generation: int
@@ -54,6 +57,7 @@ class Manifest:
     attention: Mapping[str, AttentionFacts]
     repaired: tuple[str, ...]
     skipped: Mapping[str, Skipped]
+    origins: tuple[Mapping[str, Any], ...]
 
     def written(self) -> frozenset[str]:
         """Digests of the samples shards whose responses the teacher wrote."""
@@ -62,8 +66,35 @@ class Manifest:
 
 def generations(location: Location) -> list[int]:
     """Generations of the seals at a location, ascending."""
+    if not location.lists:
+        newest = _newest(location) or 0
+        return [g for g in range(1, newest + 1) if location.exists(manifest_name(g))]
     found = map(generation_of, location.names())
     return sorted(generation for generation in found if generation is not None)
+
+
+def _newest(location: Location) -> int | None:
+    """The newest generation, found by the hint and the names that follow; None without a hint.
+
+    The hint may be that of an older seal: who wrote the next one may have died before it.
+    """
+    generation = hinted_generation(location)
+    if generation is None or not location.exists(manifest_name(generation)):
+        return None
+    while location.exists(manifest_name(generation + 1)):
+        generation += 1
+    return generation
+
+
+def hinted_generation(location: Location) -> int | None:
+    """The generation that the hint names, if there is a hint that was not altered."""
+    try:
+        newest = str(read_document(location, "hint", HINT).get("newest"))
+    except StoreError as error:  # a hint is not trusted, and not needed where files are listed
+        if not (location.lists or isinstance(error, CorruptCache)):
+            raise
+        return None
+    return generation_of(newest)
 
 
 def generation_of(name: str) -> int | None:
@@ -78,10 +109,10 @@ def read_manifest(location: Location) -> Manifest | None:
     Raises:
         CorruptCache: the seal does not parse, or names what no seal names.
     """
-    found = generations(location)
-    if not found:
-        return None
-    return load_seal(location, found[-1])
+    newest = None if location.local else _newest(location)
+    if newest is None:
+        newest = max(generations(location), default=None)
+    return None if newest is None else load_seal(location, newest)
 
 
 def load_seal(location: Location, generation: int) -> Manifest:
@@ -136,11 +167,18 @@ def _manifest(document: Mapping[str, Any], generation: int) -> Manifest:
             strict.digest(shard): parse(rows)
             for shard, rows in strict.fields(document.get(FIELD, {})).items()
         },
+        origins=strict.listed(document.get("origins", []), limits.RUNS, _origin),
     )
 
 
 def _named(value: Any) -> str:
     return check_name(strict.text(value))
+
+
+def _origin(value: Any) -> dict[str, Any]:
+    origin = strict.fields(value)
+    strict.short_id(origin["root"])
+    return origin
 
 
 def _run(value: Any) -> dict[str, Any]:

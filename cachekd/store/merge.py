@@ -18,7 +18,7 @@ from cachekd.store.layout import (
     shard_name,
     unit_name,
 )
-from cachekd.store.manifest import Manifest
+from cachekd.store.manifest import Manifest, generations
 from cachekd.store.seal import seal
 from cachekd.store.state import CacheState, is_committed, read_state
 
@@ -30,7 +30,7 @@ def merge(sources: Sequence[str], target: str) -> Manifest:
 
     Raises:
         MismatchError: two caches have another source or capture; names each field that differs.
-        UnsealedCache: the union has samples without targets.
+        UnsealedCache: the union has samples without targets, and a cache of it is not sealed.
         CorruptCache: a file is missing or altered.
     """
     united, into = open_all(sources, target)
@@ -46,7 +46,12 @@ def merge(sources: Sequence[str], target: str) -> Manifest:
             data = place.read(name)
             if not into.create(name, data) and not is_committed(into, plan, number):
                 into.replace(name, data)
-    return seal(into)
+    return seal_union(united, into)
+
+
+def seal_union(united: Sequence[tuple[Location, CacheState]], into: Location) -> Manifest:
+    """Seal a union; what sealed caches left out, as parts of others do, is left out of it too."""
+    return seal(into, leave_out=all(generations(place) for place, _ in united))
 
 
 def open_all(
@@ -81,7 +86,7 @@ def copy_samples(place: Location, state: CacheState, into: Location) -> None:
     copy_files(place, generated_files(place), into)
     named = {samples_name(digest): digest for digest in state.samples()}
     for digest, plan in state.plans.items():
-        if plan.prior and state.missing_units(digest):
+        if plan.prior and state.missing_units(digest) and place.exists(prior_name(plan.prior)):
             named[prior_name(plan.prior)] = plan.prior
     copy_files(place, named, into)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from cachekd.data import limits
-from cachekd.errors import CorruptCache
+from cachekd.errors import CorruptCache, StoreError
 
 _COMPONENT = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{limits.NAME_LENGTH - 1}}}(?<!\.)")
 
@@ -23,6 +23,40 @@ def check_name(name: str) -> str:
             "altered"
         )
     return name
+
+
+def altered(path: str, what: str) -> CorruptCache:
+    """The error for a file whose bytes are not those that were written."""
+    return CorruptCache(
+        f"{path}: {what}. The file was altered: restore it, or delete it and run the "
+        "precompute command again to make it anew"
+    )
+
+
+def gone(root: str) -> StoreError:
+    """The error for a cache's folder that is there no more."""
+    return StoreError(f"{root} went away while it was worked on")
+
+
+def missing(path: str) -> CorruptCache:
+    """The error for a file of a cache that should be there and is not."""
+    mend = "Restore it, or run the precompute command again to make it anew"
+    if path.rpartition("/")[2] in ("cache.json", "capture.json"):
+        mend = (
+            "It says whose the cache is: restore it from a copy (a lost cache.json of a cache "
+            "without attention is also written anew by the precompute command of its teacher)"
+        )
+    return CorruptCache(
+        f"{path} is missing; it was deleted, or the cache was copied only in part. {mend}"
+    )
+
+
+def cannot_write(path: str, size: int, error: OSError) -> StoreError:
+    """The error for a file that cannot be written."""
+    return StoreError(
+        f"cannot write {path} ({size} bytes): {error.strerror or error}. What was committed before "
+        "is whole; free space or fix access, then run the same command again"
+    )
 
 
 def shown(url: str) -> str:

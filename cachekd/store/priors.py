@@ -10,10 +10,10 @@ from cachekd.codecs._learn import learn_prior
 from cachekd.codecs._priors import Prior, load_prior
 from cachekd.data import limits
 from cachekd.data.digests import bytes_digest
-from cachekd.errors import CorruptCache
 from cachekd.plugins import find
 from cachekd.store.io import Location
 from cachekd.store.layout import prior_name
+from cachekd.store.local import too_large
 from cachekd.types import TopKLogits
 
 _TESTED = 5  # one record in so many is kept to choose by
@@ -34,12 +34,11 @@ class Priors:
         """
         if digest not in self._held:
             name = prior_name(digest)
-            data = self._location.read(name, limits.PRIOR_BYTES)
-            if bytes_digest(data) != digest:
-                raise CorruptCache(
-                    f"{self._location.path(name)}: its bytes do not have the digest it names"
-                )
-            self._held[digest] = load_prior(self._location.path(name), data)
+            path, size = self._location.path(name), self._location.size(name)
+            if size > limits.PRIOR_BYTES:
+                raise too_large(path, limits.PRIOR_BYTES)
+            data = self._location.checked(name, digest, size)
+            self._held[digest] = load_prior(path, data.to_pybytes())
         return self._held[digest]
 
 

@@ -7,32 +7,33 @@ request, as far as it is committed. Every shard is checked in whole when it is f
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from cachekd.data.digests import bytes_digest, sample_key
+from cachekd.data.digests import sample_key
 from cachekd.data.packed import Places
 from cachekd.errors import CorruptCache, UnsealedCache
-from cachekd.store.attention_shards import AttentionFacts, AttentionShard
+from cachekd.store.attention_shards import AttentionFacts
 from cachekd.store.content import totals
 from cachekd.store.identity import Identity
 from cachekd.store.identity_files import read_identity
 from cachekd.store.index import KeyIndex, load_index
 from cachekd.store.io import Location
-from cachekd.store.layout import index_name
+from cachekd.store.layout import attention_name, index_name, shard_name
 from cachekd.store.manifest import Manifest, read_manifest
-from cachekd.store.priors import Priors
+from cachekd.store.open_shards import OpenShards
 from cachekd.store.samples import SampleTable
 from cachekd.store.seal import captured, load_samples
-from cachekd.store.shards import Groups, Shard, ShardFacts
+from cachekd.store.settings import settings
+from cachekd.store.shards import Shard, ShardFacts
 from cachekd.store.skipped import Skipped, in_force, marked
 from cachekd.store.state import read_state
+from cachekd.store.texts import Texts, with_text
 from cachekd.types import AttentionRows, Float32, Int32, Int64, Record, Role, TopKLogits, UInt8
-
-_REMOTE_BYTES_HELD = 1 << 30
 
 _REPAIRED = "%s was repaired: %d files that it had are left out; precompute makes them anew"
 _log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Cache:
         lengths: tokens of each sample, int32.
         written: whether the teacher wrote the response of each sample, bool.
         sample_ids: content id of each sample.
+        texts: where token ids are read that the cache was shared without; set by who has them.
         decodes_attention: whether records come with their attention.
         skipped: rows by key that the teacher gave no distribution of.
     """
@@ -85,13 +87,10 @@ class Cache:
         self._samples = samples
         self._index = index
         self._facts = dict(shards)
-        self._open: OrderedDict[int, Shard] = OrderedDict()
         self.decodes_attention = bool(attention)
-        self._attention = dict(attention)
-        self._attention_open: dict[str, AttentionShard] = {}
-        self._groups = Groups()
-        self._priors = Priors(location)
+        self._shards = OpenShards(location, identity, self._facts, dict(attention))
         self._by_key: Places | None = None
+        self.texts: Texts | None = None
 
     @property
     def sealed(self) -> bool:
@@ -148,11 +147,10 @@ class Cache:
             raise KeyError(f"{self.name} has no targets for these {len(input_ids)} token ids")
         if self._by_key is None:
             self._by_key = Places(self._samples.keys)
-        found = self._by_key.all_of(key)
-        if len(found):
-            return self[int(found[0])]
-        place = self._place(key, None)
-        return self._record(None, place, self._shard(place[0]).record(place[1]))
+        found, place = self._by_key.all_of(key), self._place(key, None)
+        stored = self._shard(place[0]).record(place[1])
+        given = (stored[0], np.asarray(input_ids, np.int32), stored[2])
+        return self._record(int(found[0]) if len(found) else None, place, given)
 
     def unigram(self) -> Float32 | None:
         """The teacher's mean distribution, float32 [V], as the priors of the cache tell it.
@@ -165,7 +163,7 @@ class Cache:
                 weights[facts.prior] += facts.tokens - facts.rows
         if not weights:
             return None
-        total = sum(n * self._priors.get(prior).unigram() for prior, n in weights.items())
+        total = sum(n * self._shards.priors.get(prior).unigram() for prior, n in weights.items())
         return np.asarray(total / weights.total(), np.float32)
 
     def roles(self, i: int) -> tuple[UInt8, int | None]:
@@ -176,6 +174,27 @@ class Cache:
     def shards_of(self, numbers: Int32) -> tuple[list[str], Int64]:
         """Digests of all shards, and which of them holds the targets of each of these samples."""
         return self._index.shards, self._index.shards_of(self._samples.keys.take(numbers))
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that the local cache may hold of this cache and others; 0 for a local one."""
+        return self._location.cache.limit if self._location.cache else 0
+
+    def bytes_of(self, digest: str) -> int:
+        """Bytes of a shard of logits, with its shard of attention where that is decoded."""
+        beside = self._shards.beside(digest) if self.decodes_attention else None
+        return self._facts[digest].bytes + (beside.bytes if beside else 0)
+
+    def fetch(self, digest: str) -> None:
+        """Bring a shard of logits, and its shard of attention where that is decoded, here.
+
+        Raises:
+            StoreError: it cannot be had.
+        """
+        self._location.checked(shard_name(digest), digest, self._facts[digest].bytes)
+        beside = self._shards.beside(digest) if self.decodes_attention else None
+        if beside is not None:
+            self._location.checked(attention_name(beside.digest), beside.digest, beside.bytes)
 
     def _place(self, key: bytes, i: int | None) -> tuple[int, int]:
         place = self._index.find(key)
@@ -188,6 +207,7 @@ class Cache:
     ) -> Record:
         """Sample i, or a document that no sample names, with the record found at its place."""
         key, input_ids, logits = found
+        input_ids = with_text(self.url, key, input_ids, self.texts)
         roles, prompt_length = np.full(len(input_ids), Role.TEXT, dtype=np.uint8), None
         if i is not None:
             roles, prompt_length = self.roles(i)
@@ -209,45 +229,19 @@ class Cache:
     def _attention_rows(self, place: tuple[int, int], input_ids: Int32) -> AttentionRows:
         """Attention of a document: in the same row as its logits, of the shard beside theirs."""
         digest = self._index.shards[place[0]]
-        if digest not in self._attention:
-            raise CorruptCache(f"{self.url}: no attention shard goes with logits shard {digest}")
-        if digest not in self._attention_open:
-            assert self.identity.attention_id is not None, "shards of it were found"
-            self._attention_open[digest] = AttentionShard(
-                self._location, self._attention[digest], self.identity.attention_id
-            )
-        return self._attention_open[digest].record(place[1], input_ids)
+        return self._shards.attention(digest).record(place[1], input_ids)
 
     def _shard(self, number: int) -> Shard:
-        if number not in self._open:
-            digest = self._index.shards[number]
-            if digest not in self._facts:
-                raise CorruptCache(f"{self.url}: the index names shard {digest}, the seal does not")
-            facts = self._facts[digest]
-            self._open[number] = Shard(
-                self._location, facts, self.identity.capture_id, self._groups, self._priors
-            )
-            self._make_room()
-        self._open.move_to_end(number)
-        return self._open[number]
-
-    def _make_room(self) -> None:
-        """Close the shards used longest ago: those of a remote cache lie in memory in whole."""
-        if self._location.local:
-            return
-        held = sum(self._facts[self._index.shards[number]].bytes for number in self._open)
-        while held > _REMOTE_BYTES_HELD and len(self._open) > 1:
-            number, _ = self._open.popitem(last=False)
-            held -= self._facts[self._index.shards[number]].bytes
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A worker process opens shards of its own.
-        own = {"_open": OrderedDict(), "_attention_open": {}, "_groups": Groups()}
-        return {**self.__dict__, **own, "_priors": Priors(self._location)}
+        return self._shards.logits(self._index.shards[number])
 
 
 def open_cache(
-    url: str, *, partial: bool = False, name: str | None = None, attention: bool = True
+    url: str,
+    *,
+    partial: bool = False,
+    name: str | None = None,
+    attention: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Cache:
     """Open a cache for reading.
 
@@ -256,13 +250,16 @@ def open_cache(
         partial: accept a cache without seal (or newer than its seal), as far as it is committed.
         name: what messages call it; default the URL.
         attention: decode attention, where there is any, with each record.
+        storage_options: of the filesystem, as `datasets.load_from_disk` takes them; default:
+            those of ``CACHEKD_STORAGE_OPTIONS``.
 
     Raises:
         CacheNotFound: there is none.
         UnsealedCache: it has no seal and ``partial`` is off.
         CorruptCache: a file is missing or altered; names it.
     """
-    location = Location(url)
+    given = None if storage_options is None else replace(settings(), options=storage_options)
+    location = Location(url, given=given)
     cache = _open_partial(location, name or url) if partial else _open_sealed(location, name or url)
     cache.decodes_attention &= attention
     return cache
@@ -281,10 +278,8 @@ def _open_sealed(location: Location, name: str) -> Cache:
     ids = (identity.source_id, identity.capture_id, identity.attention_id)
     if (manifest.source_id, manifest.capture_id, manifest.attention_id) != ids:
         raise CorruptCache(f"{url}: the seal is of another identity than cache.json")
-    data = location.read(index_name(manifest.index))
-    if bytes_digest(data) != manifest.index:
-        raise CorruptCache(f"{location.path(index_name(manifest.index))}: the file was altered")
-    index = load_index(index_name(manifest.index), data)
+    data = location.checked(index_name(manifest.index), manifest.index)
+    index = load_index(index_name(manifest.index), data.to_pybytes())
     samples = captured(load_samples(location, manifest.samples, manifest.written()), index)
     if len(samples.ids) != manifest.totals.get("samples"):
         raise CorruptCache(

@@ -20,9 +20,8 @@ from cachekd.errors import ConfigError, CorruptCache, UnsealedCache
 from cachekd.store.io import Location
 from cachekd.store.layout import attention_name, prior_name, shard_name, unit_name
 from cachekd.store.manifest import Manifest
-from cachekd.store.merge import copy_files, copy_plans, copy_samples, open_all
+from cachekd.store.merge import copy_files, copy_plans, copy_samples, open_all, seal_union
 from cachekd.store.priors import Priors, best_prior, write_prior
-from cachekd.store.seal import seal
 from cachekd.store.shards import Shard, write_shard
 from cachekd.store.state import CacheState, UnitRecord, read_state
 from cachekd.types import TopKLogits
@@ -53,7 +52,7 @@ def recode(sources: Sequence[str], target: str) -> Recoded:
     Raises:
         ConfigError: the target holds units that are not from this call.
         MismatchError: two caches have another source or capture; names each field that differs.
-        UnsealedCache: the union has samples without targets.
+        UnsealedCache: the union has samples without targets, and a cache of it is not sealed.
         CorruptCache: a file is missing or altered.
     """
     united, into = open_all(sources, target)
@@ -72,7 +71,7 @@ def recode(sources: Sequence[str], target: str) -> Recoded:
             if unit not in done:
                 done.add(unit)
                 _recode_unit(place, priors, state, record, into, prior, digest)
-    sealed = seal(into)
+    sealed = seal_union(united, into)
     return Recoded(
         manifest=sealed,
         bytes_before=_bytes(united),

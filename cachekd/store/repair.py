@@ -29,7 +29,7 @@ from cachekd.store.layout import (
     most_bytes,
     unit_name,
 )
-from cachekd.store.manifest import Manifest, generations, load_seal
+from cachekd.store.manifest import Manifest, generations, hinted_generation, load_seal
 from cachekd.store.problems import Problem, file_problem
 from cachekd.store.seal import (
     checked_content,
@@ -40,7 +40,7 @@ from cachekd.store.seal import (
     show,
 )
 from cachekd.store.verify import IDENTITY, Examined, examine, whole_identity
-from cachekd.store.verify_seal import captures, hinted_generation
+from cachekd.store.verify_seal import captures
 
 _MADE_ANEW = (
     "plans/",
@@ -88,7 +88,7 @@ def repair(url: str, *, progress: Callable[[int, int], None] | None = None) -> R
         CacheNotFound: there is no cache.
         StoreError: a file cannot be written or taken away, or another process writes the cache.
     """
-    location = Location(url)
+    location = Location(url, held=False)
     with alone(location):
         return _repair(location, progress)
 
@@ -186,7 +186,8 @@ def _reseal(location: Location, identity: Identity, damage: Damage, seals: _Seal
     # Where nothing is lacking and the same files are named, it is the seal itself that was wrong.
     wrong = newest is None or (newest.files == content["files"] and not lacking)
     own = seals.top if wrong else None
-    sealed = publish(location, identity, content, index_data, own)
+    sealed = publish(location, identity, content, index_data, after=seals.top, generation=own)
+    assert sealed is not None, "no other process works on the cache"
     return [*written, manifest_name(sealed.generation)]
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from cachekd.data import limits
-from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache, StoreError, UnsealedCache
 from cachekd.store.attention_rows import check_query_rows
 from cachekd.store.card import card
@@ -35,19 +34,28 @@ from cachekd.store.layout import (
     shard_name,
 )
 from cachekd.store.logits_rows import check_rows
-from cachekd.store.manifest import MOST_GENERATIONS, Manifest, read_manifest
+from cachekd.store.manifest import (
+    MOST_GENERATIONS,
+    Manifest,
+    generations,
+    load_seal,
+    read_manifest,
+)
 from cachekd.store.problems import file_problem
 from cachekd.store.samples import SampleTable, collect, read_samples
 from cachekd.store.state import CacheState, read_state
 
 
-def seal(location: Location, *, leave_out: bool = False) -> Manifest:
+def seal(
+    location: Location, *, leave_out: bool = False, origin: Mapping[str, Any] | None = None
+) -> Manifest:
     """Seal what is committed, write the index and the card.
 
     Args:
         location: the cache.
         leave_out: leave samples without targets (of runs that are not finished) to a later seal;
             else they are an error.
+        origin: a cache that records were taken from, and which; the seal tells of it.
 
     Returns:
         the newest seal: an old one if nothing has come since.
@@ -60,9 +68,15 @@ def seal(location: Location, *, leave_out: bool = False) -> Manifest:
     # One at a time: a newer seal must not tell of an older state.
     with Claims(location, "seal") as claims:
         claims.wait(0)
-        state = read_state(location)
-        content, index_data = checked_content(location, state, leave_out=leave_out)
-        return publish(location, state.identity, content, index_data)
+        while True:
+            # Looked at before the state: what a seal names that comes later was committed before.
+            last = newest_generation(location)
+            state = read_state(location)
+            content, index_data = checked_content(location, state, leave_out=leave_out)
+            content |= {"origins": [dict(origin)]} if origin else {}
+            sealed = publish(location, state.identity, content, index_data, after=last)
+            if sealed is not None:
+                return sealed
 
 
 def checked_content(
@@ -101,13 +115,24 @@ def left_out(before: Manifest, content: Mapping[str, Any]) -> dict[str, Any]:
     return {"repaired": sorted(lost)} if lost else {}
 
 
+def origins(before: Manifest, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The field ``origins`` of a new seal: caches that its records were taken from, each once.
+
+    Of one that was taken from twice, the last time is told.
+    """
+    known = {origin["root"]: origin for origin in (*before.origins, *content.get("origins", ()))}
+    return {"origins": list(known.values())} if known else {}
+
+
 def publish(
     location: Location,
     identity: Identity,
     content: Mapping[str, Any],
     index_data: bytes,
+    *,
+    after: int,
     generation: int | None = None,
-) -> Manifest:
+) -> Manifest | None:
     """Write the index, a seal with this content unless the newest has it, the hint and the card.
 
     Args:
@@ -115,20 +140,30 @@ def publish(
         identity: of the cache.
         content: fields of the seal.
         index_data: bytes of the index that it names.
-        generation: of a damaged seal that this one replaces; else the next free one is taken.
+        after: generation of the newest seal when the content was looked at, 0 if there was none.
+        generation: of a damaged seal that this one replaces; else the next one is taken.
+
+    Returns:
+        the newest seal, or None if another writer has sealed since: then nothing is sealed, and
+        what is committed has to be looked at again.
     """
     keep_index(location, content["index"], index_data)
     # What another writer named may not be on the disk yet; a seal must not outlive what it names.
     location.sync(FOLDERS)
     location.sweep(FOLDERS)
-    if generation is None:
-        _take(location, content)
-    else:
+    if generation is not None:
         location.replace(manifest_name(generation), seal_data(content, generation))
+    elif not _take(location, content, after):
+        return None
     sealed = read_manifest(location)
     assert sealed is not None, "there is one at least"
     show(location, identity, sealed)
     return sealed
+
+
+def newest_generation(location: Location) -> int:
+    """Generation of the newest seal, or 0."""
+    return max(generations(location), default=0)
 
 
 def keep_index(location: Location, digest: str, data: bytes) -> list[str]:
@@ -156,26 +191,21 @@ def seal_data(content: Mapping[str, Any], generation: int) -> bytes:
     return dump_document("manifest", {**content, "generation": generation})
 
 
-def _take(location: Location, content: Mapping[str, Any]) -> None:
-    """Write a seal as the next free generation, unless the newest says the same.
-
-    Another sealer may take a generation first, with the same content or another.
-    """
-    while True:
-        newest = read_manifest(location)
-        if newest is None:
-            generation = 1
-        elif newest.root == content["root"] and dict(newest.files) == content["files"]:
-            return
-        else:
-            generation = 1 + newest.generation
-            if generation > MOST_GENERATIONS:
-                raise StoreError(
-                    f"{location.path(manifest_name(newest.generation))}: there is no higher "
-                    "generation; the file was put there. Take it away, then seal again"
-                )
-            content = {**left_out(newest, content), **content}
-        location.create(manifest_name(generation), seal_data(content, generation))
+def _take(location: Location, content: Mapping[str, Any], after: int) -> bool:
+    """Write the seal that follows one, unless that says the same; False if another was first."""
+    if newest_generation(location) != after:
+        return False
+    before = load_seal(location, after) if after else None
+    if before is not None:
+        if before.root == content["root"] and dict(before.files) == content["files"]:
+            return True
+        if after >= MOST_GENERATIONS:
+            raise StoreError(
+                f"{location.path(manifest_name(after))}: there is no higher generation; the file "
+                "was put there. Take it away, then seal again"
+            )
+        content = {**left_out(before, content), **content, **origins(before, content)}
+    return location.create(manifest_name(after + 1), seal_data(content, after + 1))
 
 
 def captured(samples: SampleTable, index: KeyIndex) -> SampleTable:
@@ -203,9 +233,7 @@ def load_samples(
 def samples_table(location: Location, digest: str) -> pa.Table:
     """Rows of a samples shard (errors of `load_samples`)."""
     name = samples_name(digest)
-    data = location.map(name)
-    if bytes_digest(data) != digest:
-        raise CorruptCache(f"{location.path(name)}: its bytes do not have the digest it names")
+    data = location.checked(name, digest)
     return read_samples(location.path(name), data, limits.SAMPLES_ROWS)
 
 

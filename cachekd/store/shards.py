@@ -21,6 +21,7 @@ from cachekd.errors import CorruptCache, TeacherError
 from cachekd.plugins import find
 from cachekd.store.io import Location
 from cachekd.store.layout import shard_name
+from cachekd.store.names import altered
 from cachekd.store.priors import Priors
 from cachekd.store.tables import (
     LOGITS,
@@ -30,6 +31,7 @@ from cachekd.store.tables import (
     read_group,
     write_table,
 )
+from cachekd.store.texts import NO_TEXT, no_text
 from cachekd.types import Int32, TopKLogits
 
 _GROUP_BYTES_HELD = 256 << 20
@@ -160,12 +162,7 @@ class Shard:
     ) -> None:
         self.name = shard_name(facts.digest)
         self._path = location.path(self.name)
-        data = location.map(self.name)
-        if data.size != facts.bytes:
-            raise self._corrupt(f"expected {facts.bytes} bytes, found {data.size}")
-        found = bytes_digest(data)
-        if found != facts.digest:
-            raise self._corrupt(f"expected sha256 {facts.digest}, found {found}")
+        data = location.checked(self.name, facts.digest, facts.bytes)
         self._table = open_table(self._path, data, LOGITS, rows=facts.rows, values=facts.tokens)
         metadata: Mapping[bytes, bytes] = self._table.schema.metadata or {}
         if metadata.get(b"capture_id") != capture_id.encode():
@@ -192,6 +189,11 @@ class Shard:
         except (pa.ArrowException, OSError) as error:
             raise self._corrupt(str(error)) from error
         return keys
+
+    def table(self) -> pa.Table:
+        """All rows as they are stored, not decoded."""
+        groups = [read_group(self._table, group) for group in range(len(self._table.rows))]
+        return pa.Table.from_batches(groups).replace_schema_metadata(None)
 
     def record(self, row: int) -> tuple[bytes, Int32, TopKLogits]:
         """Key, token ids and targets of a row."""
@@ -223,15 +225,16 @@ class Shard:
         key: bytes = batch.column(0)[place].as_py()
         tokens = batch.column(1)[place].as_py()
         entries = batch.column(2)[place].as_py()
+        if not 2 <= tokens <= limits.TOKENS:
+            raise self._corrupt(f"row {row}: {tokens} tokens cannot be")
         values = batch.column(3)[place].values
-        if values is None:
-            raise self._corrupt(f"row {row} has no token ids")
-        input_ids = numpy_of(values)
+        input_ids = no_text(tokens) if values is None else numpy_of(values)
         if not 2 <= tokens == len(input_ids) <= limits.TOKENS:
             raise self._corrupt(f"row {row}: counts do not fit its token ids")
         if not 0 <= entries <= limits.ENTRIES:
             raise self._corrupt(f"row {row}: {entries} entries cannot be")
-        if input_ids.min() < 0 or input_ids.max() >= self.header.vocab_size:
+        least = 0 if values is not None else NO_TEXT
+        if input_ids.min() < least or input_ids.max() >= self.header.vocab_size:
             raise self._corrupt(f"row {row}: token ids outside the vocabulary")
         return key, input_ids, (batch.column(4)[place].as_buffer(), tokens - 1, entries)
 
@@ -242,7 +245,7 @@ class Shard:
             CorruptCache: says what is wrong.
         """
         key, input_ids, targets = self.record(row)
-        if key != sample_key(input_ids):
+        if input_ids[0] != NO_TEXT and key != sample_key(input_ids):
             raise self._corrupt(f"row {row}: its key is not the digest of its token ids")
         problem = impossible(targets)
         if problem:
@@ -253,10 +256,7 @@ class Shard:
         return self._groups.get((self._digest, group), lambda: read_group(self._table, group))
 
     def _corrupt(self, what: str) -> CorruptCache:
-        return CorruptCache(
-            f"{self._path}: {what}. The file was altered: restore it, or delete it and run the "
-            "precompute command again to make it anew"
-        )
+        return altered(self._path, what)
 
 
 def impossible(targets: TopKLogits) -> str | None:

@@ -108,7 +108,7 @@ def verify(
     """
     if not 0 < sample <= 1:
         raise ConfigError(f"sample: expected a share above 0 and at most 1; found {sample:g}")
-    location = Location(url)
+    location = Location(url, held=False)  # what is stored is looked at, no copy of it
 
     def draw(digests: Iterable[str]) -> frozenset[str]:
         return drawn(digests, sample, sample_seed)
@@ -201,7 +201,7 @@ def whole_identity(location: Location) -> tuple[Identity | None, list[Problem]]:
     try:
         identity = read_identity(location)
     except CacheNotFound as error:
-        if not location.names("plans"):
+        if not (location.lists and location.names("plans")):
             raise
         return None, [problem_of(location, CACHE, error, expected="the identity of the cache")]
     except CorruptCache as error:

@@ -23,7 +23,6 @@ from cachekd.store.layout import (
     ATTENTION_CAPTURE,
     CACHE,
     CAPTURE,
-    HINT,
     attention_name,
     index_name,
     manifest_name,
@@ -32,7 +31,7 @@ from cachekd.store.layout import (
     samples_name,
     shard_name,
 )
-from cachekd.store.manifest import Manifest, generation_of, generations, load_seal
+from cachekd.store.manifest import Manifest, generations, hinted_generation, load_seal
 from cachekd.store.problems import (
     Problem,
     document_problem,
@@ -99,15 +98,6 @@ def newest_seal(location: Location) -> tuple[Manifest | None, list[Problem]]:
         name = manifest_name(hinted)
         problems.append(Problem(file=name, expected=expected, found="none: the file is missing"))
     return newest, problems
-
-
-def hinted_generation(location: Location) -> int | None:
-    """The generation that the hint names, if there is a hint that was not altered."""
-    try:
-        newest = str(read_document(location, "hint", HINT).get("newest"))
-    except StoreError:  # a hint is not trusted and not needed
-        return None
-    return generation_of(newest)
 
 
 def check_generated(location: Location) -> tuple[list[Problem], int]:
@@ -189,7 +179,8 @@ def _check_index(location: Location, manifest: Manifest) -> Problem | None:
 
 def check_indexes(location: Location) -> list[Problem]:
     """Index files, of whichever seal, whose bytes do not have the digest that they are named by."""
-    digests = (name for name in location.names("index") if _DIGEST.fullmatch(name))
+    there = location.names("index") if location.lists else []
+    digests = (name for name in there if _DIGEST.fullmatch(name))
     found = (file_problem(location, index_name(d), digest=d) for d in digests)
     return [problem for problem in found if problem is not None]
 

@@ -36,6 +36,7 @@ class TeacherFacts:
         dtype: dtype it will be loaded in.
         context_length: longest input in tokens.
         end_tokens: ids that end what it writes, as its configuration says.
+        inexact: columns of its targets that are not what their name says, each with what they are.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class TeacherFacts:
     dtype: str
     context_length: int
     end_tokens: tuple[int, ...] = ()
+    inexact: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

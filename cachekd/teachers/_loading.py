@@ -6,6 +6,7 @@ Comes in: settings and the facts of a teacher. Goes out: the model, and what its
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import Any
 
 from cachekd.config import ModelConfig, PrecomputeConfig, ScoringConfig
@@ -20,8 +21,12 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    placed = {"device_map": config.device_map} if config.device_map else {}
+    device = config.device or own_device()
+    placed = _placed(config)
+    if isinstance(config, PrecomputeConfig) and config.tp_plan:
+        from transformers.distributed import DistributedConfig
+
+        placed = {"distributed_config": DistributedConfig(tp_plan=config.tp_plan)}
     model, loading = AutoModelForCausalLM.from_pretrained(
         facts.folder,
         dtype=getattr(torch, facts.dtype),
@@ -38,6 +43,50 @@ def load_model(
     if not placed and not (config.load_in_4bit or config.load_in_8bit):
         model = model.to(device)
     return model, sorted(loading["missing_keys"])
+
+
+def own_device() -> str:
+    """Where a teacher is put by default: of several processes each has a GPU of its own.
+
+    torchrun and Slurm number the processes of a machine. With fewer GPUs than processes, or where
+    a process sees its own alone, they are gone through in turn.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
+    if number is None or not number.isdecimal():
+        return "cuda"
+    place = int(number) % torch.cuda.device_count()
+    torch.cuda.set_device(place)  # where libraries put what they load themselves
+    return f"cuda:{place}"
+
+
+def input_device(model: Any) -> Any:
+    """The device that a model takes its tokens on, also where its weights lie on disk."""
+    import torch
+
+    embedding = model.get_input_embeddings()
+    device = embedding.weight.device
+    if device.type != "meta":
+        return device
+    used = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    if used is None:
+        raise TeacherError("the device map leaves the teacher's embedding nowhere; use another one")
+    return torch.device("cuda", used) if isinstance(used, int) else torch.device(used)
+
+
+def _placed(config: PrecomputeConfig | ScoringConfig) -> dict[str, Any]:
+    """Where accelerate puts the parts of a large teacher."""
+    if not config.device_map:
+        return {}
+    limits = {int(k) if k.isdecimal() else k: v for k, v in config.max_memory.items()}
+    return {
+        "device_map": config.device_map,
+        **({"max_memory": limits} if limits else {}),
+        **({"offload_folder": config.offload_folder} if config.offload_folder else {}),
+    }
 
 
 def no_room(config: PrecomputeConfig | ScoringConfig, error: MemoryError) -> TeacherError:

@@ -21,11 +21,11 @@ from cachekd.errors import DataError, MismatchError, TeacherError
 from cachekd.teachers import Selection
 from cachekd.types import Float32, Int32, TopKLogits
 
-_IMPOSSIBLE = -9000.0
+IMPOSSIBLE = -9000.0
 """vLLM writes -9999 for the logarithm of 0, which JSON cannot hold."""
-_EXCESS = 1e-3
-_BEYOND = 0.01
-_LEAST_TAIL = 2.0**-24
+EXCESS = 1e-3
+BEYOND = 0.01
+LEAST_TAIL = 2.0**-24
 
 Row = tuple[dict[int, float], float]
 """Entries of a row by id, and the log-probability of the next token."""
@@ -48,13 +48,13 @@ def read_row(place: Any, next_id: int, vocab_size: int) -> Row:
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"a place of prompt_logprobs cannot be read: {error!r}") from error
     mass = math.fsum(math.exp(min(value, 1.0)) for value in found.values())
-    if not mass <= 1 + _EXCESS:  # NaN is refused too
+    if not mass <= 1 + EXCESS:  # NaN is refused too
         raise TeacherError(
             f"the server gives values that are no log-probabilities: they sum to {mass:.4g}. Start "
             "vLLM with --logprobs-mode raw_logprobs"
         )
     beyond = math.fsum(math.exp(value) for key, value in found.items() if key >= vocab_size)
-    if beyond > _BEYOND or min(found, default=0) < 0:
+    if beyond > BEYOND or min(found, default=0) < 0:
         raise MismatchError(
             f"the server gives {beyond:.2g} of a row's probability to ids beyond the student's "
             f"vocabulary of {vocab_size}: expected a teacher with the student's tokenizer"
@@ -63,7 +63,7 @@ def read_row(place: Any, next_id: int, vocab_size: int) -> Row:
         raise DataError(f"the prompt's own token {next_id} is not among the entries of its place")
     known = {key: value for key, value in found.items() if key < vocab_size}
     own = known[next_id]
-    return known, own if own > _IMPOSSIBLE else -math.inf
+    return known, own if own > IMPOSSIBLE else -math.inf
 
 
 def kept(entries: Mapping[int, float], given: Mapping[int, float], selection: Selection) -> Any:
@@ -73,10 +73,10 @@ def kept(entries: Mapping[int, float], given: Mapping[int, float], selection: Se
     for rank, (key, value) in enumerate(ranked):
         p = math.exp(value)
         wanted = before < selection.p or rank < selection.min_k or selection.p >= 1.0
-        if value > _IMPOSSIBLE and wanted and (p >= selection.min_prob or rank == 0):
+        if value > IMPOSSIBLE and wanted and (p >= selection.min_prob or rank == 0):
             head[key] = value
         before += p
-    further = {key: value for key, value in given.items() if value > _IMPOSSIBLE}
+    further = {key: value for key, value in given.items() if value > IMPOSSIBLE}
     return sorted({**further, **head}.items(), key=lambda item: (-item[1], item[0]))
 
 
@@ -121,6 +121,6 @@ def _rest(entries: Sequence[tuple[int, float]]) -> tuple[float, float]:
     if not entries:
         return 0.0, 0.0
     probs = [math.exp(value) for _, value in entries]
-    tail = max(1.0 - math.fsum(probs), _LEAST_TAIL)
+    tail = max(1.0 - math.fsum(probs), LEAST_TAIL)
     known = -math.fsum(p * value for p, (_, value) in zip(probs, entries, strict=True))
     return math.log(tail), max(0.0, known - tail * math.log(tail))

@@ -26,7 +26,7 @@ from cachekd.data.models import (
 )
 from cachekd.errors import TeacherError
 from cachekd.teachers import LayerSink, PromptDraw, Selection, TeacherFacts, WritingSpec
-from cachekd.teachers._loading import check_extras, load_model, no_room
+from cachekd.teachers._loading import check_extras, input_device, load_model, no_room
 from cachekd.teachers._memory import one_memory_error
 from cachekd.types import Int32, Int64, TopKLogits
 
@@ -41,7 +41,7 @@ class HFTeacher:
         from cachekd.teachers._head import LogitRows
 
         self._model = model.eval()
-        self._device = model.get_input_embeddings().weight.device
+        self._device = input_device(model)
         self._threads = threads
         with _cpu_threads(threads):
             self._rows = LogitRows(self._model, self._device)

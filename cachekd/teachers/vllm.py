@@ -1,10 +1,12 @@
-"""The teacher of a vLLM server: reached over its OpenAI-compatible completions, prompts of ids.
+"""The teacher of vLLM: an engine in this process, or a server that is reached over HTTP.
 
-Comes in: the URL of a ``vllm serve``. Goes out: targets with what such a server can tell: exact
-heads, a tail that is 1 - sum, an entropy that is a lower bound (see `cachekd.teachers._vllm_rows`),
-temperature 1 alone. Given ids are scored where the server has ``prompt_logprob_token_ids``
-(``/inference/v1/generate``). Which weights it runs, and with which tokenizer, it cannot prove: its
-source is what it is called, where that came from, and the version of the engine.
+In this process: see `cachekd.teachers._vllm_engine`. Of a server (``vllm serve``) comes in the URL
+of its OpenAI-compatible completions, which are asked with prompts of ids. Goes out: targets with
+what it can tell: exact heads, a tail that is 1 - sum, an entropy that is a lower bound (see
+`cachekd.teachers._vllm_rows`), temperature 1 alone. Given ids are scored where the server has
+``prompt_logprob_token_ids`` (``/inference/v1/generate``). Which weights it runs, and with which
+tokenizer, it cannot prove: its source is what it is called, where that came from, and the version
+of the engine.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cachekd.config import PrecomputeConfig, ScoringConfig
 from cachekd.data.digests import differences
 from cachekd.errors import ConfigError, MismatchError, TeacherError
-from cachekd.teachers import RemoteConfig, Selection
+from cachekd.teachers import RemoteConfig, Selection, Teacher, TeacherFacts, _vllm_engine
 from cachekd.teachers._http import Connection, Reply
 from cachekd.teachers._vllm_api import (
     ADVICE,
@@ -43,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class VLLMTeacher:
-    """A model that a vLLM server runs."""
+    """A model that a vLLM server runs; and how one is run in this process."""
 
     def __init__(
         self, connection: Connection, source: Mapping[str, Any], context_length: int
@@ -51,6 +54,18 @@ class VLLMTeacher:
         self._connection = connection
         self._source = source
         self._context_length = context_length
+
+    @staticmethod
+    def identify(config: PrecomputeConfig | ScoringConfig) -> TeacherFacts:
+        """See `cachekd.teachers.TeacherBackend.identify`."""
+        return _vllm_engine.identify(config)
+
+    @staticmethod
+    def load(
+        config: PrecomputeConfig | ScoringConfig, facts: TeacherFacts, threads: int
+    ) -> Teacher:
+        """See `cachekd.teachers.TeacherBackend.load`; the engine minds its own threads."""
+        return _vllm_engine.load(config, facts)
 
     @staticmethod
     def connect(config: RemoteConfig) -> VLLMTeacher:

@@ -31,6 +31,8 @@ def training_arguments(config: TrainConfig, *, own_progress: bool = False) -> An
     import torch
     from transformers import TrainingArguments
 
+    from cachekd.training.sharded import check_sharding
+
     given = {k: v for k, v in config.training.items() if k != "resume_from_checkpoint"}
     known = [item.name for item in dataclasses.fields(TrainingArguments)]
     for key in given:
@@ -38,6 +40,8 @@ def training_arguments(config: TrainConfig, *, own_progress: bool = False) -> An
             raise ConfigError(unknown(key, known, "a field of TrainingArguments"))
     if given.get("output_dir", config.output_dir) != config.output_dir:
         raise ConfigError("training: output_dir is set outside training; leave it out there")
+    if str(given.get("fsdp")).lower() in ("true", "false"):  # a flag is text, to transformers too
+        given["fsdp"] = str(given["fsdp"]).lower() == "true"
     if given.get("hub_token"):
         given["hub_token"] = _Secret(given["hub_token"])
     defaults = {
@@ -57,6 +61,7 @@ def training_arguments(config: TrainConfig, *, own_progress: bool = False) -> An
     except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"training: {error}") from error
     _check_reports(arguments.report_to)
+    check_sharding(arguments)
     return arguments
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from cachekd.errors import ConfigError
@@ -21,6 +20,7 @@ from cachekd.training import learned
 from cachekd.training.callbacks import MeterCallback
 from cachekd.training.checkpoints import STATE
 from cachekd.training.meter import Meter
+from cachekd.training.sharded import ShardedTrainer
 from cachekd.training.workers import named_workers
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from cachekd.types import Batch
 
 
-class RunTrainer(transformers.Trainer):  # type: ignore[misc]
+class RunTrainer(ShardedTrainer):
     """Saves and restores all that a run is made of.
 
     Args:
@@ -39,7 +39,8 @@ class RunTrainer(transformers.Trainer):  # type: ignore[misc]
         **kwargs: arguments of `transformers.Trainer`.
 
     Raises:
-        ConfigError: the objective learns parameters, which sharded training cannot hold.
+        ConfigError: the objective learns parameters, and DeepSpeed or checkpoints that are written
+            shard by shard have no place for them.
     """
 
     def __init__(
@@ -59,23 +60,26 @@ class RunTrainer(transformers.Trainer):  # type: ignore[misc]
         vocab_size = getattr(self.train_dataset, "vocab_size", 0)
         self.learned = objective.learned(vocab_size)
         if self.learned is not None:
-            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            if self.is_deepspeed_enabled or self.keeps_shards:
                 raise ConfigError(
-                    "the objective learns parameters of its own, which FSDP and DeepSpeed do not "
-                    "take beside a sharded model; train with plain data parallelism"
+                    "the objective learns parameters of its own, which are whole in every process: "
+                    "DeepSpeed, and FSDP with state_dict_type SHARDED_STATE_DICT, have no place "
+                    "for them. Train with FULL_STATE_DICT, or with plain data parallelism"
                 )
             self.learned.to(self.args.device)
             self.add_callback(learned.LearnedCallback(self.learned))
 
     # What the objective learns
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimizer of Trainer, with a group for what the objective learns."""
-        new = self.optimizer is None
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
-        if new and self.learned is not None:
-            learned.add_group(optimizer, self.learned, self.objective_learning_rate)
-        return optimizer
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The scheduler of Trainer; its optimizer gets a group for what the objective learns.
+
+        Not before: to shard a model is to replace all parameters of its optimizer.
+        """
+        if self.learned is not None:
+            chosen = self.optimizer if optimizer is None else optimizer
+            learned.add_group(chosen, self.learned, self.objective_learning_rate)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)

@@ -46,6 +46,21 @@ def warn_of_provenance(caches: Sequence[Cache], student: Path) -> None:
         warn_of_difference("train", cache.identity.provenance, token_policy(student), *names)
 
 
+def warn_of_asserted(caches: Sequence[Cache]) -> None:
+    """Say once of each imported cache that its teacher is asserted, and what its rows lack."""
+    for cache in caches:
+        if "asserted" in cache.identity.source:
+            known = cache.identity.capture["imported"]
+            logger.warning(
+                "cache %r was imported: its teacher %r and its tokenizer are asserted, not known; "
+                "tail: %s, entropy: %s",
+                cache.name,
+                cache.identity.source["asserted"]["teacher"],
+                known["tail"],
+                known["entropy"],
+            )
+
+
 def warn_of_coarse_start(needs: Needs, caches: Sequence[Cache]) -> None:
     """Warn where the cache of the student as it starts is coarse.
 

@@ -206,6 +206,7 @@ def _check_selection(needs: Needs, caches: Sequence[Cache]) -> None:
         )
     for cache in caches:
         _check_heads(needs, cache)
+        _check_tail(needs, cache)
     if needs.unigram and caches and all(cache.unigram() is None for cache in caches):
         raise ConfigError(
             f"the objective needs the teacher's unigram, which cache {caches[0].name!r} does not "
@@ -229,6 +230,18 @@ def _check_heads(needs: Needs, cache: Cache) -> None:
             f"the objective needs heads that hold {needs.mass:g} of the teacher's mass; cache "
             f"{cache.name!r} was captured with --logits-top-p {selection['p']:g}. Ask for less, "
             f"or capture again with --logits-top-p {needs.mass:g} or more"
+        )
+
+
+def _check_tail(needs: Needs, cache: Cache) -> None:
+    """Of values that are normalised over the entries nothing outside them is known."""
+    tail = str(cache.identity.capture.get("imported", {}).get("tail", ""))
+    if tail.startswith("unknown") and not needs.sampled:
+        raise ConfigError(
+            f"cache {cache.name!r} was imported with values that are normalised over the entries "
+            "of a row: the mass outside is not known, and the objective needs it. Train forward "
+            "KL (--objective kd with --tail bucket) or cross entropy, or import log-probabilities "
+            "over the whole vocabulary"
         )
 
 

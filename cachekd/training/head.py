@@ -81,8 +81,9 @@ class StudentHead:
         head = Head(
             weight_VD=module.weight, bias_V=module.bias, scale=facts.scale, softcap=facts.softcap
         )
-        value = self._function(hidden_BTD, head)
-        return value.to(hidden_BTD.dtype).expand(*hidden_BTD.shape[:-1], 1)
+        value = self._function(hidden_BTD, head).to(hidden_BTD.dtype)
+        # No view: FSDP2 hangs its hooks on what a module returns, and views may lose them.
+        return value.expand(*hidden_BTD.shape[:-1], 1).clone()
 
     def _prove(self, model: Any, base: Any) -> str | None:
         """Find the facts; why they cannot be found, or None."""

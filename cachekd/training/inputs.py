@@ -70,6 +70,7 @@ def checked(config: TrainConfig) -> Inputs:
     student.refuse_adapter(folder)
     checks.check_student(folder, everything)
     caveats.warn_of_provenance(everything, folder)
+    caveats.warn_of_asserted(everything)
     checks.check_written(needs, caches)
     caveats.warn_of_coarse_start(needs, caches)
     caveats.warn_of_short_heads(needs, caches)

@@ -9,19 +9,15 @@ weight and domain are those of the file, each row as often as it stands there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from cachekd.config import DataConfig, RowsConfig, TrainConfig
+from cachekd.capture.replay import load_tokenizer_of, recorded_of, replay
+from cachekd.config import TrainConfig
 from cachekd.data.digests import differences
-from cachekd.data.samples import prepare
-from cachekd.data.sources import read_rows
 from cachekd.data.spool import SpooledSamples
-from cachekd.errors import DataError, MismatchError, TeacherError
+from cachekd.errors import MismatchError
 from cachekd.store.samples import (
     SampleTable,
     collect,
@@ -33,8 +29,6 @@ from cachekd.store.samples import (
 
 if TYPE_CHECKING:
     from cachekd.store.reader import Cache
-
-_REPLAYED = ("prompt_template", "chat_template", "add_eos", "bos_token", "eos_token", "clock")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,23 +67,14 @@ def read_samples_of(config: TrainConfig, caches: Sequence[Cache], student: Path)
         DataError: a row cannot be used, or a cache does not say how it made tokens of rows.
     """
     recorded = _recorded(caches)
-    longest = max(int(cache.lengths.max(initial=2)) for cache in caches)
-    settings = DataConfig(
-        **{item.name: getattr(config, item.name) for item in fields(RowsConfig)},
-        prompt_template=recorded["prompt_template"],
-        add_eos=recorded["add_eos"],
+    prepared = replay(
+        config,
+        recorded,
+        _tokenizer(student, recorded, trust=config.trust_remote_code),
+        longest=max(int(cache.lengths.max(initial=2)) for cache in caches),
+        vocab_size=int(caches[0].identity.source["vocab_size"]),
         on_long=config.on_long,
         on_bad=config.on_bad,
-    )
-    prepared = prepare(
-        read_rows(settings),
-        settings,
-        _tokenizer(student, recorded, trust=config.trust_remote_code),
-        # A capture that cut or split did it at the length of its longest sample. A row that is
-        # longer and is not cut is in no cache, and is counted as such.
-        context_length=int(np.iinfo(np.int32).max) if config.on_long == "fail" else longest,
-        vocab_size=int(caches[0].identity.source["vocab_size"]),
-        clock=datetime.fromisoformat(recorded["clock"]),
     )
     samples = prepared.samples
     keys = keys_of(samples)
@@ -103,15 +88,7 @@ def _recorded(caches: Sequence[Cache]) -> dict[str, Any]:
     """How the caches made tokens of rows; the clock counts only where a template may ask for it."""
     facts = []
     for cache in caches:
-        provenance = cache.identity.provenance
-        missing = [name for name in _REPLAYED if name not in provenance]
-        if missing:
-            raise DataError(
-                f"data: cache {cache.name!r} does not say how rows became tokens (its provenance "
-                f"lacks {', '.join(missing)}), so that rows cannot be met with it. Train without "
-                "--data, or capture again with cachekd precompute"
-            )
-        own = {name: provenance[name] for name in _REPLAYED}
+        own = recorded_of(cache.identity.provenance, cache.name)
         facts.append(own if _asks_for_time(own) else {**own, "clock": None})
     for cache, other in zip(caches[1:], facts[1:], strict=True):
         lines = differences(facts[0], other)
@@ -129,13 +106,8 @@ def _asks_for_time(recorded: dict[str, Any]) -> bool:
 
 
 def _tokenizer(student: Path, recorded: dict[str, Any], *, trust: bool) -> Any:
-    """The student's tokenizer (its tokens are the teacher's) with what the capture recorded."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(student, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError) as error:
-        raise TeacherError(f"the tokenizer in {student} cannot be loaded: {error}") from error
+    """The student's tokenizer; its tokens are the teacher's, its template the recorded one."""
+    tokenizer = load_tokenizer_of(student, trust=trust)
     own = tokenizer.chat_template
     if own is not None and recorded["chat_template"] not in (None, own):
         raise MismatchError(
@@ -144,6 +116,4 @@ def _tokenizer(student: Path, recorded: dict[str, Any], *, trust: bool) -> Any:
             "the recorded template (cachekd inspect CACHE --json, provenance.chat_template) as "
             "the student's chat_template.jinja, or leave --data out"
         )
-    tokenizer.chat_template = recorded["chat_template"]
-    tokenizer.bos_token, tokenizer.eos_token = recorded["bos_token"], recorded["eos_token"]
     return tokenizer

@@ -22,8 +22,11 @@ FILE = "objective.safetensors"
 
 
 def add_group(optimizer: Any, module: nn.Module, learning_rate: float) -> None:
-    """Give the parameters a group of their own, without weight decay."""
-    wanted = [value for value in module.parameters() if value.requires_grad]
+    """Give the parameters a group of their own, without weight decay; once."""
+    known = {id(value) for group in optimizer.param_groups for value in group["params"]}
+    wanted = [v for v in module.parameters() if v.requires_grad and id(v) not in known]
+    if not wanted:
+        return
     optimizer.add_param_group({"params": wanted, "lr": learning_rate, "weight_decay": 0.0})
 
 

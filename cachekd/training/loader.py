@@ -20,12 +20,13 @@ from cachekd.data.alignment import LossMask
 from cachekd.data.packed import Keys
 from cachekd.errors import ConfigError
 from cachekd.store.layout import shard_name
+from cachekd.store.texts import Texts
 from cachekd.training.checks import check_one_tokenizer
 from cachekd.training.choose import Chosen, everything, mixed, of_data
 from cachekd.training.cut import truncate
 from cachekd.training.given import Location, opened
 from cachekd.training.mixture import Mixture, any_of, mixed_logits, mixing
-from cachekd.training.order import Index, Order
+from cachekd.training.order import Filler, Index, Order
 from cachekd.training.ranks import Words, digest_words, set_digest, words_of
 from cachekd.training.route import EXPERT, routed
 from cachekd.training.trained import skipped_counts, trained_counts
@@ -93,6 +94,9 @@ class CacheDataset(Dataset[Record | list[Record]]):
         self.order.check([cache.name for cache in self.caches], mixture=mixture is not None)
         self.vocab_size = int(self.caches[0].identity.source["vocab_size"])
         self._data = None if data is None else data.table
+        if data is not None:
+            for cache in self.caches:
+                cache.texts = Texts(data.table.keys, data.samples)
         self._routed = route is not None
         self._choose(self._chosen(route, data, on_missing))
         self.dropped.update({} if data is None else data.left_out)
@@ -169,7 +173,8 @@ class CacheDataset(Dataset[Record | list[Record]]):
             own = [at for at, i in enumerate(indices) if self.cache_numbers[i] == number]
             whole = cache.read([int(self._rows[0, indices[at]]) for at in own])
             for at, record in zip(own, whole, strict=True):
-                found[at] = truncate(self._named(record, number, indices[at]), self._limit)
+                named = self._named(record, number, indices[at])
+                found[at] = truncate(named, self._length(indices[at]))
         whole = [found[at] for at in range(len(indices))]
         return whole if self._mixing is None else self._mixed(whole, indices)
 
@@ -180,7 +185,8 @@ class CacheDataset(Dataset[Record | list[Record]]):
         marks = [[record.skipped for record in firsts]]
         for member, number in enumerate(self._mixing.members[1:], 1):
             rows = [int(self._rows[member, i]) for i in indices]
-            own = [truncate(record, self._limit) for record in self.caches[number].read(rows)]
+            whole = self.caches[number].read(rows)
+            own = [truncate(r, self._length(i)) for r, i in zip(whole, indices, strict=True)]
             parts.append([record.logits for record in own])
             marks.append([record.skipped for record in own])
         return [
@@ -265,6 +271,10 @@ class CacheDataset(Dataset[Record | list[Record]]):
     def digest(self) -> str:
         """Digest of the set of samples: equal sets train in equal order."""
         return set_digest(self.sample_ids)
+
+    def _length(self, index: int) -> int:
+        """Tokens of a sample that are read."""
+        return 1 if isinstance(index, Filler) else self._limit
 
     @property
     def _limit(self) -> int:

@@ -3,7 +3,8 @@
 In: a dataset, a seed and an epoch. Out: places in the dataset. By default the order depends on the
 seed, the epoch and which samples there are, and on nothing else: not on shards, on plans, or on how
 the samples are spread over caches. With a mix it depends on which cache a sample is from, with
-windows of shards on the shards as well. Ranks and workers change it never.
+windows of shards on the shards as well. Ranks and workers change it never: where the last batches
+of an epoch are short, several processes get places that train nothing (`Filler`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,22 @@ from torch.utils.data import Sampler
 
 from cachekd.data.packing import pack
 from cachekd.errors import ConfigError
+from cachekd.training.ahead import followed, remote_shards
 from cachekd.training.mixture import check_weights
 from cachekd.training.ranks import ranked, ranked_names, ranks
 from cachekd.types import Int32, Int64
 
 if TYPE_CHECKING:
     from cachekd.training.loader import CacheDataset
+
+
+class Filler(int):
+    """Place of a sample of which a batch takes one token and no trained row.
+
+    Processes that train together need as many batches as each other, of one size. What is missing
+    at the end of an epoch must not be a sample that counts: it would count twice.
+    """
+
 
 Index = int | tuple[int, ...]
 Ordered = Callable[[Int64], Int64]
@@ -75,16 +86,23 @@ class EpochSampler(Sampler[Index]):
         dataset: what is ordered; its `Order` says how.
         seed: changes the order and the packing.
         capacity: tokens of a packed row; None yields single samples.
+        multiple: an epoch is filled up to a multiple of this many places, with `Filler`s.
 
     Raises:
         ConfigError: a sample is longer than the capacity.
     """
 
-    def __init__(self, dataset: CacheDataset, seed: int, capacity: int | None = None) -> None:
+    def __init__(
+        self, dataset: CacheDataset, seed: int, capacity: int | None = None, multiple: int = 1
+    ) -> None:
         self.epoch = 0
         self._seed = seed
+        self._multiple = multiple
         self._packed = capacity is not None
         self._window = dataset.order.shuffle_shards
+        self._remote = remote_shards(dataset)
+        if self._remote is not None:
+            self._remote.warn_if_small(self._window)
         self._shards: list[str] = []
         self._shard_P: Int64 | None = None
         if self._window:
@@ -107,14 +125,20 @@ class EpochSampler(Sampler[Index]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._length
+        return -(-self._length // self._multiple) * self._multiple
 
     def __iter__(self) -> Iterator[Index]:
         order = self._order(self.epoch)
-        if not self._packed:
-            return map(int, self._members[order])
         starts = np.concatenate([[0], self._ends])
-        return (tuple(self._members[starts[i] : self._ends[i]].tolist()) for i in order)
+        indices: Iterator[Index] = map(int, self._members[order])
+        if self._packed:
+            indices = (tuple(self._members[starts[i] : self._ends[i]].tolist()) for i in order)
+        if self._remote is not None:
+            members = [self._members[starts[i] : self._ends[i]] for i in order]
+            indices = followed(self._remote, np.concatenate(members), indices)
+        filler = Filler(self._members[order[-1]])
+        fillers: list[Index] = [(filler,) if self._packed else filler]
+        return chain(indices, fillers * (len(self) - self._length))
 
     def _order(self, epoch: int) -> Int64:
         """Numbers of the rows in the order of an epoch."""

@@ -34,7 +34,8 @@ def facts_of(
 
     # From the fields: a second TrainingArguments would reset the state of accelerate.
     default = {item.name: item.default for item in dataclasses.fields(TrainingArguments)}
-    used = trainer.args.to_dict()
+    args = trainer.args
+    used = args.to_dict()
     sizes = [(value.numel(), value.requires_grad) for value in trainer.model.parameters()]
     return {
         "output_dir": str(inputs.output),
@@ -56,6 +57,9 @@ def facts_of(
         "objective_needs": resolved(inputs.objective.needs()),
         "loss_mask": str(inputs.loss_mask),
         "max_length": inputs.max_length,
+        "total_train_batch_size": args.train_batch_size
+        * args.gradient_accumulation_steps
+        * args.world_size,
         "training_arguments": {k: v for k, v in used.items() if v != default.get(k)},
         "versions": record.versions(),
         "counts": dict(dataset.counts() if isinstance(dataset, Prompts) else summary(dataset)),
@@ -111,7 +115,7 @@ def finish(inputs: Inputs, trainer: DistillTrainer, facts: dict[str, Any]) -> di
     from cachekd.training.on_policy import OnPolicyTrainer
 
     final = _last_evaluation(trainer) if trainer.eval_dataset is not None else None
-    trainer.save_model(str(inputs.output), _internal_call=True)
+    trainer.save_student(inputs.output)
     facts |= {"status": "done", "final_eval": final}
     _write(inputs, trainer, facts)
     if isinstance(trainer, OnPolicyTrainer):

@@ -124,6 +124,35 @@ def check_resumed(
     refuse_difference("resume", left, right, f"the run in {folder}", "this run")
 
 
+def check_step(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse to continue with steps of another size, whatever the number of processes is.
+
+    A run finds its place in an epoch by the number of its steps.
+
+    Args:
+        folder: of the run.
+        facts: of the run as it is now, with ``total_train_batch_size``.
+
+    Raises:
+        ConfigError: some samples would be seen twice, and some missed.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["total_train_batch_size"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
+    now = facts["total_train_batch_size"]
+    if before != now:
+        raise ConfigError(
+            f"resume: a step of the run in {folder} took {before} rows; now it would take {now}, "
+            "and samples would be missed or seen twice. Choose --per-device-train-batch-size and "
+            f"--gradient-accumulation-steps so that, times the processes, they give {before}; or "
+            "--ignore-data-skip true, which begins the epoch anew"
+        )
+
+
 def _order_seed(config: Mapping[str, Any]) -> int:
     """What the order of samples depends on beside the samples; transformers' default is 42."""
     given = config["training"].get("data_seed")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cachekd.config import TrainConfig, resolved
 from cachekd.errors import WorkerError
 from cachekd.signals import StopFlag, stop_on_signals
+from cachekd.store.settings import using
 from cachekd.training import outcome, record
 from cachekd.training.bars import quiet_bars
 from cachekd.training.build import Progress, samples_of_run, trainer_of
@@ -42,6 +43,11 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
         Incomplete: a signal asked for an end; a checkpoint was saved.
         WorkerError: a worker of the data loader died.
     """
+    with using(config):
+        return _train(config, progress)
+
+
+def _train(config: TrainConfig, progress: Progress | None) -> dict[str, Any]:
     inputs = checked(config)
     dataset = samples_of_run(inputs)
     if inputs.resume:
@@ -50,6 +56,8 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
     with redirect_stdout(sys.stderr), quiet_bars(own=progress is not None):
         trainer = trainer_of(inputs, dataset, stop, progress)
         facts = outcome.facts_of(inputs, dataset, trainer)
+        if inputs.resume and not trainer.args.ignore_data_skip:
+            record.check_step(inputs.output, facts)
         if trainer.is_world_process_zero():
             record.write_record(inputs.output, {**facts, "status": "running"})
         ended = _trained(inputs, trainer, stop)

@@ -41,7 +41,8 @@ class DistillTrainer(RunTrainer):
 
     Logged beside ``loss``: the metrics of the objective (``kl``, ``ce``, ``tail_mass``), as means
     over the rows since the last log. ``evaluate`` gives the same with the prefix ``eval_``. With
-    several processes the last batches of an epoch are filled up as accelerate does.
+    several processes the last batches of an epoch are filled up with what trains nothing, so that a
+    step of several processes is one of a process that has all their samples.
 
     Args:
         objective: what is minimised.
@@ -149,8 +150,15 @@ class DistillTrainer(RunTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        self.epoch_sampler = EpochSampler(dataset, seed, self.packing_capacity)
+        self.epoch_sampler = EpochSampler(dataset, seed, self.packing_capacity, self._multiple())
         return self.epoch_sampler
+
+    def _multiple(self) -> int:
+        """Places that the batches of all processes hold, of which none may lack any."""
+        if self.args.world_size == 1 or self.args.dataloader_drop_last:
+            return 1
+        size = int(self._train_batch_size)
+        return size if self.accelerator.split_batches else size * int(self.args.world_size)
 
     def _get_collator_with_removed_columns(
         self, data_collator: Callable[[Any], Batch], description: str | None = None

@@ -105,7 +105,7 @@ def run_elsewhere(place: Path, root: Path, number: int, *further: object) -> Pat
     root.mkdir()
     folder, environment = elsewhere(place, root, number)
     # Writers start for long runs only, which these are not.
-    code = "from cachekd import capture; capture._WORTH_A_PROCESS = 0\n"
+    code = "from cachekd.capture import worker; worker._WORTH_A_PROCESS = 0\n"
     code += "from cachekd_cli.main import main; main()"
     relative = arguments(Path(), "cache", *further, "--writers", 1 + number % 2)
     done = subprocess.run(

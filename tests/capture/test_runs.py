@@ -292,11 +292,12 @@ def test_two_that_begin_the_same_run_share_one_plan(
     family: Family, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
 ) -> None:
     """Their teachers' numbers differ, so do their priors: the plan that is first counts."""
-    from cachekd import capture
+    from cachekd.capture import worker
+    from cachekd.engines import local
 
     cache = tmp_path / "cache"
     settings = config(family, data, cache)
-    try_teacher, others = capture.try_teacher, []
+    try_teacher, others = worker.try_teacher, []
 
     def learned_of_few(records: list[TopKLogits], header: CodecHeader, *_: int) -> Prior:
         return learn_prior(records[:few], header.vocab_size, budget=0)
@@ -308,12 +309,12 @@ def test_two_that_begin_the_same_run_share_one_plan(
             others.append(1)
             with monkeypatch.context() as patch:
                 patch.setattr("cachekd.capture.trial.best_prior", learned_of_few)
-                patch.setattr(capture, "run_units", lambda *_, **__: 1)  # stopped before a unit
+                patch.setattr(local, "run_units", lambda *_, **__: 1)  # stopped before a unit
                 with pytest.raises(Incomplete):
                     cachekd.precompute(settings)
         return mine
 
-    monkeypatch.setattr(capture, "try_teacher", beaten)
+    monkeypatch.setattr(worker, "try_teacher", beaten)
     report = cachekd.precompute(settings)
     state = read_state(Location(str(cache)))
     assert len(state.plans) == 2, "without two plans the test would prove nothing"
@@ -363,12 +364,12 @@ def test_a_lost_prior_is_learned_again(family: Family, data: Path, tmp_path: Pat
 def test_the_other_codec_can_continue_a_run(
     family: Family, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cachekd import capture
+    from cachekd.engines import local
 
     settings = config(family, data, tmp_path / "cache")
     with monkeypatch.context() as patch:
-        run = capture.run_units
-        patch.setattr(capture, "run_units", lambda units, do, **how: run(units[:2], do, **how) + 1)
+        run = local.run_units
+        patch.setattr(local, "run_units", lambda units, do, **how: run(units[:2], do, **how) + 1)
         with pytest.raises(Incomplete):
             cachekd.precompute(settings)
     cachekd.precompute(replace(settings, codec="plain"))

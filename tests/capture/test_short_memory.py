@@ -16,8 +16,9 @@ from sick import SHORT, short_of_memory
 from tiny import Family, Ran, chat_rows, write_rows
 
 import cachekd
-from cachekd import PrecomputeConfig, capture
-from cachekd.engines import writers
+from cachekd import PrecomputeConfig
+from cachekd.capture import worker
+from cachekd.engines import _writers as writers
 from cachekd.errors import StoreError, TeacherError
 from cachekd.store.io import Location
 from cachekd.store.state import read_state
@@ -234,7 +235,7 @@ def test_short_memory_while_responses_are_written(
 
 LIMITED = """
 import resource
-import cachekd.engines.writer_process as writer
+import cachekd.engines._writer_process as writer
 pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + (64 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -260,13 +261,13 @@ def test_a_writer_without_memory(
     )
     popen = writers.subprocess.Popen
     with monkeypatch.context() as patch:
-        patch.setattr(capture, "_WORTH_A_PROCESS", 0)
+        patch.setattr(worker, "_WORTH_A_PROCESS", 0)
         patch.setattr(
             writers.subprocess,
             "Popen",
             lambda command, **how: popen([command[0], "-c", LIMITED], **how),
         )
-        patch.setattr(capture, "_writers", lambda job: capture.WriterPool(1))
+        patch.setattr(worker, "writers_of", lambda job: worker.WriterPool(1))
         with pytest.raises((StoreError, RuntimeError), match=r"memory|MemoryError"):
             cachekd.precompute(settings)
     assert not list((tmp_path / "c").glob("manifest*"))

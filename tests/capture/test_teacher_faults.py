@@ -157,7 +157,7 @@ def test_what_is_let_go_is_recorded_and_told(
     cache, calm = tmp_path / "c", tmp_path / "calm"
     settings = config(family, data, cache, backend="dummy", writers=writers)
     api.precompute(replace(settings, cache=str(calm)))
-    monkeypatch.setattr("cachekd.capture._WORTH_A_PROCESS", 0)
+    monkeypatch.setattr("cachekd.capture.worker._WORTH_A_PROCESS", 0)
     with monkeypatch.context() as patch:
         sickness = Sickness(share(1))
         sickness.install(patch)

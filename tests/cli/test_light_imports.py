@@ -53,6 +53,10 @@ def loaded(*args: object) -> set[str]:
         ["inspect", "--help"],
         ["verify", "--help"],
         ["report", "--help"],
+        ["push", "--help"],
+        ["pull", "--help"],
+        ["gc", "--help"],
+        ["ls", "--help"],
         ["benchmark", "--help"],
         ["serve-teacher", "--help"],
         ["demo", "--help"],
@@ -122,6 +126,10 @@ def test_looking_at_a_cache_is_light(
         ["verify", cache],
         ["seal", cache],
         ["merge", cache, "--out", tmp_path / "copy"],
+        ["push", cache, tmp_path / "team" / "there"],
+        ["pull", tmp_path / "team" / "there", tmp_path / "back"],
+        ["ls", tmp_path / "team"],
+        ["gc", cache],
         ["report", cache, "--out", tmp_path / "page.html", "--tokenizer", family.teacher],
     ):
         modules = loaded(*args)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from cachekd.engines.fresh import environment, interpreter
+from cachekd.engines._fresh import environment, interpreter
 
 
 def test_files_of_the_current_folder_do_not_take_a_modules_place(tmp_path: Path) -> None:
@@ -13,7 +13,7 @@ def test_files_of_the_current_folder_do_not_take_a_modules_place(tmp_path: Path)
     (tmp_path / "cachekd").mkdir()
     (tmp_path / "cachekd" / "__init__.py").write_text("print('not cachekd')")
     done = subprocess.run(
-        interpreter("cachekd.engines.writer_process"),
+        interpreter("cachekd.engines._writer_process"),
         cwd=tmp_path,
         env=environment(OMP_NUM_THREADS="1"),
         stdin=subprocess.DEVNULL,

@@ -17,11 +17,12 @@ import pytest
 from tiny import Family, chat_rows, write_rows
 
 import cachekd
-from cachekd import PrecomputeConfig, capture
+from cachekd import PrecomputeConfig
+from cachekd.capture import worker
 from cachekd.codecs import CodecHeader
 from cachekd.data.digests import sample_key
-from cachekd.engines.frames import receive_unit, send_unit
-from cachekd.engines.writers import WriterPool
+from cachekd.engines._frames import receive_unit, send_unit
+from cachekd.engines._writers import WriterPool
 from cachekd.errors import ConfigError, Incomplete, StoreError
 from cachekd.store.commit import ScoredUnit, Sink
 from cachekd.store.io import Location
@@ -82,7 +83,7 @@ def names(cache: Path, folder: str) -> list[str]:
 @pytest.fixture
 def small_runs_too(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Captures of any size use processes."""
-    monkeypatch.setattr(capture, "_WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(worker, "_WORTH_A_PROCESS", 0)
     yield
 
 
@@ -98,8 +99,8 @@ def test_the_bytes_do_not_depend_on_the_writers(
     family: Family, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[int] = []
-    start = capture.WriterPool
-    monkeypatch.setattr(capture, "WriterPool", lambda count: started.append(count) or start(count))
+    start = worker.WriterPool
+    monkeypatch.setattr(worker, "WriterPool", lambda count: started.append(count) or start(count))
     roots, shards = set(), set()
     for writers in (0, 1, 2):
         cache = tmp_path / str(writers)
@@ -113,7 +114,7 @@ def test_the_bytes_do_not_depend_on_the_writers(
 def test_a_short_run_starts_no_process(
     family: Family, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capture, "WriterPool", lambda *_: pytest.fail("a process was started"))
+    monkeypatch.setattr(worker, "WriterPool", lambda *_: pytest.fail("a process was started"))
     cachekd.precompute(config(family, data, tmp_path / "cache"))
 
 
@@ -124,7 +125,7 @@ def test_a_negative_number_of_writers_is_refused(family: Family, data: Path) -> 
 
 def test_a_writer_imports_no_torch() -> None:
     code = (
-        "import sys, cachekd.engines.writer_process; "
+        "import sys, cachekd.engines._writer_process; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'datasets')))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -204,7 +205,7 @@ def test_an_error_of_the_teacher_lets_writers_finish_and_an_interruption_does_no
 def test_a_cache_in_memory_is_written_by_the_teachers_process(
     family: Family, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capture, "_WORTH_A_PROCESS", 0)
+    monkeypatch.setattr(worker, "_WORTH_A_PROCESS", 0)
     url = f"memory://{tmp_path}/cache"
     assert Location(url).private and not Location(str(tmp_path)).private
     report = cachekd.precompute(config(family, data, url))

@@ -79,7 +79,7 @@ def test_what_a_model_has_until_it_fails_is_told(
 
     def watched(found: Any) -> Any:
         model = load(found)
-        if found.name != "teacher":
+        if found.name != "the teacher":
             assert all(reference() is None for reference in held), "the one that failed is held"
             held.append(weakref.ref(model))
         return model

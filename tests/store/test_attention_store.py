@@ -324,7 +324,8 @@ def test_every_flipped_byte_of_a_shard_is_refused(make_cache: Maker, tmp_path: P
         tmp_path / "cache", chat_rows(1), attention="maps", attention_heads="mean", attention_keys=2
     )
     opened = cachekd.open_cache(str(tmp_path / "cache"))
-    (facts,) = opened._attention.values()
+    assert opened.manifest is not None
+    (facts,) = opened.manifest.attention.values()
     location, attention_id = Location(str(tmp_path / "cache")), opened.identity.attention_id
     assert attention_id is not None
     (path,) = files(tmp_path / "cache")

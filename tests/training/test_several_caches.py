@@ -15,7 +15,7 @@ import cachekd
 from cachekd import CacheDataset, EpochSampler, TrainConfig
 from cachekd.errors import ConfigError, MismatchError
 from cachekd.objectives import Needs
-from cachekd.store import reader
+from cachekd.store import open_shards
 from cachekd.store.io import Location
 from cachekd.training import checks
 from cachekd.training.mixture import Mixture
@@ -132,7 +132,7 @@ def test_a_window_at_a_time_fetches_each_remote_shard_once(
         return read(self, name)
 
     monkeypatch.setattr(Location, "map", counted)
-    monkeypatch.setattr(reader, "_REMOTE_BYTES_HELD", 1)  # one shard
+    monkeypatch.setattr(open_shards, "_MEMORY_BYTES_HELD", 1)  # one shard
 
     def fetches(order: Order) -> list[str]:
         dataset = CacheDataset(cachekd.open_cache(url), order=order)

@@ -18,7 +18,7 @@ from typing import Protocol, Self, TypeVar
 
 from cachekd.costs.comparison.jobs import Failure, Job, Message, Scoring, Started
 from cachekd.costs.comparison.processor import cpu_seconds
-from cachekd.engines.fresh import environment, interpreter
+from cachekd.engines._fresh import environment, interpreter
 from cachekd.errors import WorkerError
 
 _PATIENCE = 10.0

@@ -10,8 +10,8 @@ from __future__ import annotations
 import base64
 import json
 import struct
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from typing import IO, Any
 
 import numpy as np
@@ -95,19 +95,32 @@ def receive_unit(stream: IO[bytes]) -> ScoredUnit:
     )
 
 
-def send_answer(stream: IO[bytes], answer: float | Exception, trace: str = "") -> None:
-    """Write the seconds that a unit took, or the error that stopped it."""
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A unit that a writer committed.
+
+    Attributes:
+        seconds: that it took.
+        happened: what happened on the way and how often, as reports tell it.
+    """
+
+    seconds: float
+    happened: Mapping[str, int]
+
+
+def send_answer(stream: IO[bytes], answer: Done | Exception, trace: str = "") -> None:
+    """Write what a unit took, or the error that stopped it."""
     if isinstance(answer, Exception):
         _send(stream, {"error": type(answer).__name__, "text": str(answer), "trace": trace}, [])
     else:
-        _send(stream, {"seconds": answer}, [])
+        _send(stream, asdict(answer), [])
 
 
-def receive_answer(stream: IO[bytes]) -> float | Exception:
+def receive_answer(stream: IO[bytes]) -> Done | Exception:
     """Read an answer; an error of cachekd comes back as its class, another one as its text."""
     value, _ = _receive(stream)
     if "error" not in value:
-        return float(value["seconds"])
+        return Done(**value)
     kind = getattr(errors, value["error"], None)
     error: Exception = (
         kind(value["text"])

@@ -1,7 +1,7 @@
 """The writer's process: scored units in on standard input, commits out on standard output.
 
-``python -m cachekd.engines.writer_process``; started by `cachekd.engines.writers`. It ends when its
-input does, whatever signal reaches it: a unit that was handed over is finished.
+``python -m cachekd.engines._writer_process``; started by `cachekd.engines._writers`. It ends when
+its input does, whatever signal reaches it: a unit that was handed over is finished.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import time
 import traceback
 from typing import IO
 
-from cachekd.engines.frames import receive_sink, receive_unit, send_answer
+from cachekd.engines._frames import Done, receive_sink, receive_unit, send_answer
 from cachekd.store.commit import write_unit
 from cachekd.store.io import Location
 from cachekd.store.priors import Priors
+from cachekd.store.retries import counted, since
 
 
 def main() -> None:
@@ -36,13 +37,14 @@ def serve(units: IO[bytes], answers: IO[bytes]) -> None:
         priors, named = Priors(location), sink.header.prior
         while True:
             unit = receive_unit(units)
-            started = time.monotonic()
+            started, before = time.monotonic(), counted()
             try:
                 write_unit(sink, location, unit, priors.get(named) if named else None)
             except Exception as error:  # whatever it is, the teacher's process raises it
                 send_answer(answers, error, traceback.format_exc())
             else:
-                send_answer(answers, time.monotonic() - started)
+                happened = since(before)
+                send_answer(answers, Done(time.monotonic() - started, happened))
             del unit  # before the next one comes
     except (EOFError, BrokenPipeError):
         return

@@ -15,11 +15,13 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from cachekd.codecs._priors import Prior
-from cachekd.engines.frames import receive_answer, send_sink, send_unit
-from cachekd.engines.fresh import environment, interpreter
+from cachekd.engines._frames import Done, receive_answer, send_sink, send_unit
+from cachekd.engines._fresh import environment, interpreter
 from cachekd.errors import StoreError
 from cachekd.store.commit import ScoredUnit, Sink, write_unit
 from cachekd.store.io import Location
+from cachekd.store.retries import count
+from cachekd.store.settings import handed_on
 
 
 class Writers(Protocol):
@@ -189,23 +191,25 @@ class WriterPool:
                 self._slots.release()
             _close(stream)
 
-    def _note(self, answer: float | Exception) -> None:
+    def _note(self, answer: Done | Exception) -> None:
         if isinstance(answer, Exception):
             self._failure = self._failure or answer
             return
+        for kind, number in answer.happened.items():
+            count(kind, number)
         with self._lock:
             self._done += 1
-            self._seconds += answer
+            self._seconds += answer.seconds
 
 
 def _start() -> subprocess.Popen[bytes]:
     """A writer's process: this interpreter and import path, one thread, no terminal signals."""
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return subprocess.Popen(
-        interpreter("cachekd.engines.writer_process"),
+        interpreter("cachekd.engines._writer_process"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=environment(**single),
+        env=environment(**single, **handed_on()),
         start_new_session=True,
     )
 

@@ -1,0 +1,288 @@
+"""The files of a source, and tables of lists in them as flat arrays.
+
+Comes in: files and folders, local or fsspec URLs. Goes out: record batches of Parquet, Arrow or
+JSONL files, a few rows at a time; and list columns as offsets and values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cachekd.errors import DataError
+from cachekd.exchange import Mask
+from cachekd.types import Int64
+
+ROWS = 16
+"""Documents read at once: lists of lists are large."""
+_JSON_ROWS = 4
+_TABLES = (".parquet", ".arrow", ".jsonl")
+_COLUMNS: Mapping[str, frozenset[str]] = {
+    "distillkit": frozenset({"input_ids", "compressed_logprobs", "bytepacked_indices"}),
+    "distillkit (legacy)": frozenset({"input_ids", "packed_indices", "exact_values", "coeffs"}),
+    "axolotl": frozenset({"input_ids", "target_token_ids", "target_logprobs"}),
+    "arrow": frozenset({"input_ids", "token_ids", "logprobs"}),
+    "openai": frozenset({"choices"}),
+}
+
+
+class File:
+    """One file of a source: its base name for messages, and how it is opened."""
+
+    def __init__(self, filesystem: Any, path: str) -> None:
+        self._fs = filesystem
+        self.path = path
+        self.name = PurePosixPath(path).name
+
+    def open(self) -> BinaryIO:
+        """The file, for reading.
+
+        Raises:
+            DataError: it cannot be opened.
+        """
+        try:
+            file: BinaryIO = self._fs.open(self.path, "rb")
+        except OSError as error:
+            raise DataError(f"{self.name}: the file cannot be read: {error}") from error
+        return file
+
+    def beside(self, name: str) -> File:
+        """A file of another name in the same folder."""
+        return File(self._fs, str(PurePosixPath(self.path).with_name(name)))
+
+    def exists(self) -> bool:
+        """Whether it is there."""
+        return bool(self._fs.isfile(self.path))
+
+
+def files_of(sources: Sequence[str], suffixes: Sequence[str]) -> list[File]:
+    """All files of these sources with one of these suffixes; of folders in order of their numbers.
+
+    Raises:
+        DataError: a source is not there, or holds no such file; says what it holds.
+    """
+    found: list[File] = []
+    for source in sources:
+        filesystem, path = fsspec.core.url_to_fs(source)
+        if filesystem.isfile(path):
+            found.append(File(filesystem, path))
+            continue
+        if not filesystem.isdir(path):
+            raise DataError(f"{source}: there is no such file or folder; check the path")
+        inside = sorted(map(str, filesystem.find(path)), key=_natural)
+        fitting = [name for name in inside if name.endswith(tuple(suffixes))]
+        if not fitting:
+            shown = ", ".join(PurePosixPath(name).name for name in inside[:6]) or "nothing"
+            raise DataError(
+                f"{source}: expected files ending in {', '.join(suffixes)}; the folder holds "
+                f"{shown}"
+            )
+        found += [File(filesystem, name) for name in fitting]
+    return found
+
+
+def _natural(path: str) -> list[Any]:
+    """``data_2`` before ``data_10``."""
+    parts: list[Any] = [""]
+    for sign in path:
+        if sign.isdigit() and isinstance(parts[-1], int):
+            parts[-1] = 10 * parts[-1] + int(sign)
+        elif sign.isdigit():
+            parts.append(int(sign))
+        elif isinstance(parts[-1], str):
+            parts[-1] += sign
+        else:
+            parts.append(sign)
+    return parts
+
+
+def tables(
+    sources: Sequence[str], columns: Sequence[str], wanted: str
+) -> tuple[Iterator[tuple[str, int, pa.RecordBatch]], list[str], int | None]:
+    """Rows of Parquet, Arrow and JSONL files.
+
+    Args:
+        sources: files or folders.
+        columns: those that every file must have.
+        wanted: name of the format, for messages.
+
+    Returns:
+        batches with the name of their file and the number of their first row in it; the columns of
+        the first file; and how many rows there are, where that is cheap to know.
+
+    Raises:
+        DataError: a file is missing, of another kind or format, or has no rows.
+    """
+    files = files_of(sources, _TABLES)
+    names = [_names(file) for file in files]
+    for file, found in zip(files, names, strict=True):
+        refuse_columns(file.name, found, columns, wanted)
+    counted = [pq.ParquetFile(file.open()).metadata.num_rows for file in files if _is_parquet(file)]
+    total = sum(counted) if len(counted) == len(files) else None
+    if total == 0:
+        raise DataError(f"{files[0].name}: expected rows; the source is empty")
+    return _batches(files), names[0], total
+
+
+def refuse_columns(name: str, found: Sequence[str], columns: Sequence[str], wanted: str) -> None:
+    """Refuse a table without these columns.
+
+    Raises:
+        DataError: says what was expected and found, and which format it looks like.
+    """
+    missing = [column for column in columns if column not in found]
+    if not missing:
+        return
+    like = [other for other, signs in _COLUMNS.items() if signs <= {*found}]
+    hint = f" Did you mean --format {like[0].partition(' ')[0]}?" if like else ""
+    raise DataError(
+        f"{name}: {wanted} has the columns {', '.join(columns)}; of them "
+        f"{', '.join(missing)} is missing. Found: {', '.join(found)[:300] or 'none'}.{hint}"
+    )
+
+
+def _is_parquet(file: File) -> bool:
+    return file.name.endswith(".parquet")
+
+
+def _names(file: File) -> list[str]:
+    """Columns of a table."""
+    if not file.name.endswith(_TABLES):
+        hint = " Did you mean --format megatron?" if file.name.endswith(".tar") else ""
+        raise DataError(f"{file.name}: expected a file ending in {', '.join(_TABLES)}.{hint}")
+    with _readable(file):
+        if _is_parquet(file):
+            with file.open() as stream:
+                return list(pq.ParquetFile(stream).schema_arrow.names)
+        return next((list(batch.schema.names) for batch in _rows(file)), [])
+
+
+def _batches(files: Sequence[File]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    count = 0
+    for file in files:
+        start = 0
+        with _readable(file):
+            for batch in _rows(file):
+                yield file.name, start, batch
+                start += batch.num_rows
+        count += start
+    if not count:
+        raise DataError(f"{files[0].name}: expected rows; the source is empty")
+
+
+def _rows(file: File) -> Iterator[pa.RecordBatch]:
+    with file.open() as stream:
+        if _is_parquet(file):
+            yield from pq.ParquetFile(stream).iter_batches(batch_size=ROWS)
+        elif file.name.endswith(".arrow"):
+            yield from _arrow(stream)
+        else:
+            for _, part in lines(stream, file.name, _JSON_ROWS):
+                yield pa.RecordBatch.from_pylist(part)
+
+
+def _arrow(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
+    """Batches of an Arrow stream, as `datasets` saves them, or file."""
+    try:
+        batches: Any = pa.ipc.open_stream(stream)
+    except pa.ArrowInvalid:
+        stream.seek(0)
+        file = pa.ipc.open_file(stream)
+        batches = (file.get_batch(number) for number in range(file.num_record_batches))
+    for batch in batches:
+        for start in range(0, batch.num_rows, ROWS):
+            yield batch.slice(start, ROWS)
+
+
+def lines(stream: BinaryIO, name: str, count: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Objects of a JSONL file, some at a time, with the line of the first, from 0.
+
+    Raises:
+        DataError: a line is no JSON object; names it.
+    """
+    part: list[dict[str, Any]] = []
+    first = 0
+    for number, line in enumerate(stream):
+        if line.isspace():
+            continue
+        first = first if part else number
+        part.append(object_of(line, name, number))
+        if len(part) == count:
+            yield first, part
+            part = []
+    if part:
+        yield first, part
+
+
+def object_of(line: bytes, name: str, number: int) -> dict[str, Any]:
+    """The JSON object of a line.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        value = json.loads(line.decode("utf-8-sig" if number == 0 else "utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name} line {number + 1}: expected one JSON object; {error}") from error
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{name} line {number + 1}: expected one JSON object; found {type(value).__name__}"
+        )
+    return value
+
+
+class _readable:
+    """Within, the errors of reading a file are `DataError`s that name it."""
+
+    def __init__(self, file: File) -> None:
+        self._name = file.name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, pa.ArrowException | OSError | EOFError | MemoryError):
+            raise DataError(f"{self._name}: the file cannot be read: {error}") from error
+
+
+def list_of(array: pa.Array) -> tuple[Int64, pa.Array, Mask]:
+    """Offsets int64 [N + 1] into the values of a list column, the values, and what is no null.
+
+    Raises:
+        DataError: the column holds no lists.
+    """
+    valid: Mask = np.asarray(array.is_valid())
+    if pa.types.is_fixed_size_list(array.type):
+        size = array.type.list_size
+        return (
+            (array.offset + np.arange(len(array) + 1, dtype=np.int64)) * size,
+            array.values,
+            valid,
+        )
+    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+        raise DataError(f"expected a column of lists; found {array.type}")
+    return np.asarray(array.offsets).astype(np.int64), array.values, valid
+
+
+def numbers(values: pa.Array, dtype: Any) -> np.ndarray:
+    """Values of a number column; nulls are NaN, of whole numbers -1.
+
+    Raises:
+        DataError: they are no numbers.
+    """
+    try:
+        if np.issubdtype(dtype, np.integer):
+            filled = values.fill_null(-1) if values.null_count else values
+        else:
+            filled = values
+        found: np.ndarray = filled.cast(pa.from_numpy_dtype(dtype)).to_numpy(zero_copy_only=False)
+    except (pa.ArrowException, ValueError) as error:
+        raise DataError(f"expected numbers; found {values.type}: {error}") from error
+    return found

@@ -1,0 +1,224 @@
+"""Imported documents to the store: samples, a plan, its units; as a capture writes them.
+
+Comes in: samples with their targets, some hundred thousand tokens at a time. Goes out: committed
+units of a plan of their own. An import that was stopped goes on: samples and keys that the cache
+holds are not written again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cachekd.capture.trial import prior_budget
+from cachekd.codecs import CodecHeader
+from cachekd.codecs._priors import Prior
+from cachekd.config import ImportConfig
+from cachekd.data.digests import bytes_digest, sample_digest, sample_key
+from cachekd.data.packed import Keys
+from cachekd.plugins import find
+from cachekd.store.commit import ScoredUnit, Sink, write_unit
+from cachekd.store.identity import Identity, refuse_difference
+from cachekd.store.identity_files import has_cache, read_identity, write_identity
+from cachekd.store.io import Location
+from cachekd.store.layout import plan_name, samples_name
+from cachekd.store.plan import Plan, cut, run_digest
+from cachekd.store.priors import Priors, best_prior, write_prior
+from cachekd.store.samples import SHARD_ROWS, write_samples
+from cachekd.store.seal import load_samples
+from cachekd.store.state import read_state
+from cachekd.types import Sample, TopKLogits
+
+_CUTTING = {"batch_tokens": 1 << 14, "sort_window": 1 << 12}
+_ENTRY_BYTES, _SCALARS_BYTES = 7, 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Item:
+    """A sample, its targets, and the rows of it that could not be used."""
+
+    sample: Sample
+    logits: TopKLogits
+    bad_rows: tuple[int, ...] = ()
+
+
+class Store:
+    """A cache that imported documents are added to.
+
+    Args:
+        config: where it is and how it is encoded.
+        identity: whose targets they are.
+        learned_from: targets that a prior is learned of, where the cache has none.
+        tokens: about how many tokens there will be.
+
+    Raises:
+        MismatchError: the cache there is of another identity; names each field.
+        StoreError: nothing can be written there.
+    """
+
+    def __init__(
+        self,
+        config: ImportConfig,
+        identity: Identity,
+        learned_from: Sequence[TopKLogits],
+        tokens: int,
+    ) -> None:
+        self._config, self._identity = config, identity
+        self.location = Location(config.cache)
+        self.location.check_writable()
+        if not has_cache(self.location):
+            write_identity(self.location, identity)
+        refuse_other(self.location, identity)  # another process may be first
+        state = read_state(self.location, skip_broken_units=True)
+        self._sequence = 1 + max((plan.sequence for plan in state.plans.values()), default=0)
+        self._done = {*state.done_keys()}
+        self._held = {*load_samples(self.location, state.samples(), state.written()).ids}
+        self._copies: Counter[bytes] = Counter()
+        self._prior, self._header = self._encoding(state.priors(), learned_from, tokens)
+
+    def _encoding(
+        self, priors: Sequence[str], learned_from: Sequence[TopKLogits], tokens: int
+    ) -> tuple[Prior | None, CodecHeader]:
+        """How shards are packed: with the first prior of the cache, or one that is learned."""
+        capture = self._identity.capture
+        header = CodecHeader(
+            codec=self._config.codec,
+            vocab_size=self._identity.source["vocab_size"],
+            values=capture["logprobs"]["values"],
+            temperatures=tuple(t for t in capture["temperatures"] if t != 1.0),
+        )
+        if not find("codecs", header.codec).uses_prior:
+            return None, header
+        if priors:
+            return Priors(self.location).get(priors[0]), replace(header, prior=priors[0])
+        budget, wanted = prior_budget(tokens)
+        rows = np.cumsum([logits.rows for logits in learned_from])
+        enough = 1 + int(np.searchsorted(rows, wanted))
+        prior = best_prior(learned_from[:enough], header, tokens, budget)
+        return prior, replace(header, prior=write_prior(self.location, prior))
+
+    def add(self, items: Sequence[Item], skipped: Mapping[str, int]) -> tuple[int, int]:
+        """Commit documents; how many samples and how many keys of them are new.
+
+        Args:
+            items: in the order of the source.
+            skipped: documents left out beside them, by reason.
+        """
+        keys = [sample_key(item.sample.input_ids) for item in items]
+        ids = [self._id(item.sample, key) for item, key in zip(items, keys, strict=True)]
+        fresh = [i for i, sample_id in enumerate(ids) if sample_id not in self._held]
+        best = _fullest(items, keys, self._done)
+        if not fresh and not best:
+            return 0, 0
+        shards = self._write_samples(items, keys, ids, fresh)
+        missing = list(best.values())
+        lengths = [len(items[i].sample.input_ids) for i in missing]
+        widest = max((len(items[i].logits.ids) // items[i].logits.rows for i in missing), default=1)
+        width = _SCALARS_BYTES + _ENTRY_BYTES * (1 + widest)
+        settings = {**_CUTTING, "unit_tokens": self._config.unit_tokens}
+        order, units = cut(lengths, bytes_per_token=width, **settings)
+        work = [missing[int(i)] for i in order]
+        plan = Plan(
+            run=run_digest(ids, self._identity.capture_id, settings),
+            capture_id=self._identity.capture_id,
+            sequence=self._sequence,
+            keys=Keys.of(keys[i] for i in work),
+            units=units,
+            threads=1,
+            samples=shards,
+            skipped=dict(skipped),
+            changed={},
+        )
+        self._write_units(plan, [items[i] for i in work])
+        self._sequence += 1
+        self._held.update(ids)
+        self._done.update(best)
+        return len(fresh), len(missing)
+
+    def _id(self, sample: Sample, key: bytes) -> bytes:
+        """Content id of a sample; equal ones are numbered as they come."""
+        parts = (key, sample.roles, sample.prompt_length, sample.domain, sample.weight)
+        first = sample_digest(*parts, copy=0)
+        copy = self._copies[first]
+        self._copies[first] += 1
+        return first if copy == 0 else sample_digest(*parts, copy=copy)
+
+    def _write_samples(
+        self,
+        items: Sequence[Item],
+        keys: Sequence[bytes],
+        ids: Sequence[bytes],
+        fresh: Sequence[int],
+    ) -> tuple[str, ...]:
+        """Digests of the samples shards of new samples."""
+        digests = []
+        for start in range(0, len(fresh), SHARD_ROWS):
+            part = fresh[start : start + SHARD_ROWS]
+            samples = (items[i].sample for i in part)
+            data = write_samples(
+                samples, [keys[i] for i in part], [ids[i] for i in part], np.array(part)
+            )
+            digests.append(bytes_digest(data))
+            self.location.keep(samples_name(digests[-1]), data, digests[-1])
+        return tuple(digests)
+
+    def _write_units(self, plan: Plan, items: Sequence[Item]) -> None:
+        """Write the plan, then unit after unit; items are in the plan's order."""
+        digest, data = plan.dump()
+        self.location.keep(plan_name(digest), data, digest)
+        sink = Sink(
+            url=self.location.target,
+            plan=digest,
+            capture_id=self._identity.capture_id,
+            header=self._header,
+        )
+        for number, unit in enumerate(plan.units):
+            started = time.monotonic()
+            keys, first = plan.unit_keys(number), unit[0].first
+            own = items[first : first + len(keys)]
+            scored = ScoredUnit(
+                number=number,
+                keys=keys,
+                documents=[item.sample.input_ids for item in own],
+                targets=[item.logits for item in own],
+                numerics={"imported": self._config.format},
+                seconds=time.monotonic() - started,
+                skipped={
+                    key: item.bad_rows for key, item in zip(keys, own, strict=True) if item.bad_rows
+                },
+            )
+            write_unit(sink, self.location, scored, self._prior)
+
+
+def refuse_other(location: Location, identity: Identity) -> None:
+    """Refuse a cache of another identity.
+
+    Raises:
+        MismatchError: names each field that differs.
+    """
+    refuse_difference(
+        "import",
+        read_identity(location).facts(),
+        identity.facts(),
+        f"the cache {location.url}",
+        "this import",
+    )
+
+
+def _fullest(items: Sequence[Item], keys: Sequence[bytes], done: set[bytes]) -> dict[bytes, int]:
+    """Of each new key the item with the most rows: equal texts may come with other masks."""
+    best: dict[bytes, int] = {}
+    for i, key in enumerate(keys):
+        if key not in done:
+            held = best.setdefault(key, i)
+            if _rows(items[i]) > _rows(items[held]):
+                best[key] = i
+    return best
+
+
+def _rows(item: Item) -> int:
+    return int(np.count_nonzero(np.diff(item.logits.offsets)))

@@ -1,0 +1,192 @@
+"""Plain Arrow lists in Parquet: a record of a cache a row, in columns that any tool can read.
+
+    input_ids, roles [tokens]; token_ids, logprobs [rows][entries]; prompt_length, domain, weight
+    where known: tail, next_logprob, entropy, lognorm_<T> [rows]; weights [rows][entries] of draws
+
+L tokens have L - 1 rows; row t is the distribution over ``input_ids[t + 1]``. Nothing of a record
+is lost but who the teacher is; a column whose values are not known is not written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from cachekd.config import ExportConfig, ImportConfig
+from cachekd.errors import ConfigError
+from cachekd.exchange import Broken, Document, Found, Reading, Writing
+from cachekd.exchange._files import list_of, numbers, tables
+from cachekd.exchange._lists import list_column, nested_rows, ragged
+from cachekd.store.reader import Cache
+from cachekd.types import Record, Role, TopKLogits
+
+_COLUMNS = ("input_ids", "token_ids", "logprobs")
+_NORM = "lognorm_"
+
+
+class ArrowLists:
+    """See the module's text."""
+
+    lacks: ClassVar[tuple[str, ...]] = ("teacher and weights",)
+
+    @staticmethod
+    def read(config: ImportConfig, vocab_size: int) -> Reading:
+        """See `cachekd.exchange.Format.read`."""
+        batches, names, total = tables(config.source, _COLUMNS, "arrow")
+        if "weights" in names:
+            raise ConfigError(
+                "arrow: the column weights marks sampled entries, whose seed and settings a table "
+                "does not tell; only exact heads are imported"
+            )
+        scalars: dict[str, str] = {name: name for name in ("tail", "entropy") if name in names}
+        scalars |= {n: f"lognorm:{float(n[len(_NORM) :])}" for n in names if n.startswith(_NORM)}
+        return Reading(
+            documents=_documents(batches, scalars, "next_logprob" in names),
+            values="logprobs" if "tail" in names else "auto",
+            next_known="next_logprob" in names,
+            scalars=tuple(scalars.values()),
+            total=total,
+        )
+
+    @staticmethod
+    def write(config: ExportConfig, cache: Cache) -> Writing:
+        """See `cachekd.exchange.Format.write`."""
+        if config.k is not None:
+            raise ConfigError("k: plain lists hold rows of any length; leave --k out")
+        known = cache.identity.capture.get("imported", {})
+        names = [
+            *(["tail"] if not str(known.get("tail", "")).startswith("unknown") else []),
+            *(["next_logprob"] if known.get("next_logprob", "stored") == "stored" else []),
+            *(["entropy"] if known.get("entropy", "stored") == "stored" else []),
+        ]
+        further = [float(t) for t in cache.identity.capture["temperatures"] if t != 1.0]
+        drawn = "sampled" in str(cache.identity.capture["selection"].get("kind"))
+        schema = _schema(names, further, drawn)
+        return Writing(
+            schema=schema,
+            table=lambda records: _table(records, schema, names, further, drawn),
+            files={},
+            lost=list(ArrowLists.lacks),
+            notes=(
+                "Open it with `datasets.load_dataset`. Row t is the distribution over "
+                "`input_ids[t + 1]`; `tail` is the log of the mass outside its entries."
+            ),
+        )
+
+
+def _documents(
+    batches: Iterator[tuple[str, int, pa.RecordBatch]], scalars: Mapping[str, str], next_: bool
+) -> Iterator[Found]:
+    for source, first, batch in batches:
+        for place in range(batch.num_rows):
+            found = _document(source, first + place, batch, place, scalars, next_)
+            yield (
+                Broken(source=source, row=first + place, reason=found)
+                if isinstance(found, str)
+                else found
+            )
+
+
+def _document(
+    source: str,
+    row: int,
+    batch: pa.RecordBatch,
+    place: int,
+    scalars: Mapping[str, str],
+    next_: bool,
+) -> Document | str:
+    """A document, or what is wrong with its lists."""
+    counts, ids = nested_rows(batch.column("token_ids"), place, np.int64)
+    own, logs = nested_rows(batch.column("logprobs"), place, np.float32)
+    if len(counts) != len(own) or (counts != own).any():
+        return f"token_ids and logprobs do not agree in their {len(counts)} rows"
+    names = [*scalars, *(["next_logprob"] if next_ else [])]
+    columns = {name: _list(batch, name, place, np.float32) for name in names}
+    tokens = _list(batch, "input_ids", place, np.int64)
+    lengths = {"token_ids": len(counts), **{name: len(part) for name, part in columns.items()}}
+    for name, length in lengths.items():
+        if length != len(tokens) - 1:
+            return f"{name} has {length} rows beside {len(tokens)} token ids"
+    there = batch.schema.names
+    roles = _list(batch, "roles", place, np.int64) if "roles" in there else None
+    if roles is not None and not {*roles.tolist()} <= {*Role}:
+        return "roles hold numbers that are no roles"
+    prompt = batch.column("prompt_length")[place].as_py() if "prompt_length" in there else None
+    weight = batch.column("weight")[place].as_py() if "weight" in there else 1.0
+    domain = batch.column("domain")[place].as_py() if "domain" in there else ""
+    if prompt is not None and not 0 <= prompt <= len(tokens):
+        return f"prompt_length {prompt} of {len(tokens)} token ids"
+    if not (isinstance(weight, int | float) and 0 <= weight < float("inf")):
+        return f"weight {weight}; expected a number of at least 0"
+    return Document(
+        source=source,
+        row=row,
+        input_ids=tokens,
+        counts=counts,
+        ids=ids,
+        logprobs=logs,
+        roles=None if roles is None else roles.astype(np.uint8),
+        prompt_length=prompt,
+        domain=domain or "",
+        weight=float(weight),
+        next_logprob=columns.get("next_logprob"),
+        scalars={own: columns[name] for name, own in scalars.items()},
+    )
+
+
+def _list(batch: pa.RecordBatch, name: str, place: int, dtype: Any) -> np.ndarray:
+    offsets, values, _ = list_of(batch.column(name))
+    first, last = offsets[place], offsets[place + 1]
+    return numbers(values.slice(first, last - first), dtype)
+
+
+def _schema(names: Sequence[str], temperatures: Sequence[float], drawn: bool) -> pa.Schema:
+    floats = pa.list_(pa.float32())
+    return pa.schema(
+        [
+            ("input_ids", pa.list_(pa.int32())),
+            ("roles", pa.list_(pa.uint8())),
+            ("prompt_length", pa.int32()),
+            ("domain", pa.string()),
+            ("weight", pa.float64()),
+            ("token_ids", pa.list_(pa.list_(pa.int32()))),
+            ("logprobs", pa.list_(floats)),
+            *([("weights", pa.list_(floats))] if drawn else []),
+            *((name, floats) for name in names),
+            *((f"{_NORM}{t}", floats) for t in temperatures),
+        ]
+    )
+
+
+def _table(
+    records: Sequence[Record],
+    schema: pa.Schema,
+    names: Sequence[str],
+    temperatures: Sequence[float],
+    drawn: bool,
+) -> pa.RecordBatch:
+    logits = [record.logits for record in records]
+    counts = [np.diff(one.offsets) for one in logits]
+    arrays = [
+        list_column([record.input_ids for record in records]),
+        list_column([record.roles for record in records]),
+        pa.array([record.prompt_length for record in records], pa.int32()),
+        pa.array([record.domain for record in records], pa.string()),
+        pa.array([record.weight for record in records], pa.float64()),
+        ragged(counts, [one.ids for one in logits]),
+        ragged(counts, [one.logprobs for one in logits]),
+        *([ragged(counts, [_weights(one) for one in logits])] if drawn else []),
+        *(list_column([getattr(one, name) for one in logits]) for name in names),
+        *(list_column([one.lognorm[t] for one in logits]) for t in temperatures),
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _weights(logits: TopKLogits) -> np.ndarray:
+    return np.zeros(len(logits.ids), np.float32) if logits.weights is None else logits.weights
+
+
+PLUGIN = ArrowLists

@@ -1,0 +1,1 @@
+"""Sharing caches between places: push, pull, and who already has what."""

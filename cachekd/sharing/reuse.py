@@ -1,0 +1,210 @@
+"""Reuse: records that others have captured already, taken from a shared location.
+
+Comes in: where caches are shared, an identity, the keys that are wanted, and the cache that they go
+to. Goes out: a plan of that cache whose units are shards with these records, and how many they are.
+A shard of which at least half is wanted comes whole, as the file that it is; of others the wanted
+rows are put into one that is smaller. No sample comes along: those are the run's own.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cachekd.data.digests import bytes_digest, json_id
+from cachekd.data.packed import Keys, Places
+from cachekd.errors import CacheNotFound
+from cachekd.sharing.catalogue import below, entries
+from cachekd.sharing.choose import choose
+from cachekd.sharing.content import Content, part_of, sealed_content
+from cachekd.sharing.copier import Copier, lacking
+from cachekd.store.identity import Identity
+from cachekd.store.identity_files import has_cache, write_identity
+from cachekd.store.io import Location
+from cachekd.store.layout import attention_name, plan_name, shard_name, unit_name
+from cachekd.store.plan import Plan, PlannedBatch, load_plan
+from cachekd.store.rows import read_rows, write_rows
+from cachekd.store.state import UnitRecord, load_unit, read_state
+
+_WHOLE = 0.5  # share of a shard's rows from which on it comes whole
+_JOBS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reused:
+    """What was taken.
+
+    Attributes:
+        records: wanted records that came.
+        bytes: of the shards that were read for them.
+        caches: where they came from.
+    """
+
+    records: int
+    bytes: int
+    caches: tuple[str, ...]
+
+
+def caches_of(url: str, identity: Identity) -> list[Location]:
+    """Sealed caches of an identity: that at a location, or those directly below it.
+
+    Raises:
+        CacheNotFound: there is no cache at all.
+    """
+    location = Location(url)
+    if has_cache(location):
+        own = sealed_content(location).identity
+        return [location] if _ids(own) == _ids(identity) else []
+    found, _ = entries(location)
+    if not found:
+        raise CacheNotFound(f"reuse: no sealed cache at {location.url}, nor directly below it")
+    return [
+        below(location, entry.folder)
+        for entry in found
+        if (entry.capture_id, entry.attention_id) == _ids(identity)
+    ]
+
+
+def reuse(url: str, identity: Identity, wanted: Keys, into: Location) -> Reused:
+    """Take the records of these keys that caches of the same identity hold.
+
+    Args:
+        url: a cache, or the location above several.
+        identity: of the run.
+        wanted: keys that the cache does not hold.
+        into: the cache; it is made if there is none.
+
+    Raises:
+        CacheNotFound: there is no cache at the location.
+        CorruptCache: a shard there is altered; names it.
+        StoreError: a file cannot be read or written.
+    """
+    left = Keys(np.unique(wanted.array))
+    taken = Reused(records=0, bytes=0, caches=())
+    for place in caches_of(url, identity):
+        if not len(left):
+            break
+        content = sealed_content(place)
+        held = content.index().holds(left)
+        if held.any():
+            size = _take(content, left.take(np.flatnonzero(held)), identity, into)
+            taken = Reused(
+                records=taken.records + int(held.sum()),
+                bytes=taken.bytes + size,
+                caches=(*taken.caches, place.url),
+            )
+            left = left.take(np.flatnonzero(~held))
+    return taken
+
+
+def _take(content: Content, keys: Keys, identity: Identity, into: Location) -> int:
+    """Take records that a cache holds into another, as a plan of their own; bytes read."""
+    copier = Copier(content.location, into, _JOBS)
+    choice = choose(content, keys=keys)
+    part = part_of(content, choice.shards, choice.told, copier.read_all)
+    priors = {name: blob for name, blob in part.blobs.items() if name.startswith("priors/")}
+    copier.copy(lacking(into, priors, frozenset(), copier))
+    units = [
+        _brought(content, part, record, keys_of_unit, keys, copier, into)
+        for record, keys_of_unit in _records(part, copier)
+    ]
+    write_identity(into, identity)
+    state = read_state(into, skip_broken_units=True)
+    sequence = 1 + max((plan.sequence for plan in state.plans.values()), default=0)
+    plan = _plan(content, [own for _, own in units], sequence)
+    digest, data = plan.dump()
+    into.keep(plan_name(digest), data, digest)
+    made = {"host": platform.node(), "at": datetime.now(UTC).isoformat(timespec="seconds")}
+    for number, (record, own) in enumerate(units):
+        again = UnitRecord(
+            plan=digest,
+            number=number,
+            shard=record.shard,
+            attention=record.attention,
+            numerics={**record.numerics, "reused": content.manifest.root},
+            skipped=record.skipped,
+        )
+        into.create(unit_name(digest, number), again.dump(tuple(own), made))
+    return sum(content.manifest.shards[digest].bytes for digest in choice.shards)
+
+
+def _records(part: Content, copier: Copier) -> Iterator[tuple[UnitRecord, Keys]]:
+    """Commit records of a part, one a shard, with the keys of each."""
+    documents = copier.read_all(part.documents)
+    plans = {
+        name.split("/")[1].removesuffix(".json"): load_plan(name, data)
+        for name, data in documents.items()
+        if name.startswith("plans/")
+    }
+    met = set()
+    for name, data in sorted(documents.items()):
+        if name.startswith("units/"):
+            record = load_unit(name, data)
+            if record.shard.digest not in met:
+                met.add(record.shard.digest)
+                yield record, plans[record.plan].packed_keys(record.number)
+
+
+def _brought(
+    content: Content,
+    part: Content,
+    record: UnitRecord,
+    keys: Keys,
+    wanted: Keys,
+    copier: Copier,
+    into: Location,
+) -> tuple[UnitRecord, Keys]:
+    """Bring a shard, whole or cut to the wanted rows; its record as it is then, and its keys."""
+    mask: NDArray[np.bool_] = Places(wanted).find(keys) >= 0
+    if mask.mean() >= _WHOLE:
+        names = [shard_name(record.shard.digest)]
+        names += [attention_name(record.attention.digest)] if record.attention else []
+        blobs = {name: part.blobs[name] for name in names}
+        copier.copy(lacking(into, blobs, frozenset(), copier))
+        return record, keys
+    rows = read_rows(content.location, content.identity, record.shard, record.attention)
+    cut = rows.take(np.flatnonzero(Places(wanted).find(rows.keys) >= 0))
+    data, facts, beside, own = write_rows(cut, content.identity)
+    into.keep(shard_name(facts.digest), data, facts.digest)
+    if beside is not None and own is not None:
+        into.keep(attention_name(own.digest), beside, own.digest)
+    kept = set(cut.keys)
+    skipped = {key: found for key, found in record.skipped.items() if key in kept}
+    return UnitRecord(
+        plan=record.plan,
+        number=record.number,
+        shard=facts,
+        attention=own,
+        numerics=record.numerics,
+        skipped=skipped,
+    ), cut.keys
+
+
+def _plan(content: Content, keys: list[Keys], sequence: int) -> Plan:
+    """A plan whose units are these shards; it has no samples."""
+    units, first = [], 0
+    for own in keys:
+        units.append((PlannedBatch(first, len(own), 2),))
+        first += len(own)
+    joined = Keys.joined(keys)
+    digest = bytes_digest(joined.data)
+    return Plan(
+        run=json_id({"reused": content.manifest.root, "keys": digest}),
+        capture_id=content.identity.capture_id,
+        sequence=sequence,
+        keys=joined,
+        units=tuple(units),
+        threads=1,
+        samples=(),
+        skipped={},
+        changed={},
+    )
+
+
+def _ids(identity: Identity) -> tuple[str, str | None]:
+    return identity.capture_id, identity.attention_id

@@ -1,0 +1,280 @@
+"""A cache's folder that is none of this machine's, through fsspec.
+
+Comes in: names below the folder. A new file appears whole by one conditional put, which never
+writes over another; on S3 that is ``If-None-Match: *``, of large files at the end of a multipart
+upload, which nobody sees before. What networks do is tried again and counted. Nothing that was
+listed or looked up before is believed. Errors are `FileNotFoundError`, `FileExistsError`, or a
+`StoreError` that says all; none holds an option's value or what signs a URL.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from cachekd.errors import ConfigError, StoreError
+from cachekd.store.listing import Entry, entries_of, folders_of
+from cachekd.store.local import too_large
+from cachekd.store.names import shown
+from cachekd.store.retries import Patience, ShortBody, code_of, count, lacks, status_of
+
+T = TypeVar("T")
+
+CHUNK_BYTES = 16 << 20
+_CANNOT_LIST = ("http", "https")
+_CANNOT_CREATE = ("hf", *_CANNOT_LIST)
+_EXTRAS = {"s3": "cachekd[s3]", "s3a": "cachekd[s3]", "http": "aiohttp", "https": "aiohttp"}
+_NO_SUCH_RANGE = 416
+_PROBE = ".probe-"
+_NAMES = {"hf": "the hub", "http": "plain HTTP", "https": "plain HTTP"}
+
+
+class RemoteFolder:
+    """Files below a folder of a remote filesystem.
+
+    Attributes:
+        root: the folder's URL as messages name it.
+        lists: whether it can tell which files there are; plain HTTP cannot.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        self._url, self._options = url, options
+        self.root = shown(url).rstrip("/")
+        self._patience = Patience()
+        self._connect()
+        names = self._fs.protocol
+        protocols = {names} if isinstance(names, str) else set(names)
+        self.lists = protocols.isdisjoint(_CANNOT_LIST)
+        self._creates = protocols.isdisjoint(_CANNOT_CREATE)
+
+    def _connect(self) -> None:
+        self._process = os.getpid()
+        self._fs, path = opened(self._url, self._options)
+        self._path = path.rstrip("/") or "/"
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        try:
+            self._call(name, lambda fs, path: fs.info(path))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the files of a sub-folder (or of the root)."""
+        if not self.lists:
+            raise StoreError(
+                f"{shown(self._url)}: plain HTTP cannot tell which files there are; only a sealed "
+                "cache can be read from there"
+            )
+        return list(self.entries(folder))
+
+    def entries(self, folder: str) -> dict[str, Entry]:
+        """Files of a sub-folder (or of the root) by name, and what a listing tells of each."""
+        return entries_of(self._listed(folder))
+
+    def folders(self) -> list[str]:
+        """Names of the folders below this one."""
+        return folders_of(self._listed(""))
+
+    def _listed(self, folder: str) -> list[dict[str, Any]]:
+        try:
+            return list(self._call(folder, lambda fs, path: fs.ls(path, detail=True)))
+        except FileNotFoundError:
+            return []
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        size = self._call(name, lambda fs, path: fs.info(path)).get("size")
+        return len(self.read(name)) if size is None else int(size)
+
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """All bytes of a file, which may have at most so many."""
+        end = None if most is None else most + 1
+        try:
+            data = bytes(self._call(name, lambda fs, path: fs.cat_file(path, end=end)))
+        except StoreError as error:
+            if status_of(error) == _NO_SUCH_RANGE:  # of an empty file
+                return b""
+            raise
+        if most is not None and len(data) > most:
+            raise too_large(f"{self.root}/{name}", most)
+        return data
+
+    @contextmanager
+    def reader(self, folder: str, most: int | None) -> Iterator[Callable[[str], bytes]]:
+        """Within: reads files of a sub-folder, as `read` does."""
+        yield lambda base: self.read(f"{folder}/{base}", most)
+
+    def map(self, name: str) -> pa.Buffer:
+        """All bytes of a file, in memory."""
+        return pa.py_buffer(self.read(name))
+
+    def chunks(self, name: str, size: int) -> Iterator[bytes]:
+        """The bytes of a file of this size, in order."""
+        place = 0
+        while place < size or not place:
+            part = self._chunk(name, place, min(CHUNK_BYTES, size - place), size)
+            yield part
+            place += len(part)
+            if not part:
+                return
+
+    def _chunk(self, name: str, start: int, length: int, size: int) -> bytes:
+        def read(fs: Any, path: str) -> bytes:
+            data = bytes(fs.cat_file(path, start=start, end=start + length) if size else b"")
+            if len(data) == size:  # a server without ranges sends all
+                return data[start:]
+            if len(data) != length:
+                raise ShortBody(f"expected {length} bytes at {start} of {path}, found {len(data)}")
+            return data
+
+        return self._call(name, read)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Make a file, whole or not at all; False if another one has its name.
+
+        True also where the file is there with these bytes: an answer to an earlier try may have
+        been lost on the way.
+        """
+        whole = bytes(data)
+        try:
+            self._call(name, lambda fs, path: fs.pipe_file(path, whole, mode="create"))
+        except FileExistsError:
+            if self.size(name) != len(whole) or self.read(name) != whole:
+                return False
+            count("puts_found_done")
+        return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all, in the place of an older one."""
+        whole = bytes(data)
+        self._call(name, lambda fs, path: fs.pipe_file(path, whole))
+
+    def remove(self, name: str) -> None:
+        """Take a file away; no error if there is none."""
+        if self.exists(name):
+            try:
+                self._call(name, lambda fs, path: fs.rm_file(path))
+            except FileNotFoundError:  # another was first, or an earlier try was
+                return
+
+    def _call(self, name: str, call: Callable[[Any, str], T]) -> T:
+        """What a call on a path gives, tried again where that may help."""
+        if self._process != os.getpid():  # connections are not shared with the parent
+            self._connect()
+        path = f"{self._path}/{name}" if name else self._path
+
+        def once() -> T:
+            self._fs.invalidate_cache()
+            return call(self._fs, path)
+
+        try:
+            return self._patience.tried(path, once)
+        except Exception as error:
+            if exists(error):
+                raise FileExistsError(path) from error
+            if lacks(error) and code_of(error) != "NoSuchBucket":
+                raise
+            raise StoreError(self._told(name, error)) from error
+
+    def probe(self) -> None:
+        """Make a file and take it away; find out whether a second one of its name is refused.
+
+        Raises:
+            ConfigError: there is no exclusive create here.
+            StoreError: a file cannot be made.
+        """
+        name = f"{_PROBE}{secrets.token_hex(16)}"
+        if self._creates:
+            self.create(name, b"1")
+            refused = not self.create(name, b"2")
+            self.remove(name)
+        if not self._creates or not refused:
+            raise ConfigError(
+                f"{self.root}: {_NAMES.get(self.root.partition(':')[0], 'this store')} has no "
+                "exclusive create; "
+                "build the cache in a local folder, then upload it"
+            )
+
+    def _told(self, name: str, error: Exception) -> str:
+        """What a user is told of an error that stays, without secrets."""
+        tries = "".join(f" ({note})" for note in getattr(error, "__notes__", [])[-1:])
+        why, advice = _explained(error)
+        return f"{self.root}/{name}".rstrip("/") + f": {self._clean(why)}{tries}. {advice}"
+
+    def _clean(self, text: str) -> str:
+        for secret in _texts(self._options):
+            text = text.replace(secret, "...")
+        return re.sub(r"\?[^\s'\"]*", "?...", text)
+
+
+def opened(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """A filesystem and the path on it.
+
+    Raises:
+        ConfigError: there is no such protocol, or it needs a package that is not there.
+    """
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    settings = dict(options)
+    if protocol in ("s3", "s3a"):  # tries are counted here, and none is made below
+        settings.setdefault("config_kwargs", {"retries": {"total_max_attempts": 1}})
+        settings.setdefault("use_listings_cache", False)
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url, **settings)
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        install = f". pip install '{extra}'" if extra else ""
+        raise ConfigError(f"{shown(url)!r} cannot be opened: {error}{install}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{shown(url)!r} is not a location that can be opened: {error}"
+        ) from error
+    if protocol in ("s3", "s3a"):
+        filesystem.retries = 1
+    return filesystem, root
+
+
+def exists(error: BaseException) -> bool:
+    """Whether a conditional put found a file."""
+    return isinstance(error, FileExistsError) or code_of(error) == "PreconditionFailed"
+
+
+def _explained(error: Exception) -> tuple[str, str]:
+    """Why something cannot be done, and what to do."""
+    name, code = type(error).__name__, code_of(error)
+    if code == "NoSuchBucket":
+        return "there is no such bucket", "Check the name, or make the bucket first"
+    if isinstance(error, PermissionError) or name.endswith("CredentialsError"):
+        return (
+            f"access is refused: {error}",
+            "Check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile of "
+            "~/.aws, HF_TOKEN, or --storage-options), and what they may do here",
+        )
+    if name == "OfflineModeIsEnabled":
+        return (
+            "the hub is switched off (HF_HUB_OFFLINE)",
+            "Unset HF_HUB_OFFLINE, or give a local copy of the cache",
+        )
+    status = status_of(error)
+    about = f"{error}" or name
+    if status is not None:
+        about = f"the server answered {status}: {about}"
+    return about, "Try again later; what was committed before is whole"
+
+
+def _texts(options: Any) -> Iterator[str]:
+    """All texts among options that may be secrets."""
+    if isinstance(options, Mapping):
+        for value in options.values():
+            yield from _texts(value)
+    elif isinstance(options, str) and len(options) > 3:
+        yield options

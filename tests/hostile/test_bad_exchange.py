@@ -1,0 +1,137 @@
+"""Files of other formats that cannot be used: refused by name and row, or left out and counted."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import Family, Ran
+
+from cachekd.exchange._torch_file import load
+
+Run = Callable[..., Ran]
+GOOD = {
+    "input_ids": [7, 8, 9],
+    "target_token_ids": [[8, 3], [9, 4], [0, 1]],
+    "target_logprobs": [[-0.5, -2.0], [-0.5, -2.0], [-0.5, -2.0]],
+}
+
+
+@pytest.fixture
+def brought(cachekd: Run, family: Family, tmp_path: Path) -> Callable[..., Ran]:
+    """Runs an import of rows, or of a path."""
+
+    def run(content: Any, *further: object, name: str = "axolotl") -> Ran:
+        path = content
+        if isinstance(content, list):
+            path = tmp_path / "data.jsonl"
+            lines = [line if isinstance(line, str) else json.dumps(line) for line in content]
+            path.write_text("".join(f"{line}\n" for line in lines))
+        flags = ("--format", name, "--teacher", "t", "--tokenizer", family.teacher)
+        return cachekd("import", path, *flags, "--cache", tmp_path / "cache", *further)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"target_logprobs": [[float("nan"), -2.0], [-0.5, -2.0], [-0.5, -2.0]]}, "NaN"),
+        ({"target_logprobs": [[0.5, -2.0], [-0.5, -2.0], [-0.5, -2.0]]}, "above 0"),
+        ({"target_logprobs": [[-0.1, -0.2], [-0.5, -2.0], [-0.5, -2.0]]}, "mass above 1"),
+        ({"target_token_ids": [[8, 8], [9, 4], [0, 1]]}, "stands twice"),
+        ({"target_token_ids": [[8, 100_000], [9, 4], [0, 1]]}, "another tokenizer"),
+        ({"input_ids": [7, 8, 100_000]}, "another tokenizer"),
+        ({"target_token_ids": [[8, 3], [9], [0, 1]]}, "do not agree"),
+        ({"input_ids": [7, 8, 9, 10, 11]}, "3 rows of targets beside 5"),
+        ({"labels": [7, 8]}, "2 labels"),
+    ],
+)
+def test_a_bad_row_is_named_or_left_out(
+    brought: Callable[..., Ran], tmp_path: Path, changed: dict[str, Any], found: str
+) -> None:
+    other = {**GOOD, "input_ids": [7, 8, 10]}
+    if "labels" in changed:
+        other["labels"] = other["input_ids"]
+    rows = [other, {**GOOD, **changed}]
+    refused = brought(rows)
+    assert refused.code == 1 and "data.jsonl row 1" in refused.err and found in refused.err
+    assert "Traceback" not in refused.err
+    kept = brought(rows, "--on-bad", "skip", "--json")
+    assert kept.code == 0, kept.err
+    assert kept.json["documents_left_out"] or kept.json["rows_left_out"]
+
+
+def test_another_format_is_named(brought: Callable[..., Ran], tmp_path: Path) -> None:
+    refused = brought([GOOD], name="distillkit")
+    assert "compressed_logprobs" in refused.err and "--format axolotl" in refused.err
+    refused = brought([GOOD], name="openai")
+    assert "choices" in refused.err and "--format axolotl" in refused.err
+    refused = brought([GOOD], name="axolotal")
+    assert refused.code == 2 and "Did you mean 'axolotl'" in refused.err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_nothing_and_broken_lines(brought: Callable[..., Ran], tmp_path: Path) -> None:
+    assert brought([]).code == 1
+    assert "no such file" in brought(tmp_path / "none").err
+    refused = brought([GOOD, '{"input_ids": [1,'])
+    assert refused.code == 1 and "line 2" in refused.err
+    answer = {"choices": [{"logprobs": {"content": [{"token": "token_id:3", "logprob": -1.0}]}}]}
+    refused = brought([{**answer, "prompt_token_ids": [1, 2]}], name="openai")
+    assert refused.code == 1 and "row 0" in refused.err
+    refused = brought([answer, "{"], name="openai")
+    assert "no prompt" in refused.err
+
+
+def _tar(path: Path, name: str, data: bytes = b"x", kind: bytes = tarfile.REGTYPE) -> Path:
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo(name)
+        info.size, info.type, info.linkname = len(data), kind, "/etc/passwd"
+        tar.addfile(info, BytesIO(data))
+    return path
+
+
+def test_tars_that_are_none_of_megatrons(brought: Callable[..., Ran], tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.jsonl"
+    tokens.write_text('{"input_ids": [1, 2, 3]}\n')
+    flags = ("--tokens", tokens)
+    path = tmp_path / "dp0__0.tar"
+    assert "--tokens" in brought(_tar(path, "0.pt.zst"), name="megatron").err
+    for member, kind, found in (
+        ("../../out", tarfile.REGTYPE, "is none that Megatron-LM writes"),
+        ("0.pt.zst", tarfile.SYMTYPE, "no plain file"),
+        ("0.pt.zst", tarfile.REGTYPE, "cannot be read"),
+    ):
+        refused = brought(_tar(path, member, kind=kind), *flags, name="megatron")
+        assert refused.code == 1 and found in refused.err, refused.err
+    path.write_bytes(_tar(path, "0.pt.zst", b"x" * 5000).read_bytes()[:1500])
+    refused = brought(path, *flags, name="megatron")
+    assert refused.code == 1 and "dp0__0.tar" in refused.err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_object_stream_is_data_alone() -> None:
+    for program in (b"cos\nsystem\n.", b"\x80\x02cbuiltins\neval\n.", b"\x80\x04\x95"):
+        buffer = BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("archive/data.pkl", program)
+        with pytest.raises(ValueError, match=r"no tensor|instruction"):
+            load(buffer.getvalue())
+
+
+def test_an_export_that_cannot_be_written(cachekd: Run, cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").write_text("x")
+    refused = cachekd("export", cache, "--format", "arrow", "--out", out)
+    assert refused.code == 2 and "not empty" in refused.err
+    refused = cachekd("export", cache, "--format", "arrow", "--out", out / "mine" / "below")
+    assert refused.code == 1 and "cannot write" in refused.err
+    assert {path.name for path in out.iterdir()} == {"mine"}

@@ -1,0 +1,93 @@
+"""Parts of a cache: by keys, domain or share; completed, merged and recoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tiny import Ran, write_rows
+
+import cachekd as package
+from cachekd.store.verify import verify
+
+from .conftest import Maker, rows_of
+from .transfers import bytes_of, fetch, send
+
+
+def test_a_part_by_domain(shared: Path, tmp_path: Path) -> None:
+    report = fetch(shared, tmp_path / "part", domain=("law",))
+    assert report["shards"] < report["shards_of"]
+    assert report["bytes"] < report["bytes_of_shards_at_origin"]
+    part = package.open_cache(str(tmp_path / "part"))
+    whole = package.open_cache(str(shared))
+    law = [
+        key for key, name in zip(whole.samples.keys, whole.domains, strict=True) if name == "law"
+    ]
+    assert set(law) <= set(part.samples.keys)
+    assert not verify(str(tmp_path / "part")).problems
+    assert part.manifest is not None
+    (origin,) = part.manifest.origins
+    assert origin["root"] == whole.root and origin["domains"] == ["law"]
+    assert origin["cache"] == "cache", "a path tells about a machine"
+
+
+def test_a_part_by_fraction_is_seeded_and_grows(shared: Path, tmp_path: Path) -> None:
+    first = fetch(shared, tmp_path / "a", fraction=0.4, seed=3)
+    same = fetch(shared, tmp_path / "b", fraction=0.4, seed=3)
+    assert first["root"] == same["root"] != package.open_cache(str(shared)).root
+    whole = fetch(shared, tmp_path / "a")
+    assert whole["root"] == package.open_cache(str(shared)).root
+    assert whole["bytes_moved"] < sum(map(len, bytes_of(shared).values()))
+
+
+def test_a_part_by_the_rows_of_a_file(
+    shared: Path, family: Any, tmp_path: Path, cachekd: Callable[..., Ran]
+) -> None:
+    data = write_rows(tmp_path / "mine.jsonl", rows_of(12)[3:5])
+    ran = cachekd(
+        *("pull", shared, tmp_path / "part", "--json", "--keys-from", data),
+        *("--tokenizer", family.teacher),
+    )
+    assert ran.code == 0, ran.err
+    assert (ran.json["records_wanted"], ran.json["records_found"]) == (2, 2)
+    assert ran.json["shards"] <= 2
+    assert cachekd("verify", tmp_path / "part").code == 0
+
+
+def test_attention_travels_beside_its_logits(attentive: Path, tmp_path: Path) -> None:
+    send(attentive, tmp_path / "there")
+    assert bytes_of(tmp_path / "there") == bytes_of(attentive)
+    part = fetch(attentive, tmp_path / "part", fraction=0.5)
+    assert part["attention_shards"] == part["shards"] > 0
+    assert not verify(str(tmp_path / "part")).problems
+
+
+def test_a_partial_cache_is_completed_by_precompute(
+    shared: Path, make_cache: Maker, tmp_path: Path
+) -> None:
+    part = tmp_path / "part"
+    fetch(shared, part, fraction=0.4)
+    done = make_cache(part, rows_of(12), domain_column="domain", sort_window=1)
+    assert done["keys"] == 12
+    whole = package.open_cache(str(shared))
+    mine = package.open_cache(str(part))
+    assert done["root"] == whole.root
+    np.testing.assert_array_equal(mine[5].logits.ids, whole[5].logits.ids)
+
+
+def test_two_parts_are_merged_and_recoded(
+    shared: Path, tmp_path: Path, cachekd: Callable[..., Ran]
+) -> None:
+    for name in ("law", "code"):
+        fetch(shared, tmp_path / name, domain=(name,))
+    ran = cachekd(
+        "merge", tmp_path / "law", tmp_path / "code", "--out", tmp_path / "both", "--json"
+    )
+    assert ran.code == 0, ran.err
+    assert ran.json["root"] == package.open_cache(str(shared)).root
+    again = cachekd("merge", tmp_path / "law", "--recode", "--out", tmp_path / "small", "--json")
+    assert again.code == 0, again.err
+    assert again.json["samples"] == len(package.open_cache(str(tmp_path / "law")))
+    assert cachekd("verify", tmp_path / "small").code == 0

@@ -1,0 +1,113 @@
+"""The local cache of remote files: never above its bound, never a wrong byte, nothing half-left."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachekd.errors import CorruptCache, StoreError
+from cachekd.store import disk
+from cachekd.store.local_cache import PART, LocalCache
+
+SIZE = 1000
+
+
+def body(number: int) -> bytes:
+    return bytes([number]) * SIZE
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def held(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.name != ".lock")
+
+
+class Source:
+    """Gives bytes in pieces, and notes the most that the folder held meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.asked, self.peak = folder, 0, 0
+
+    def of(self, data: bytes) -> Any:
+        def chunks() -> Iterator[bytes]:
+            self.asked += 1
+            for start in range(0, len(data), 100):
+                self.peak = max(self.peak, held(self.folder))
+                yield data[start : start + 100]
+
+        return chunks
+
+
+def test_the_bound_holds_and_the_oldest_goes(tmp_path: Path) -> None:
+    cache, source = LocalCache(str(tmp_path / "c"), 3 * SIZE), Source(tmp_path / "c")
+    for number in range(8):
+        data = cache.get("x", digest(body(number)), SIZE, source.of(body(number)))
+        assert data.to_pybytes() == body(number)
+        assert cache.get("x", digest(body(0)), SIZE, source.of(body(0))).to_pybytes() == body(0)
+    assert source.asked == 8, "what is used again stays"
+    assert source.peak == 3 * SIZE and held(tmp_path / "c") == 3 * SIZE
+    assert cache.holds(digest(body(0))) and not cache.holds(digest(body(1)))
+
+
+def test_a_file_that_is_mapped_may_go(tmp_path: Path) -> None:
+    cache, source = LocalCache(str(tmp_path), SIZE), Source(tmp_path)
+    first = cache.get("x", digest(body(1)), SIZE, source.of(body(1)))
+    cache.get("x", digest(body(2)), SIZE, source.of(body(2)))
+    assert first.to_pybytes() == body(1) and not cache.holds(digest(body(1)))
+
+
+def test_a_damaged_file_is_fetched_again(tmp_path: Path) -> None:
+    source, name = Source(tmp_path), digest(body(1))
+    LocalCache(str(tmp_path), SIZE).get("x", name, SIZE, source.of(body(1)))
+    (tmp_path / name).write_bytes(body(2))
+    again = LocalCache(str(tmp_path), SIZE).get("x", name, SIZE, source.of(body(1)))
+    assert again.to_pybytes() == body(1) and source.asked == 2
+
+
+@pytest.mark.parametrize("wrong", [body(2), body(1)[:-1], body(1) + b"x", b""])
+def test_wrong_bytes_never_become_a_file(tmp_path: Path, wrong: bytes) -> None:
+    source, name = Source(tmp_path), digest(body(1))
+    cache = LocalCache(str(tmp_path), 2 * SIZE)
+    with pytest.raises(
+        CorruptCache, match=rf"s3://there: expected {SIZE} bytes with sha256 {name}"
+    ):
+        cache.get("s3://there", name, SIZE, source.of(wrong))
+    assert source.asked == 3 and held(tmp_path) == 0 and source.peak <= SIZE
+
+
+def test_a_file_larger_than_the_bound_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"1000 bytes.* may hold 999\. Raise --local-cache-size"):
+        LocalCache(str(tmp_path), SIZE - 1).get(
+            "x", digest(body(1)), SIZE, Source(tmp_path).of(b"")
+        )
+
+
+@pytest.mark.parametrize("operation", ["reserve", "write_at", "rename"])
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(disk, operation, fail)
+    cache, source = LocalCache(str(tmp_path), 2 * SIZE), Source(tmp_path)
+    with pytest.raises(StoreError, match=r"local cache .* No space left.* --local-cache"):
+        cache.get("x", digest(body(1)), SIZE, source.of(body(1)))
+    assert held(tmp_path) == 0
+    monkeypatch.undo()
+    assert cache.get("x", digest(body(1)), SIZE, source.of(body(1))).size == SIZE
+
+
+def test_what_a_dead_process_had_begun_goes(tmp_path: Path) -> None:
+    (tmp_path / f"{PART}{digest(body(1))}-dead").write_bytes(b"x" * SIZE)
+    source = Source(tmp_path)
+    LocalCache(str(tmp_path), SIZE).get("x", digest(body(1)), SIZE, source.of(body(1)))
+    assert [p.name for p in tmp_path.iterdir() if p.name != ".lock"] == [digest(body(1))]
