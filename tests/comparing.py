@@ -163,4 +163,13 @@ def measures(**changes: Any) -> Measures:
     return Measures(**{**made, **changes})
 
 
+def value(report: dict[str, Any], *names: str) -> Any:
+    """A figure of a report, by its path."""
+    for name in names:
+        report = report[name]
+    return report["value"]
+
+
+PRICED = {"price_per_hour": 3600.0, "price_per_gb_month": 1e9, "months": 2e-6}
+"""Prices of a second and of half a megabyte that are 1."""
 SHORT = Failure(kind="memory", text="CUDA out of memory. Tried 2 GiB\nmore", error="MemoryError")

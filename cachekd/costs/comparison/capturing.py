@@ -84,8 +84,8 @@ def _of_sample(measures: Measures, captured: Captured) -> Quantities:
     fixed_cpu, each_cpu = _apart_cpu(capture)
     error = median_error([one.seconds / one.tokens for one in capture.batches], "batches")
     values = (
-        measured(captured.import_seconds, "libraries, of a process of its own"),
-        measured(captured.exit_seconds, "until that process had ended"),
+        measures.imports(),
+        measures.ends(),
         measured(
             captured.load_seconds + fixed,
             "all of a capture but imports, scoring and writing, and what the batches of the first "

@@ -7,7 +7,8 @@ of sides in `stepping`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cachekd.config import BenchmarkConfig
@@ -16,7 +17,7 @@ from cachekd.costs.comparison.jobs import SIDES, Failure
 from cachekd.costs.comparison.parameters import Parameters
 from cachekd.costs.comparison.quantities import Quantity, gap, measured
 from cachekd.costs.comparison.rounds import Captured, Taken
-from cachekd.costs.comparison.spread import noisy_peak
+from cachekd.costs.comparison.spread import NOISY_TIME, noisy_peak
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +44,31 @@ class Measures:
         failed = Failure(kind="capture", text="the capture failed, so that no side was run")
         return self.sides.get(name, failed)
 
+    def done(self) -> list[Captured | Taken]:
+        """Processes that did their work."""
+        found = [self.captured, *map(self.side, SIDES)]
+        return [one for one in found if not isinstance(one, Failure)]
+
+    def alike(self, seconds: Callable[[Captured | Taken], float], how: str) -> Quantity:
+        """What all processes do alike: the median of them, so that one way is not lucky."""
+        found = [seconds(one) for one in self.done()]
+        usual = statistics.median(found)
+        differ = max(found) - min(found) > 4 * NOISY_TIME * usual
+        return measured(usual, f"{how}; median of {len(found)} processes", noisy=differ)
+
+    def imports(self) -> Quantity:
+        """Seconds until a process has its libraries."""
+        return self.alike(lambda one: one.import_seconds, "libraries, of a process of its own")
+
+    def ends(self) -> Quantity:
+        """Seconds until a process is gone after its last answer."""
+        return self.alike(lambda one: one.exit_seconds, "until a process had ended")
+
     def peak(self, peak: int, device: str) -> Quantity:
         """A peak of memory; on a CPU libraries count in it, and chance as far as they show it."""
         if device == "cuda":
             return measured(peak, "most allocated on the GPU")
-        done = [self.captured, *map(self.side, SIDES)]
-        bare = [one.started.peak_bytes for one in done if not isinstance(one, Failure)]
+        bare = [one.started.peak_bytes for one in self.done()]
         how = "most resident, libraries and loading included"
         return measured(peak, how, noisy=noisy_peak(peak, bare))
 

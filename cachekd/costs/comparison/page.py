@@ -89,7 +89,8 @@ def noise(report: Report) -> list[str]:
         return []
     return [
         f"{NOISY} marks what is noisy. Of times: two standard errors of the mean time a token are "
-        f"over {2 * NOISY_TIME:.0%} of it, or there were too few steps or batches to tell. Of "
+        f"over {2 * NOISY_TIME:.0%} of it, or there were too few steps or batches to tell, or "
+        f"processes that import the same took times that differ by over {4 * NOISY_TIME:.0%}. Of "
         f"memory: processes that had only imported their libraries differ by over "
         f"{NOISY_MEMORY:.0%} of what this one took after that. More --steps and --samples, and a "
         "machine with less else to do, make them steadier."

@@ -53,7 +53,7 @@ def side_quantities(measures: Measures, name: str) -> Quantities:
         names = (*_OF_STEPS, *_OF_RUN, *_OF_PROCESSOR, *_OF_EPOCH, *of_teacher)
         return dict.fromkeys(names, gap(why(name, taken)))
     tokens = epoch_tokens(measures, taken)
-    found = _of_steps(measures, taken) | _of_run(taken)
+    found = _of_steps(measures, taken) | _of_run(measures, taken)
     found |= _of_processor(taken, tokens)
     found |= _of_epoch(taken.steps, found, tokens)
     return found | (_of_teacher(taken.steps, found, tokens) if name == "live" else {})
@@ -80,15 +80,15 @@ def _of_steps(measures: Measures, taken: Taken) -> Quantities:
     return dict(zip(_OF_STEPS, values, strict=True))
 
 
-def _of_run(taken: Taken) -> Quantities:
+def _of_run(measures: Measures, taken: Taken) -> Quantities:
     """What a run takes beside its epochs: `_OF_RUN`, in this order."""
     of = _seconds
     parts = (
-        measured(taken.import_seconds, "libraries, of a process of its own"),
+        measures.imports(),
         measured(taken.load_seconds, "models and samples, until a first step could begin"),
         measured(over_usual(taken.warmup, taken.steps, of), "first steps, over usual ones"),
         measured(taken.ended.save_seconds, "saving the student at the end"),
-        measured(taken.exit_seconds, "until the process had ended"),
+        measures.ends(),
     )
     fixed = extrapolated(FIXED, lambda *terms: sum(terms), *parts)
     return dict(zip(_OF_RUN, (*parts, _epoch_start(taken.steps, of), fixed), strict=True))
