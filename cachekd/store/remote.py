@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -144,12 +144,13 @@ class RemoteFolder:
         been lost on the way.
         """
         whole = bytes(data)
-        try:
+        with suppress(FileExistsError):
             self._call(name, lambda fs, path: fs.pipe_file(path, whole, mode="create"))
-        except FileExistsError:
-            if self.size(name) != len(whole) or self.read(name) != whole:
-                return False
-            count("puts_found_done")
+            return True
+        # Not within the handler: errors of this reading would be taken for what the put met.
+        if self.size(name) != len(whole) or self.read(name) != whole:
+            return False
+        count("puts_found_done")
         return True
 
     def replace(self, name: str, data: bytes) -> None:
