@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx2
+from threads import reset, serving
 
 FAULTS = ("503", "502", "reset", "cut", "flip", "stall", "empty", "lost")
 
@@ -82,20 +81,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def reset(self) -> None:
         """End the connection with RST."""
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
-        self.connection.close()
+        reset(self.connection)
 
 
 @contextmanager
 def proxy(upstream: str) -> Iterator[Proxy]:
     server = Proxy(upstream)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving(server, server.ended):
         yield server
-    finally:
-        server.ended.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import http.client
 import re
-import socket
-import struct
 import threading
 import time
 import uuid
@@ -21,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from s3 import make_bucket, objects, put_object
+from threads import reset, serving
 
 CODES = {
     403: "InvalidAccessKeyId",
@@ -224,24 +223,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _reset(self) -> None:
         """End the connection with RST."""
         self.wfile.flush()
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
-        self.connection.close()
+        reset(self.connection)
 
 
 @contextmanager
 def faulty(upstream: str) -> Iterator[FaultProxy]:
     """Within: a proxy before a server, without any fault at first."""
     server = FaultProxy(upstream)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with serving(server, server.ended):
         yield server
-    finally:
-        server.ended.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @dataclass(frozen=True, slots=True)

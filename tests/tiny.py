@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,30 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Rows as a JSONL file."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+Maker = Callable[..., dict[str, Any]]
+
+
+def maker(family: Family, folder: Path) -> Maker:
+    """``make(url, rows, **settings)`` makes or continues a cache of the dummy teacher."""
+    import cachekd
+    from cachekd import PrecomputeConfig
+
+    def make(url: object, rows: list[dict[str, Any]], **further: Any) -> dict[str, Any]:
+        data = write_rows(folder / "data.jsonl", rows)
+        settings = {"logits_top_k": 8, "threads": 1, "unit_tokens": 80, "batch_tokens": 80}
+        return cachekd.precompute(
+            PrecomputeConfig(
+                teacher=str(family.teacher),
+                backend="dummy",
+                data=(str(data),),
+                cache=str(url),
+                **{**settings, **further},
+            )
+        )
+
+    return make
 
 
 def save_tokenizer(folder: Path) -> int:

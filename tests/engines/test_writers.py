@@ -115,7 +115,7 @@ def test_a_short_run_starts_no_process(
     family: Family, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "WriterPool", lambda *_: pytest.fail("a process was started"))
-    cachekd.precompute(config(family, data, tmp_path / "cache"))
+    assert cachekd.precompute(config(family, data, tmp_path / "cache"))["sealed"]
 
 
 def test_a_negative_number_of_writers_is_refused(family: Family, data: Path) -> None:

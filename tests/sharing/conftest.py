@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import Family, chat_rows, write_rows
+from tiny import Family, Maker, chat_rows, maker, write_rows
 
 import cachekd
 from cachekd import PrecomputeConfig
-
-Maker = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
 def make_cache(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Maker:
     """Makes or continues a cache of the dummy teacher."""
-    folder = tmp_path_factory.mktemp("rows")
-
-    def make(url: object, rows: list[dict[str, Any]], **further: Any) -> dict[str, Any]:
-        data = write_rows(folder / "data.jsonl", rows)
-        settings = {"logits_top_k": 8, "threads": 1, "unit_tokens": 80, "batch_tokens": 80}
-        return cachekd.precompute(
-            PrecomputeConfig(
-                teacher=str(family.teacher),
-                backend="dummy",
-                data=(str(data),),
-                cache=str(url),
-                **{**settings, **further},
-            )
-        )
-
-    return make
+    return maker(family, tmp_path_factory.mktemp("rows"))
 
 
 def rows_of(count: int, first: int = 0) -> list[dict[str, Any]]:

@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tiny import Family, chat_rows, write_rows
-
-import cachekd
-from cachekd import PrecomputeConfig
-
-Maker = Callable[..., dict[str, Any]]
+from tiny import Family, Maker, chat_rows, maker
 
 
 @pytest.fixture(scope="session")
 def make_cache(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Maker:
     """Makes or continues a cache: ``make_cache(url, rows, **settings)`` gives the report."""
-    folder = tmp_path_factory.mktemp("rows")
-
-    def make(url: object, rows: list[dict[str, Any]], **further: Any) -> dict[str, Any]:
-        data = write_rows(folder / "data.jsonl", rows)
-        settings = {"logits_top_k": 8, "threads": 1, "unit_tokens": 80, "batch_tokens": 80}
-        return cachekd.precompute(
-            PrecomputeConfig(
-                teacher=str(family.teacher),
-                backend="dummy",
-                data=(str(data),),
-                cache=str(url),
-                **{**settings, **further},
-            )
-        )
-
-    return make
+    return maker(family, tmp_path_factory.mktemp("rows"))
 
 
 @pytest.fixture(scope="session")
