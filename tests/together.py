@@ -1,4 +1,4 @@
-"""The command line in processes that train together, as torchrun starts them, for little."""
+"""Processes that train together, as torchrun starts them, for little: forks that import nothing."""
 
 from __future__ import annotations
 
@@ -40,6 +40,18 @@ def together(
         before: run in each process before the command.
         environment: of each process.
     """
+    run = command(*args)
+
+    def start() -> None:
+        if before is not None:
+            before()
+        run()
+
+    return all_of(count, folder, start, **environment)
+
+
+def all_of(count: int, folder: Path, run: Callable[[], None], **environment: str) -> list[Ended]:
+    """As `together`, of a function that every process runs."""
     import transformers  # noqa: F401 (imported once, not once a process)
 
     import cachekd.training.trainer  # noqa: F401
@@ -47,7 +59,6 @@ def together(
     port = str(_free_port())
 
     def of(rank: int) -> Callable[[], None]:
-        run = command(*args)
         places = (
             {}
             if count == 1
@@ -63,8 +74,6 @@ def together(
 
         def start() -> None:
             _alone_no_more({**places, **environment})
-            if before is not None:
-                before()
             run()
 
         return start

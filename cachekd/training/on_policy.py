@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from cachekd.training.collate_rollouts import (
     record_of,
     scale_parts,
 )
+from cachekd.training.gathered import check_gathering, gathered
 from cachekd.training.plain_text import PlainText
 from cachekd.training.prompts import Prompts, Visit, Visited
 from cachekd.training.reading import ModelReader
@@ -60,7 +62,8 @@ class OnPolicyTrainer(DistillTrainer):
             `RolloutCollator`.
 
     Raises:
-        ConfigError: the student is sharded, so that it cannot write.
+        ConfigError: DeepSpeed shards the student, or this torch cannot gather it, so that it
+            cannot write.
     """
 
     def __init__(
@@ -79,11 +82,13 @@ class OnPolicyTrainer(DistillTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(data_collator=_as_they_are, **kwargs)
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             raise ConfigError(
-                "the student writes its own text, which FSDP and DeepSpeed cannot do while it is "
-                "sharded; train with plain data parallelism, or with LoRA"
+                "the student writes its own text, which it cannot do while DeepSpeed has sharded "
+                "it; train with FSDP2 (--fsdp true), or with plain data parallelism"
             )
+        if self.is_fsdp_enabled:
+            check_gathering()
         self.rollouts: Rollouts = rollouts
         self.collate: Any = data_collator
         self.scores, self.teacher, self.beside = scores, teacher, beside
@@ -132,7 +137,7 @@ class OnPolicyTrainer(DistillTrainer):
         return batches, items
 
     def _made(self, visited: Sequence[Visited]) -> Batch:
-        with self.meter.working():
+        with self.meter.working(), self._whole_student():
             found = self.engine.batch(
                 [self._asked(item.visit, item.record) for item in visited],
                 (visited[0].visit.epoch, visited[0].visit.group, visited[0].visit.round),
@@ -141,6 +146,14 @@ class OnPolicyTrainer(DistillTrainer):
             )
             batch: Batch = self.collate(self._records(visited, found))
             return batch
+
+    def _whole_student(self) -> AbstractContextManager[None]:
+        """Within, a process need not know how often the others run the student."""
+        if not self.is_fsdp_enabled:
+            return nullcontext()
+        self._proven_head(self.model)
+        again = bool(self.accelerator.state.fsdp_plugin.reshard_after_forward)
+        return gathered(self.model, reshard_after_forward=again)
 
     def _asked(self, visit: Visit, record: Record) -> Asked:
         prompts: Prompts = self.train_dataset

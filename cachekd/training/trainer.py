@@ -115,13 +115,16 @@ class DistillTrainer(RunTrainer):
         return (loss, None) if return_outputs else loss
 
     def _objective_output(self, model: Any, batch: Batch, dataset: Any) -> ObjectiveOutput:
+        head = self._proven_head(model)
+        if isinstance(dataset, TextDataset):
+            return batch_loss(model, head, batch, build("sft", {}), dataset.vocab_size)
+        return batch_loss(model, head, batch, self.objective, dataset.vocab_size, self._attention)
+
+    def _proven_head(self, model: Any) -> StudentHead:
+        """The student's head; to prove it the first time is a forward of the student."""
         if self._head is None:
             self._head = StudentHead(model, self.accelerator.unwrap_model(model))
-        if isinstance(dataset, TextDataset):
-            return batch_loss(model, self._head, batch, build("sft", {}), dataset.vocab_size)
-        return batch_loss(
-            model, self._head, batch, self.objective, dataset.vocab_size, self._attention
-        )
+        return self._head
 
     def _held_out(self, model: Any, batch: Batch, dataset: Any) -> ObjectiveOutput:
         """The objective's sums, and ``kl``, ``ce`` and ``tail_mass`` whatever the objective is.
@@ -132,9 +135,8 @@ class DistillTrainer(RunTrainer):
         output = self._objective_output(model, batch, dataset)
         if isinstance(dataset, TextDataset) or getattr(self.objective, "metric", "") == "kl":
             return output
-        assert self._head is not None, "made with the objective's sums"
         measure = build("kd", {"loss": {"kd": 1.0}})
-        common = batch_loss(model, self._head, batch, measure, dataset.vocab_size)
+        common = batch_loss(model, self._proven_head(model), batch, measure, dataset.vocab_size)
         return replace(output, metrics={**output.metrics, **common.metrics})
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: Any) -> Tensor | None:

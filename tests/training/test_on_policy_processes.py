@@ -3,63 +3,88 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from runs import weights
+from safetensors.torch import load_file
 from tiny import Family, chat_rows, write_rows
+from together import together
+
+MINILLM = ("--objective", "minillm", "--collect", 8, "--inner-epochs", 1, "--support", 4)
+SHARDED = ("--fsdp", "true")
 
 
 def _train(
     family: Family, data: Path, out: Path, processes: int, *further: object
 ) -> dict[str, Any]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", "cachekd_cli", "train"]
     flags = ["--data", data, "--student", family.student, "--output-dir", out]
-    flags += ["--max-new-tokens", 6, "--max-steps", 4, "--use-cpu", "true", "--logging-steps", 1]
-    flags += ["--per-device-train-batch-size", 4 // processes, "--learning-rate", 0.01, *further]
-    done = subprocess.run(
-        [*command, *map(str, flags)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    flags += ["--teacher", family.teacher, "--max-new-tokens", 6, "--max-steps", 4]
+    flags += ["--use-cpu", "true", "--logging-steps", 1, "--learning-rate", 0.01]
+    flags += ["--per-device-train-batch-size", 4 // processes, "--save-steps", 2, *further]
+    ended = together(processes, out.parent / f"{out.name}-said", "train", *flags)
+    assert [one.code for one in ended] == [0] * processes, ended[0].err[-3000:]
     found: dict[str, Any] = json.loads((out / "run.json").read_text())
     return found
 
 
+def _assert_same(left: Path, right: Path, after: int = 0) -> None:
+    one, two = (json.loads((out / "run.json").read_text()) for out in (left, right))
+    for name in ("rollouts", "rollout_tokens"):
+        assert one["rollouts"][name] == two["rollouts"][name] > 0
+    rows = [
+        [row for row in run["history"] if "grad_norm" in row and row["step"] > after]
+        for run in (one, two)
+    ]
+    assert len(rows[0]) == 4 - after
+    for alone, both in zip(*rows, strict=True):
+        assert alone["loss"] == pytest.approx(both["loss"], rel=1e-3)
+        if "rollout_reverse_kl" in alone:
+            assert alone["rollout_reverse_kl"] == pytest.approx(
+                both["rollout_reverse_kl"], rel=1e-3
+            )
+    weights, others = (_weights(out) for out in (left, right))
+    assert weights.keys() == others.keys()
+    for name, value in weights.items():
+        torch.testing.assert_close(value, others[name], atol=2e-4, rtol=1e-3)
+
+
+def _weights(out: Path) -> dict[str, torch.Tensor]:
+    return {k: v for path in out.glob("*.safetensors") for k, v in load_file(path).items()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("objective", "further"),
+    "flags",
     [
-        ("gkd", ("--lmbda", 0.6)),
-        ("imitkd", ("--lmbda", 0.4)),
-        ("minillm", ("--collect", 8, "--inner-epochs", 1, "--support", 4)),
-        ("multi_granularity", ("--chunker", "adjacent")),
+        ("--objective", "gkd", "--lmbda", 0.6),
+        ("--objective", "imitkd", "--lmbda", 0.4),
+        MINILLM,
+        ("--objective", "multi_granularity", "--chunker", "adjacent"),
     ],
+    ids=["gkd", "imitkd", "minillm", "multi_granularity"],
 )
 def test_two_processes_train_as_one(
-    family: Family, tmp_path: Path, objective: str, further: tuple[object, ...]
+    family: Family, tmp_path: Path, flags: tuple[object, ...]
 ) -> None:
+    """Replicated, and with a student whose weights are gathered to write and then sharded again."""
     data = write_rows(tmp_path / "data.jsonl", chat_rows(16))
-    flags = ("--objective", objective, "--teacher", family.teacher, *further)
-    one = _train(family, data, tmp_path / "one", 1, *flags)
-    two = _train(family, data, tmp_path / "two", 2, *flags)
-    for name in ("rollouts", "rollout_tokens"):
-        assert one["rollouts"][name] == two["rollouts"][name]
-    alone, both = ([row for row in run["history"] if "grad_norm" in row] for run in (one, two))
-    for left, right in zip(alone, both, strict=True):
-        assert left["loss"] == pytest.approx(right["loss"], rel=1e-3)
-        if "rollout_reverse_kl" in left:
-            assert left["rollout_reverse_kl"] == pytest.approx(
-                right["rollout_reverse_kl"], rel=1e-3
-            )
-    left_weights, right_weights = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name, value in left_weights.items():
-        torch.testing.assert_close(value, right_weights[name], atol=2e-4, rtol=1e-3)
+    one = tmp_path / "one"
+    _train(family, data, one, 1, *flags)
+    for name, how in (("replicated", ()), ("sharded", SHARDED)):
+        _train(family, data, tmp_path / name, 2, *how, *flags)
+        _assert_same(one, tmp_path / name)
+
+
+@pytest.mark.slow
+def test_an_adapter_that_is_sharded_writes_and_goes_on(family: Family, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "data.jsonl", chat_rows(16))
+    flags = (*MINILLM, "--lora-r", 4, "--lora-dropout", 0)
+    one, sharded = tmp_path / "one", tmp_path / "sharded"
+    _train(family, data, one, 1, *flags)
+    _train(family, data, sharded, 2, *SHARDED, *flags)
+    _assert_same(one, sharded)
+    checkpoint = ("--resume-from-checkpoint", sharded / "checkpoint-2")
+    _train(family, data, sharded, 2, *SHARDED, *flags, *checkpoint)
+    _assert_same(one, sharded, after=2)

@@ -4,81 +4,98 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-SCRIPT = """
-import json, sys
 import torch
 from fakes import FakeCache, documents, record, student
+from together import all_of
 from transformers import TrainingArguments
+from weighing import Weighing
+
 from cachekd.objectives import build
 from cachekd.training.collate import Collator
 from cachekd.training.loader import CacheDataset
-from cachekd.training import learned
 from cachekd.training.trainer import DistillTrainer
-from weighing import Weighing
+
 
 class Emptying(Collator):
-    # Every fifth document has no trained row, so that whole micro-batches have none.
-    def _trained(self, record):
+    """Every fifth document has no trained row, so that whole micro-batches have none."""
+
+    def _trained(self, record: Any) -> Any:
         return super()._trained(record)[: 0 if sum(record.input_ids) % 5 == 0 else None]
 
-torch.set_num_threads(1)
-torch.set_default_dtype(torch.float64)
-out, size, kind, resume = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:]
-objective = build("kd", {}) if kind == "kd" else Weighing(Weighing.Options())
-if kind == "learned":  # processes that do not begin alike, to be made equal
-    import os
-    objective.module["a"].data += float(os.environ["RANK"])
-records = [record(ids, weight=1.0 + i % 2) for i, ids in enumerate(documents(24))]
-trainer = DistillTrainer(
-    model=student(),
-    args=TrainingArguments(
-        output_dir=out, max_steps=8 if not resume else 10, per_device_train_batch_size=size,
+
+def _train(out: Path, size: int, kind: str, resume: Path | None) -> None:
+    """What each process does; the first writes what was found."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    objective: Any = build("kd", {}) if kind == "kd" else Weighing(Weighing.Options())
+    if kind == "learned":  # processes that do not begin alike, to be made equal
+        objective.module["a"].data += float(os.environ.get("RANK", 0))
+    records = [record(ids, weight=1.0 + i % 2) for i, ids in enumerate(documents(24))]
+    trainer = DistillTrainer(
+        model=student(),
+        args=_arguments(out, size, kind, resume),
+        objective=objective,
+        objective_learning_rate=0.05,
+        train_dataset=CacheDataset(FakeCache(records)),
+        eval_dataset=CacheDataset(FakeCache(records[:7])),
+        data_collator=Emptying() if kind == "empty" else Collator(),
+        packing_capacity=64 if kind == "packed" else None,
+    )
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    _tell(trainer, out)
+    trainer.leave_group()
+
+
+def _arguments(out: Path, size: int, kind: str, resume: Path | None) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(out),
+        max_steps=10 if resume else 8,
+        per_device_train_batch_size=size,
         per_device_eval_batch_size=8 if kind == "packed" else 3,
-        gradient_accumulation_steps=2, logging_steps=4,
-        save_strategy="steps", save_steps=5, report_to="none", disable_tqdm=True, use_cpu=True,
-        optim="sgd", learning_rate=0.5, lr_scheduler_type="constant", seed=5,
-    ),
-    objective=objective, objective_learning_rate=0.05,
-    train_dataset=CacheDataset(FakeCache(records)),
-    eval_dataset=CacheDataset(FakeCache(records[:7])),
-    data_collator=Emptying() if kind == "empty" else Collator(),
-    packing_capacity=64 if kind == "packed" else None,
-)
-trainer.train(resume_from_checkpoint=resume[0] if resume else None)
-found = trainer.evaluate()
-empty, throughput = trainer.total(trainer.empty_batches), trainer.meter.figures(trainer.accelerator)
-if trainer.is_world_process_zero():
+        gradient_accumulation_steps=2,
+        logging_steps=4,
+        save_strategy="steps",
+        save_steps=5,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        optim="sgd",
+        learning_rate=0.5,
+        lr_scheduler_type="constant",
+        seed=5,
+    )
+
+
+def _tell(trainer: DistillTrainer, out: Path) -> None:
+    evaluated = trainer.evaluate()
+    empty = trainer.total(trainer.empty_batches)
+    tokens = trainer.meter.figures(trainer.accelerator)["trained_tokens"]
+    if not trainer.is_world_process_zero():
+        return
     weights = torch.cat([value.detach().flatten() for value in trainer.model.parameters()])
-    logs = [entry for entry in trainer.state.log_history if "kl" in entry]
-    with open(out + "/found.json", "w") as stream:
-        json.dump(
-            {"weights": weights.tolist(), "eval": found, "logs": logs, "empty": empty,
-             "tokens": throughput["trained_tokens"],
-             "learned": [float(v) for v in trainer.learned.values()] if trainer.learned else []},
-            stream,
-        )
-trainer.leave_group()
-"""
+    learned = trainer.learned.values() if trainer.learned else []
+    found = {
+        "weights": weights.tolist(),
+        "eval": evaluated,
+        "logs": [entry for entry in trainer.state.log_history if "kl" in entry],
+        "empty": empty,
+        "tokens": tokens,
+        "learned": [value.item() for value in learned],
+    }
+    (out / "found.json").write_text(json.dumps(found))
 
 
-def _run(folder: Path, processes: int, size: int, *resume: str, kind: str = "kd") -> dict[str, Any]:
-    folder.mkdir(exist_ok=True)
-    script = folder.parent / "script.py"
-    script.write_text(SCRIPT)
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", str(script), str(folder)]
-    command += [str(size), kind, *resume]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+def _run(
+    folder: Path, processes: int, size: int, resume: Path | None = None, *, kind: str = "kd"
+) -> dict[str, Any]:
+    (folder / "found.json").unlink(missing_ok=True)
+    ended = all_of(processes, folder, partial(_train, folder, size, kind, resume))
+    assert [one.code for one in ended] == [0] * processes, ended[0].err[-3000:]
     found: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return found
 
@@ -99,8 +116,8 @@ def _assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
 def test_two_processes_equal_one_also_after_resuming_within_an_epoch(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     _assert_same(_run(one, 1, 4), _run(two, 2, 2))
-    left = _run(one, 1, 4, str(one / "checkpoint-5"))
-    right = _run(two, 2, 2, str(two / "checkpoint-5"))
+    left = _run(one, 1, 4, one / "checkpoint-5")
+    right = _run(two, 2, 2, two / "checkpoint-5")
     _assert_same(left, right)
 
 
@@ -110,8 +127,8 @@ def test_two_processes_learn_what_one_learns_beside_the_student(tmp_path: Path) 
     left, right = _run(one, 1, 4, kind="learned"), _run(two, 2, 2, kind="learned")
     _assert_same(left, right)
     assert abs(left["learned"][0] - 0.25) > 0.05
-    left = _run(one, 1, 4, str(one / "checkpoint-5"), kind="learned")
-    _assert_same(left, _run(two, 2, 2, str(two / "checkpoint-5"), kind="learned"))
+    left = _run(one, 1, 4, one / "checkpoint-5", kind="learned")
+    _assert_same(left, _run(two, 2, 2, two / "checkpoint-5", kind="learned"))
 
 
 @pytest.mark.slow

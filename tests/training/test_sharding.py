@@ -18,6 +18,7 @@ from cachekd.config import TrainConfig
 from cachekd.errors import ConfigError
 from cachekd.training import whole
 from cachekd.training.arguments import training_arguments
+from cachekd.training.gathered import check_gathering, gathered
 
 Make = Callable[..., TrainConfig]
 
@@ -98,6 +99,45 @@ def test_state_of_a_whole_student_becomes_that_of_shards_and_back(
     for name, parameter in plain.named_parameters():
         assert torch.equal(shards.get_parameter(name).full_tensor(), parameter)
     optimizer.step()  # it goes on
+
+
+def test_gathered_weights_are_whole_and_then_shards_again(group: None) -> None:
+    """Whatever ran meanwhile, and however the parts were sharded, as accelerate does it."""
+    from torch.distributed.fsdp import fully_shard
+
+    plain, model, ids = student(0), student(0), torch.arange(8)[None]
+    assert not plain.config.tie_word_embeddings
+    for part in (*model.model.layers, model.model.embed_tokens):
+        fully_shard(part, reshard_after_forward=True)
+    fully_shard([model.model.norm, model.lm_head], reshard_after_forward=False)
+    fully_shard(model)
+    layer, head = model.model.layers[0].mlp.up_proj, model.lm_head
+
+    def forward() -> tuple[bool, bool]:
+        """Which of the two is sharded after a forward."""
+        torch.testing.assert_close(model(input_ids=ids).logits, plain(input_ids=ids).logits)
+        return tuple(isinstance(part.weight, DTensor) for part in (layer, head))
+
+    assert forward() == (True, False)
+    with gathered(model, reshard_after_forward=True):
+        assert not any(isinstance(value, DTensor) for value in model.parameters())
+        with torch.no_grad():
+            assert forward() == (False, False)
+    assert all(isinstance(value, DTensor) for value in model.parameters())
+    assert forward() == (True, False)
+    for one in (plain, model):
+        one(input_ids=ids, labels=ids).loss.backward()
+    for name, value in plain.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name).grad.full_tensor(), value.grad)
+
+
+def test_a_torch_that_remembers_what_ran_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.fsdp import FSDPModule
+
+    check_gathering()
+    monkeypatch.delattr(FSDPModule, "reset_iter_state")
+    with pytest.raises(ConfigError, match=r"expected torch 2.13 or later; found 2\."):
+        check_gathering()
 
 
 def test_weights_of_another_student_are_refused(tmp_path: Path) -> None:
