@@ -19,7 +19,7 @@ import numpy as np
 from cachekd.config import ExportConfig, ImportConfig
 from cachekd.errors import ConfigError, DataError
 from cachekd.exchange import Broken, Document, Found, Reading, Writing
-from cachekd.exchange._files import File, files_of, list_of, numbers, tables
+from cachekd.exchange._files import Batch, File, files_of, list_of, numbers, tables
 from cachekd.exchange._megatron import Payload, order_of, payloads, ranks_of
 from cachekd.store.reader import Cache
 from cachekd.types import Int64
@@ -64,8 +64,11 @@ class Megatron:
         )
 
 
-def _tokens(batches: Iterator[tuple[str, int, Any]]) -> Iterator[Int64]:
-    for _, _, batch in batches:
+def _tokens(batches: Iterator[Batch]) -> Iterator[Int64]:
+    """Token ids of each row; none of them may be left out, for their order is all that counts."""
+    for source, first, batch in batches:
+        if isinstance(batch, Broken):
+            raise DataError(f"{source} row {first}: {batch.reason}")
         offsets, values, _ = list_of(batch.column("input_ids"))
         for place in range(batch.num_rows):
             part = values.slice(offsets[place], offsets[place + 1] - offsets[place])
