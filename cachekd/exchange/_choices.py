@@ -5,7 +5,7 @@ Goes out: a `Document`, or a `ValueError` that says what is missing. Places are 
 i holds log-probabilities over token i, so that it is row i - 1.
 
     prompt_logprobs             [tokens]  null, then {"<id>": {"logprob": ...}} (vLLM)
-    logprobs.content            [tokens]  {"token", "logprob", "top_logprobs": [...]} (chat)
+    logprobs.content            [tokens]  {"token", "bytes", "logprob", "top_logprobs"} (chat)
     logprobs.top_logprobs       [tokens]  {"<token>": logprob} (completions), with tokens and
                                           token_logprobs; the prompt's too with echo
 """
@@ -135,11 +135,13 @@ def _chat_place(item: Any, vocabulary: Vocabulary) -> tuple[int, Place]:
     """A token of a chat's answer, and its place."""
     if not isinstance(item, Mapping):
         raise ValueError(f"a place of logprobs.content that is no object: {item!r:.80}")
-    own = vocabulary.id_of(item.get("token"))
+    own = vocabulary.id_of(item.get("token"), item.get("bytes"))
     entries = item.get("top_logprobs")
     if not entries:
         return own, {}
-    place = {vocabulary.id_of(e.get("token")): _number(e.get("logprob")) for e in entries}
+    place = {
+        vocabulary.id_of(e.get("token"), e.get("bytes")): _number(e.get("logprob")) for e in entries
+    }
     return own, {own: _number(item.get("logprob")), **place}
 
 

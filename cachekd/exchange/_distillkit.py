@@ -11,7 +11,7 @@ https://github.com/arcee-ai/DistillKit (``distillkit/compression``); written fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,12 +20,19 @@ import numpy as np
 from cachekd.data import limits, strict
 from cachekd.errors import DataError
 from cachekd.exchange._bits import bytes_for, pack, unpack, unpack_words, width_of
+from cachekd.exchange._curves import (
+    Float64,
+    Term,
+    bfloat16_bits,
+    curve,
+    legacy_curve,
+    values_of,
+)
 from cachekd.types import Float32, Int64, UInt8
 
 _WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 _MOST_BITS = 32
 _MOST_K = 1 << 16
-Term = int | str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,16 +203,16 @@ def decode(settings: Compressor, values_RB: UInt8, ids_RB: UInt8) -> tuple[Int64
     if settings.polynomial_terms:
         width = len(settings.polynomial_terms) * _WIDTHS[settings.term_dtype]
         factors = _floats(taken(width), settings.term_dtype)
-        rest_RT += factors @ curve(
-            settings.polynomial_terms, rest_RT.shape[1], settings.normalize_t
-        )
+        terms = _terms(settings)
+        rest_RT += values_of(factors, terms, settings.term_dtype)
     first = 0
     for part in settings.residual_bins:
         scale_R = _floats(taken(_WIDTHS[part.scale_dtype]), part.scale_dtype)
         packed = taken(bytes_for(part.num_elements, part.element_bits))
         steps = unpack(packed, part.element_bits, part.num_elements).astype(np.float32)
         steps = 2 * steps - 1 if part.element_bits == 1 else steps - 2 ** (part.element_bits - 1)
-        rest_RT[:, first : first + part.num_elements] += steps * scale_R
+        with np.errstate(invalid="ignore"):  # an overflow of half precision is found as NaN
+            rest_RT[:, first : first + part.num_elements] += steps * scale_R
         first += part.num_elements
     logprobs_RK = np.concatenate([exact_RE, rest_RT], axis=1)
     if settings.delta_encoding:
@@ -219,11 +226,13 @@ def decode_legacy(
     """Ids int64 [R, k] and values float32 [R, k] of legacy rows."""
     parts = [exact_RE]
     if settings.exact_k < settings.k:
-        place = np.arange(1, settings.k - settings.exact_k + 1, dtype=np.float64)
-        sign = -1 if settings.invert_polynomial else 1
-        terms = [place ** (sign * power) for power in range(settings.polynomial_degree + 1)]
-        terms += [np.sqrt(place)] if settings.with_sqrt_term else []
-        parts.append(factors_RT @ np.stack(terms).astype(np.float32))
+        terms = legacy_curve(
+            settings.polynomial_degree,
+            settings.k - settings.exact_k,
+            inverted=settings.invert_polynomial,
+            root=settings.with_sqrt_term,
+        )
+        parts.append(values_of(factors_RT, terms))
     ids_RK = unpack_words(words_RW, width_of(settings.vocab_size), settings.k)
     return ids_RK, np.concatenate(parts, axis=1).astype(np.float32)
 
@@ -235,20 +244,19 @@ def encode(settings: Compressor, ids_RK: Int64, logprobs_RK: Float32) -> tuple[U
     parts = [exact]
     if settings.polynomial_terms:
         rest_RT = logprobs_RK[:, settings.exact_k :].astype(np.float64)
-        terms = curve(settings.polynomial_terms, rest_RT.shape[1], settings.normalize_t)
-        factors = np.linalg.lstsq(terms.T.astype(np.float64), rest_RT.T, rcond=None)[0].T
+        factors = np.linalg.lstsq(_terms(settings).T, rest_RT.T, rcond=None)[0].T
         parts.append(_bytes(factors.astype(np.float32), settings.term_dtype))
     return np.concatenate(parts, axis=1), pack(ids_RK, width_of(settings.d))
 
 
-def curve(terms: Sequence[Term], count: int, normalized: bool) -> Float32:
-    """Terms over the places of the entries that are not exact, float32 [terms, count]."""
-    place = np.linspace(0, 1, count) if normalized else np.arange(count, dtype=np.float64)
-    place = place.astype(np.float32)
-    special: dict[str, Callable[[Any], Any]] = {"sqrt": np.sqrt, "exp": np.exp}
-    with np.errstate(over="ignore"):
-        rows = [special[t](place) if isinstance(t, str) else place**t for t in terms]
-    return np.stack(rows).astype(np.float32)
+def _terms(settings: Compressor) -> Float64:
+    """Terms of the curve, float64 [terms, k - exact_k]."""
+    return curve(
+        settings.polynomial_terms,
+        settings.k - settings.exact_k,
+        normalized=settings.normalize_t,
+        dtype=settings.term_dtype,
+    )
 
 
 def _floats(data_RB: UInt8, dtype: str) -> Float32:
@@ -261,8 +269,6 @@ def _floats(data_RB: UInt8, dtype: str) -> Float32:
 
 def _bytes(values: Float32, dtype: str) -> UInt8:
     if dtype == "bfloat16":
-        bits = np.ascontiguousarray(values, "<f4").view("<u4").astype(np.uint64)
-        even = 0x7FFF + ((bits >> 16) & 1)  # to the nearest, ties to even
-        return ((bits + even) >> 16).astype("<u2").view(np.uint8)
+        return bfloat16_bits(values).view(np.uint8)
     data = np.ascontiguousarray(values, np.dtype(dtype).newbyteorder("<"))
     return data.view(np.uint8)

@@ -6,7 +6,6 @@ JSONL files, a few rows at a time; and list columns as offsets and values.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -17,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cachekd.errors import DataError
-from cachekd.exchange import Mask
+from cachekd.exchange import Broken, Mask
+from cachekd.exchange._json_lines import rows
 from cachekd.types import Int64
 
 ROWS = 16
 """Documents read at once: lists of lists are large."""
-_JSON_ROWS = 4
 _TABLES = (".parquet", ".arrow", ".jsonl")
 _COLUMNS: Mapping[str, frozenset[str]] = {
     "distillkit": frozenset({"input_ids", "compressed_logprobs", "bytepacked_indices"}),
@@ -103,9 +102,13 @@ def _natural(path: str) -> list[Any]:
     return parts
 
 
+Batch = tuple[str, int, pa.RecordBatch | Broken]
+"""Name of a file, number of the first row, and rows; or a line of JSONL that holds none."""
+
+
 def tables(
     sources: Sequence[str], columns: Sequence[str], wanted: str
-) -> tuple[Iterator[tuple[str, int, pa.RecordBatch]], list[str], int | None]:
+) -> tuple[Iterator[Batch], list[str], int | None]:
     """Rows of Parquet, Arrow and JSONL files.
 
     Args:
@@ -114,8 +117,8 @@ def tables(
         wanted: name of the format, for messages.
 
     Returns:
-        batches with the name of their file and the number of their first row in it; the columns of
-        the first file; and how many rows there are, where that is cheap to know.
+        batches, the columns of the first file, and how many rows there are, where that is cheap to
+        know.
 
     Raises:
         DataError: a file is missing, of another kind or format, or has no rows.
@@ -128,7 +131,7 @@ def tables(
     total = sum(counted) if len(counted) == len(files) else None
     if total == 0:
         raise DataError(f"{files[0].name}: expected rows; the source is empty")
-    return _batches(files), names[0], total
+    return _batches(files, columns), names[0], total
 
 
 def refuse_columns(name: str, found: Sequence[str], columns: Sequence[str], wanted: str) -> None:
@@ -161,31 +164,35 @@ def _names(file: File) -> list[str]:
         if _is_parquet(file):
             with file.open() as stream:
                 return list(pq.ParquetFile(stream).schema_arrow.names)
-        return next((list(batch.schema.names) for batch in _rows(file)), [])
+        batches = (batch for _, batch in _rows(file) if not isinstance(batch, Broken))
+        return next((list(batch.schema.names) for batch in batches), [])
 
 
-def _batches(files: Sequence[File]) -> Iterator[tuple[str, int, pa.RecordBatch]]:
-    count = 0
+def _batches(files: Sequence[File], columns: Sequence[str]) -> Iterator[Batch]:
+    found = False
     for file in files:
-        start = 0
         with _readable(file):
-            for batch in _rows(file):
-                yield file.name, start, batch
-                start += batch.num_rows
-        count += start
-    if not count:
+            for first, batch in _rows(file, columns):
+                found = True
+                yield file.name, first, batch
+    if not found:
         raise DataError(f"{files[0].name}: expected rows; the source is empty")
 
 
-def _rows(file: File) -> Iterator[pa.RecordBatch]:
+def _rows(file: File, columns: Sequence[str] = ()) -> Iterator[tuple[int, pa.RecordBatch | Broken]]:
+    """Rows of a file, with the number of the first one; of JSONL, the line."""
     with file.open() as stream:
-        if _is_parquet(file):
-            yield from pq.ParquetFile(stream).iter_batches(batch_size=ROWS)
-        elif file.name.endswith(".arrow"):
-            yield from _arrow(stream)
-        else:
-            for _, part in lines(stream, file.name, _JSON_ROWS):
-                yield pa.RecordBatch.from_pylist(part)
+        if file.name.endswith(".jsonl"):
+            yield from rows(stream, file.name, columns)
+            return
+        first = 0
+        for batch in _parquet(stream) if _is_parquet(file) else _arrow(stream):
+            yield first, batch
+            first += batch.num_rows
+
+
+def _parquet(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
+    yield from pq.ParquetFile(stream).iter_batches(batch_size=ROWS)
 
 
 def _arrow(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
@@ -199,43 +206,6 @@ def _arrow(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         for start in range(0, batch.num_rows, ROWS):
             yield batch.slice(start, ROWS)
-
-
-def lines(stream: BinaryIO, name: str, count: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Objects of a JSONL file, some at a time, with the line of the first, from 0.
-
-    Raises:
-        DataError: a line is no JSON object; names it.
-    """
-    part: list[dict[str, Any]] = []
-    first = 0
-    for number, line in enumerate(stream):
-        if line.isspace():
-            continue
-        first = first if part else number
-        part.append(object_of(line, name, number))
-        if len(part) == count:
-            yield first, part
-            part = []
-    if part:
-        yield first, part
-
-
-def object_of(line: bytes, name: str, number: int) -> dict[str, Any]:
-    """The JSON object of a line.
-
-    Raises:
-        DataError: it is none.
-    """
-    try:
-        value = json.loads(line.decode("utf-8-sig" if number == 0 else "utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name} line {number + 1}: expected one JSON object; {error}") from error
-    if not isinstance(value, dict):
-        raise DataError(
-            f"{name} line {number + 1}: expected one JSON object; found {type(value).__name__}"
-        )
-    return value
 
 
 class _readable:

@@ -199,7 +199,7 @@ class _Work:
         if self._config.on_bad == "fail":
             raise DataError(
                 f"{text}. Nothing of it was stored; mend the file, or leave such rows out with "
-                "--on-bad skip" + (_RESCALE if "mass above 1" in text else "")
+                "--on-bad skip" + "".join(hint for sign, hint in _HINTS.items() if sign in text)
             )
 
     def report(self) -> dict[str, Any]:
@@ -211,7 +211,10 @@ class _Work:
         }
 
 
-_RESCALE = "; approximated values are brought to mass 1 with --rescale"
+_HINTS = {
+    "mass above 1": "; approximated values are brought to mass 1 with --rescale",
+    "above 0": "; logits are read with --values logits",
+}
 
 
 def _kind(problem: str) -> str:

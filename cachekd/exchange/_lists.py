@@ -1,15 +1,42 @@
-"""Lists of lists of a table as flat arrays, and back: what the Parquet formats share."""
+"""Rows of a table as documents; lists of lists as flat arrays, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from cachekd.exchange._files import list_of, numbers
+from cachekd.errors import DataError
+from cachekd.exchange import Broken, Document, Found
+from cachekd.exchange._files import Batch, list_of, numbers
 from cachekd.types import Int64
+
+
+def documents_of(
+    batches: Iterator[Batch], document: Callable[[str, int, pa.RecordBatch, int], Document | str]
+) -> Iterator[Found]:
+    """One document a row.
+
+    Args:
+        batches: rows of a source.
+        document: of the name of the file, the number of a row, a batch, and the place of the row in
+            it: the document, or what is wrong with it.
+    """
+    for source, first, batch in batches:
+        if isinstance(batch, Broken):
+            yield batch
+            continue
+        for place in range(batch.num_rows):
+            try:
+                found = document(source, first + place, batch, place)
+            except DataError as error:
+                found = str(error)
+            if isinstance(found, str):
+                yield Broken(source=source, row=first + place, reason=found)
+            else:
+                yield found
 
 
 def nested_rows(column: pa.Array, place: int, dtype: Any) -> tuple[Int64, np.ndarray]:

@@ -1,10 +1,13 @@
 """Tars of Megatron-LM's saved teacher log-probabilities: members, payloads, order of samples.
 
-    [cp0_]dp<rank>__<last iteration>.tar
-        _meta.json               saver: k, ..., and from version 2 mbs_save, dp_size_save, gbs_save
-        <iteration>.pt.zst       torch.save of values, indices_low uint16, bit_17 bool
-                                 version 1: a list of micro-batches [tokens, samples, k]
-                                 version 2: one tensor [tokens, samples, k]
+    version 1   [cp0_]dp<rank>__<last iteration>.tar
+                    _meta.json          saver: k, ...
+                    <iteration>.pt.zst  torch.save of values, indices_low uint16, bit_17 bool, each
+                                        a list of micro-batches [tokens, samples, k]
+    version 2   dp<rank>__<first sample>-<end>.tar, or named by iterations as version 1
+                    _meta.json          also mbs_save, dp_size_save, gbs_save
+                    <first>-<end>.pt.zst  one tensor [tokens, samples, k] each; bit_17 may be
+                                        packed, eight entries a byte, the first in the highest bit
 
 Comes in: files. Goes out: for each iteration its samples in the order of training. Members are read
 from the archive as a stream, and nothing is ever written to a disk: links, folders and names that
@@ -29,10 +32,11 @@ from cachekd.exchange._torch_file import load
 from cachekd.types import Int64
 
 META = "_meta.json"
-_TAR = re.compile(r"(?:cp(?P<cp>\d+)_)?dp(?P<dp>\d+)__(?P<last>\d+)\.tar")
-_MEMBER = re.compile(r"(\d{1,12})\.pt\.zst")
+_TAR = re.compile(r"(?:cp(?P<cp>\d+)_)?dp(?P<dp>\d+)__(?P<number>\d+)(?:-\d+)?\.tar")
+_MEMBER = re.compile(r"(?P<number>\d{1,12})(?:-(?P<end>\d{1,12}))?\.pt\.zst")
+_VERSIONS = (1, 2)
 _META_BYTES = 1 << 20
-_BLOCK, _BLOCK_BYTES = 1 << 17, 4  # what a zstd block unpacks to at most, and takes at least
+_RATIO, _SLACK = 256, 1 << 20  # what a frame unpacks to: fillers of top-p are packed well
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,12 +45,14 @@ class Payload:
 
     Attributes:
         source: name of the tar.
-        iteration: number of the iteration.
+        number: number of the iteration, or of its first sample where ``end`` is told.
+        end: number after the iteration's last sample, of all ranks together, or None.
         ids, logprobs: int64 and float32 [tokens, samples, k], or a part per micro-batch.
     """
 
     source: str
-    iteration: int
+    number: int
+    end: int | None
     ids: Sequence[np.ndarray]
     logprobs: Sequence[np.ndarray]
 
@@ -65,7 +71,7 @@ class Payload:
 
 
 def ranks_of(files: Sequence[File]) -> dict[int, list[File]]:
-    """Tars by data-parallel rank, in order of their iterations.
+    """Tars by data-parallel rank, in order of their iterations or samples.
 
     Raises:
         DataError: names of another kind, or of sequences that were cut into parts (context
@@ -76,15 +82,16 @@ def ranks_of(files: Sequence[File]) -> dict[int, list[File]]:
         match = _TAR.fullmatch(file.name)
         if match is None:
             raise DataError(
-                f"{file.name}: expected tars named dp<rank>__<iteration>.tar, as Megatron-LM's "
-                "--logits-save-dir holds"
+                f"{file.name}: expected tars named dp<rank>__<iteration>.tar or "
+                "dp<rank>__<first sample>-<end>.tar, as versions 1 and 2 of Megatron-LM's "
+                "--logits-save-dir hold"
             )
         if int(match["cp"] or 0):
             raise DataError(
                 f"{file.name}: it holds a part of each sequence (context-parallel rank "
                 f"{match['cp']}), which Megatron-LM itself no longer reads; save with one rank"
             )
-        found.setdefault(int(match["dp"]), []).append((int(match["last"]), file))
+        found.setdefault(int(match["dp"]), []).append((int(match["number"]), file))
     if sorted(found) != list(range(len(found))):
         raise DataError(f"tars of the data-parallel ranks {sorted(found)}; some are missing")
     return {rank: [file for _, file in sorted(own, key=_first)] for rank, own in found.items()}
@@ -111,9 +118,9 @@ def payloads(files: Sequence[File], told: dict[str, Any]) -> Iterator[Payload]:
                 told.setdefault("meta", _meta(file, data))
                 continue
             payload = _payload(file, name, data)
-            if payload.iteration <= last:
-                raise DataError(f"{file.name}: iteration {payload.iteration} comes twice")
-            last = payload.iteration
+            if payload.number <= last:
+                raise DataError(f"{file.name}: member {name} comes twice")
+            last = payload.number
             yield payload
 
 
@@ -132,7 +139,7 @@ def members(file: File) -> Iterator[tuple[str, bytes]]:
                     kind = "a plain file" if member.isreg() else "no plain file"
                     raise DataError(
                         f"{file.name}: member {member.name!r:.100} ({kind}) is none that "
-                        f"Megatron-LM writes: {META} and <iteration>.pt.zst. Nothing was unpacked"
+                        f"Megatron-LM writes: {META} and <number>.pt.zst. Nothing was unpacked"
                     )
                 most = _META_BYTES if member.name == META else limits.FRAME_BYTES
                 if member.size > most:
@@ -154,32 +161,56 @@ def members(file: File) -> Iterator[tuple[str, bytes]]:
 
 def _meta(file: File, data: bytes) -> Mapping[str, Any]:
     try:
-        return strict.fields(strict.parse_json(data, most_bytes=_META_BYTES))
+        found = strict.fields(strict.parse_json(data, most_bytes=_META_BYTES))
+        strict.fields(found.get("saver", {}))
+        return found
     except ValueError as error:
         raise DataError(f"{file.name}: {META} cannot be read: {error}") from error
 
 
 def _payload(file: File, name: str, data: bytes) -> Payload:
+    match = _MEMBER.fullmatch(name)
+    assert match is not None, "members of other names are refused"
     try:
         content = load(_unpacked(data))
         if not isinstance(content, dict):
             raise ValueError(f"expected tensors by name; found {type(content).__name__}")
+        _refuse_later(content)
         parts = [_listed(content[key]) for key in ("values", "indices_low", "bit_17")]
         checked = [_micro_batch(*part) for part in zip(*parts, strict=True)]
     except (ValueError, KeyError) as error:
         raise DataError(f"{file.name}: member {name} cannot be read: {error}") from error
-    iteration = int(name.partition(".")[0])
     return Payload(
-        file.name, iteration, [part[0] for part in checked], [part[1] for part in checked]
+        source=file.name,
+        number=int(match["number"]),
+        end=int(match["end"]) if match["end"] else None,
+        ids=[part[0] for part in checked],
+        logprobs=[part[1] for part in checked],
     )
+
+
+def _refuse_later(content: Mapping[str, Any]) -> None:
+    """Refuse what is not understood: a later version, or samples of several documents."""
+    version = content.get("format_version", 1)
+    if version not in _VERSIONS:
+        raise ValueError(f"expected format_version 1 or 2; found {version!r:.40}")
+    borders = content.get("cu_seqlens_padded")
+    if borders is not None and any(len({*row}) > 2 for row in np.atleast_2d(borders).tolist()):
+        raise ValueError(
+            "samples are packed of several documents, whose targets stand for no one text; save "
+            "them unpacked"
+        )
 
 
 def _unpacked(data: bytes) -> bytes:
     """The content of a zstd frame whose size is looked at before anything is allocated."""
     try:
         size = zstandard.frame_content_size(data)
-        if not 0 <= size <= min(limits.FRAME_BYTES, _BLOCK * (len(data) // _BLOCK_BYTES)):
-            raise ValueError(f"a frame of {len(data)} bytes claims {size}")
+        if not 0 <= size <= min(limits.FRAME_BYTES, _SLACK + _RATIO * len(data)):
+            raise ValueError(
+                f"a frame of {len(data)} bytes says that it unpacks to {size}, more than "
+                f"{_RATIO} times as many"
+            )
         return zstandard.ZstdDecompressor().decompress(data)
     except zstandard.ZstdError as error:
         raise ValueError(f"no zstd frame: {error}") from error
@@ -190,6 +221,8 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _micro_batch(values: Any, low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(high, np.ndarray) and isinstance(low, np.ndarray) and high.dtype == np.uint8:
+        high = _spread(high, low)
     arrays = (values, low, high)
     if not all(isinstance(one, np.ndarray) and one.ndim == 3 for one in arrays):
         raise ValueError("expected tensors [tokens, samples, k]")
@@ -199,21 +232,39 @@ def _micro_batch(values: Any, low: Any, high: Any) -> tuple[np.ndarray, np.ndarr
     return ids, values.astype(np.float32)
 
 
+def _spread(packed: np.ndarray, low: np.ndarray) -> np.ndarray:
+    """Bits of all entries, packed eight a byte, as an array of the entries' shape."""
+    if packed.shape != ((low.size + 7) // 8,):
+        raise ValueError(f"bit_17 of shape {packed.shape} for {low.size} entries, packed in bytes")
+    return np.unpackbits(packed, count=low.size).reshape(low.shape)
+
+
 def order_of(payloads_D: Sequence[Payload], told: Mapping[str, Any]) -> list[tuple[int, int]]:
     """Rank and number in it of each sample of an iteration, in the order of training.
 
     Micro-batches go round the ranks: of ``mbs`` samples each, to the first rank, the second, ...
     """
     saver = told.get("meta", {}).get("saver", {})
-    mbs = saver.get("mbs_save") or payloads_D[0].ids[0].shape[1]
+    first = payloads_D[0]
+    if saver.get("dp_size_save", len(payloads_D)) != len(payloads_D):
+        raise DataError(
+            f"{first.source}: it was saved by {saver['dp_size_save']} data-parallel ranks; tars of "
+            f"{len(payloads_D)} are there"
+        )
+    mbs = saver.get("mbs_save") or first.ids[0].shape[1]
     counts = {payload.samples for payload in payloads_D}
     if len(counts) != 1 or type(mbs) is not int or mbs < 1 or counts.pop() % mbs:
         raise DataError(
-            f"{payloads_D[0].source}: iteration {payloads_D[0].iteration} has "
+            f"{first.source}: member {first.number} has "
             f"{[payload.samples for payload in payloads_D]} samples by rank, in micro-batches of "
             f"{mbs}; they do not go round"
         )
-    rounds = payloads_D[0].samples // mbs
+    if first.end is not None and first.end - first.number != len(payloads_D) * first.samples:
+        raise DataError(
+            f"{first.source}: samples {first.number} to {first.end} are "
+            f"{len(payloads_D) * first.samples} samples; tars of some ranks are missing"
+        )
+    rounds = first.samples // mbs
     return [
         (rank, batch * mbs + place)
         for batch in range(rounds)

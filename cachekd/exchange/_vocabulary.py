@@ -1,17 +1,21 @@
-"""Token ids of the texts that servers tell, and of prompts.
+"""Token ids of the texts and bytes that servers tell, and of prompts.
 
-Comes in: the tokenizer's folder. Goes out: ids. A tokenizer library is loaded when a text has to be
-looked up, and not before.
+Comes in: the tokenizer's folder. Goes out: ids. Bytes name a token that is a part of a character,
+whose text does not. A tokenizer library is loaded when a token has to be looked up, and not before.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+_Name = TypeVar("_Name", bound=Hashable)
 _ID = "token_id:"
 _SPACE = "▁"  # how sentence pieces write a space
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # and a single byte
 
 
 class Vocabulary:
@@ -20,21 +24,29 @@ class Vocabulary:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def id_of(self, text: Any) -> int:
-        """The id of a token's text; ``token_id:<n>`` is what vLLM writes instead if asked to.
+    def id_of(self, text: Any, data: Any = None) -> int:
+        """The id of a token, by its bytes if they are told, else by its text.
+
+        Args:
+            text: of the token; ``token_id:<n>`` is what vLLM writes instead if asked to.
+            data: its bytes as whole numbers, or None.
 
         Raises:
-            ValueError: no token, or more than one, has this text.
+            ValueError: no token, or more than one, has this text and these bytes.
         """
         if not isinstance(text, str):
             raise ValueError(f"expected the text of a token; found {text!r:.80}")
         if text.startswith(_ID) and text[len(_ID) :].isdigit():
             return int(text[len(_ID) :])
+        by_bytes = () if data is None else self._by_bytes.get(_bytes(data), ())
+        if len(by_bytes) == 1:
+            return by_bytes[0]
         ids = self._by_text.get(text, ())
         if len(ids) != 1:
             raise ValueError(
-                f"{len(ids) or 'no'} tokens of the tokenizer have the text {text!r:.80}: it is "
-                "another tokenizer, or a text that names no single token; ask vLLM with "
+                f"{len(ids) or 'no'} tokens of the tokenizer have the text {text!r:.80}"
+                + ("" if data is None else f" or the bytes {data!r:.80}")
+                + ": it is another tokenizer, or a text that names no single token; ask vLLM with "
                 "return_tokens_as_token_ids"
             )
         return ids[0]
@@ -64,14 +76,54 @@ class Vocabulary:
         return AutoTokenizer.from_pretrained(self._folder)
 
     @cached_property
-    def _by_text(self) -> dict[str, tuple[int, ...]]:
+    def _by_text(self) -> Mapping[str, tuple[int, ...]]:
+        return self._looked_up(lambda token, number: token.replace(_SPACE, " "), self._decoded)
+
+    @cached_property
+    def _by_bytes(self) -> Mapping[bytes, tuple[int, ...]]:
+        return self._looked_up(_piece_bytes, lambda token, number: _level_bytes(token))
+
+    def _looked_up(
+        self, of_piece: Callable[[str, int], _Name], of_other: Callable[[str, int], _Name]
+    ) -> dict[_Name, tuple[int, ...]]:
+        """Ids of all tokens by a name, which is made otherwise where tokens are sentence pieces."""
         tokens = self._tokenizer.get_vocab()
-        pieces = any(token.startswith(_SPACE) for token in tokens)
-        found: dict[str, tuple[int, ...]] = {}
+        name = of_piece if any(token.startswith(_SPACE) for token in tokens) else of_other
+        found: dict[_Name, tuple[int, ...]] = {}
         for token, number in tokens.items():
-            text = token.replace(_SPACE, " ") if pieces else self._decoded(number)
-            found[text] = (*found.get(text, ()), number)
+            own = name(token, number)
+            found[own] = (*found.get(own, ()), number)
         return found
 
-    def _decoded(self, number: int) -> str:
+    def _decoded(self, token: str, number: int) -> str:
         return str(self._tokenizer.decode([number], clean_up_tokenization_spaces=False))
+
+
+def _bytes(data: Any) -> bytes:
+    if not isinstance(data, list) or not all(type(one) is int and 0 <= one < 256 for one in data):
+        raise ValueError(f"expected the bytes of a token; found {data!r:.80}")
+    return bytes(data)
+
+
+def _piece_bytes(token: str, number: int) -> bytes:
+    """Bytes of a sentence piece."""
+    match = _BYTE.fullmatch(token)
+    return bytes([int(match[1], 16)]) if match else token.replace(_SPACE, " ").encode()
+
+
+def _level_bytes(token: str) -> bytes:
+    """Bytes of a token whose letters each stand for a byte, or of its text."""
+    if all(letter in _LETTERS for letter in token):
+        return bytes(_LETTERS[letter] for letter in token)
+    return token.encode()
+
+
+def _letters() -> dict[str, int]:
+    """The byte that each letter of byte-level vocabularies stands for: itself, if it is printed."""
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in own]
+    moved = {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in own} | moved
+
+
+_LETTERS = _letters()

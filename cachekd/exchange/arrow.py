@@ -9,7 +9,8 @@ is lost but who the teacher is; a column whose values are not known is not writt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,9 +18,9 @@ import pyarrow as pa
 
 from cachekd.config import ExportConfig, ImportConfig
 from cachekd.errors import ConfigError
-from cachekd.exchange import Broken, Document, Found, Reading, Writing
+from cachekd.exchange import Document, Reading, Writing
 from cachekd.exchange._files import list_of, numbers, tables
-from cachekd.exchange._lists import list_column, nested_rows, ragged
+from cachekd.exchange._lists import documents_of, list_column, nested_rows, ragged
 from cachekd.store.reader import Cache
 from cachekd.types import Record, Role, TopKLogits
 
@@ -43,8 +44,9 @@ class ArrowLists:
             )
         scalars: dict[str, str] = {name: name for name in ("tail", "entropy") if name in names}
         scalars |= {n: f"lognorm:{float(n[len(_NORM) :])}" for n in names if n.startswith(_NORM)}
+        document = partial(_document, scalars=scalars, next_="next_logprob" in names)
         return Reading(
-            documents=_documents(batches, scalars, "next_logprob" in names),
+            documents=documents_of(batches, document),
             values="logprobs" if "tail" in names else "auto",
             next_known="next_logprob" in names,
             scalars=tuple(scalars.values()),
@@ -77,19 +79,6 @@ class ArrowLists:
         )
 
 
-def _documents(
-    batches: Iterator[tuple[str, int, pa.RecordBatch]], scalars: Mapping[str, str], next_: bool
-) -> Iterator[Found]:
-    for source, first, batch in batches:
-        for place in range(batch.num_rows):
-            found = _document(source, first + place, batch, place, scalars, next_)
-            yield (
-                Broken(source=source, row=first + place, reason=found)
-                if isinstance(found, str)
-                else found
-            )
-
-
 def _document(
     source: str,
     row: int,
@@ -104,6 +93,8 @@ def _document(
     if len(counts) != len(own) or (counts != own).any():
         return f"token_ids and logprobs do not agree in their {len(counts)} rows"
     names = [*scalars, *(["next_logprob"] if next_ else [])]
+    if lacking := [name for name in names if name not in batch.schema.names]:
+        return f"it has no {', '.join(lacking)}, which the first rows have"
     columns = {name: _list(batch, name, place, np.float32) for name in names}
     tokens = _list(batch, "input_ids", place, np.int64)
     lengths = {"token_ids": len(counts), **{name: len(part) for name, part in columns.items()}}

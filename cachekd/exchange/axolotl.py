@@ -12,7 +12,7 @@ says whether it did, so the first rows' masses tell, and temperature 1 is taken 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -20,9 +20,9 @@ import pyarrow as pa
 
 from cachekd.config import ExportConfig, ImportConfig
 from cachekd.data.alignment import LossMask, trained_rows
-from cachekd.exchange import Broken, Document, Found, Mask, Reading, Writing
+from cachekd.exchange import Document, Mask, Reading, Writing
 from cachekd.exchange._files import list_of, numbers, tables
-from cachekd.exchange._lists import list_column, nested, nested_rows
+from cachekd.exchange._lists import documents_of, list_column, nested, nested_rows
 from cachekd.exchange._rectangular import extent_of, lost_of, rectangle
 from cachekd.store.reader import Cache
 from cachekd.types import Int64, Record, Role, UInt8
@@ -50,7 +50,7 @@ class Axolotl:
     def read(config: ImportConfig, vocab_size: int) -> Reading:
         """See `cachekd.exchange.Format.read`."""
         batches, _, total = tables(config.source, _COLUMNS, "Axolotl")
-        return Reading(documents=_documents(batches), values="auto", total=total)
+        return Reading(documents=documents_of(batches, _document), values="auto", total=total)
 
     @staticmethod
     def write(config: ExportConfig, cache: Cache) -> Writing:
@@ -77,22 +77,9 @@ class Axolotl:
         )
 
 
-def _documents(batches: Iterator[tuple[str, int, pa.RecordBatch]]) -> Iterator[Found]:
-    for source, first, batch in batches:
-        names = batch.schema.names
-        for place in range(batch.num_rows):
-            found = _document(source, first + place, batch, place, names)
-            yield (
-                Broken(source=source, row=first + place, reason=found)
-                if isinstance(found, str)
-                else found
-            )
-
-
-def _document(
-    source: str, row: int, batch: pa.RecordBatch, place: int, names: Sequence[str]
-) -> Document | str:
+def _document(source: str, row: int, batch: pa.RecordBatch, place: int) -> Document | str:
     """A document, or what is wrong with its lists."""
+    names = batch.schema.names
     tokens = _flat(batch, "input_ids", place)
     counts, ids = nested_rows(batch.column("target_token_ids"), place, np.int64)
     own, logs = nested_rows(batch.column("target_logprobs"), place, np.float32)

@@ -12,9 +12,8 @@ the data, in ``compression_config.yaml``; without them the bytes mean nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,44 +22,17 @@ import yaml
 
 from cachekd.config import ExportConfig, ImportConfig
 from cachekd.errors import ConfigError, DataError
-from cachekd.exchange import Broken, Document, Found, Reading, Writing
-from cachekd.exchange._distillkit import (
-    Compressor,
-    LegacyCompressor,
-    decode,
-    decode_legacy,
-    encode,
-    settings_of,
-)
-from cachekd.exchange._files import File, files_of, list_of, numbers, tables
+from cachekd.exchange import Reading, Writing
+from cachekd.exchange._distillkit import Compressor, encode, settings_of
+from cachekd.exchange._distillkit_rows import CURRENT, LEGACY, documents
+from cachekd.exchange._files import File, files_of, tables
 from cachekd.exchange._lists import list_column, nested
 from cachekd.exchange._rectangular import extent_of, lost_of, rectangle
 from cachekd.store.reader import Cache
-from cachekd.types import Int64, Record
+from cachekd.types import Record
 
 SETTINGS = "compression_config.yaml"
-_CURRENT = ("input_ids", "compressed_logprobs", "bytepacked_indices")
-_LEGACY = ("input_ids", "packed_indices", "exact_values", "coeffs")
 _TERMS = (0, 1, 2, 3, 4, "sqrt")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Lists:
-    """A column [documents][rows][width] of a batch, flat."""
-
-    offsets: Int64
-    inner: Int64
-    values: pa.Array
-
-    def rows(self, place: int, width: int, dtype: Any) -> np.ndarray | str:
-        """Rows of a document, [R, width], or what is wrong with them."""
-        first, last = self.offsets[place], self.offsets[place + 1]
-        widths = np.diff(self.inner[first : last + 1])
-        if (widths != width).any():
-            found = sorted({*widths.tolist()})[:3]
-            return f"rows of {', '.join(map(str, found))} values where the settings say {width}"
-        flat = self.values.slice(self.inner[first], self.inner[last] - self.inner[first])
-        return numbers(flat, dtype).reshape(-1, width)
 
 
 class DistillKit:
@@ -79,12 +51,12 @@ class DistillKit:
     def read(config: ImportConfig, vocab_size: int) -> Reading:
         """See `cachekd.exchange.Format.read`."""
         _, columns, _ = tables(config.source, ("input_ids",), "DistillKit")
-        legacy = {*_LEGACY} <= {*columns}
-        batches, _, total = tables(config.source, _LEGACY if legacy else _CURRENT, "DistillKit")
+        legacy = {*LEGACY} <= {*columns}
+        batches, _, total = tables(config.source, LEGACY if legacy else CURRENT, "DistillKit")
         file = _settings_file(config)
         settings = settings_of(_yaml(file), file.name, legacy=legacy)
         return Reading(
-            documents=_documents(batches, settings),
+            documents=documents(batches, settings),
             values="auto" if legacy else "logprobs",
             total=None if "attention_mask" in columns else total,
             notes={"compressor": asdict(settings)},
@@ -146,98 +118,6 @@ def _yaml(file: File) -> Any:
             return yaml.safe_load(stream.read(1 << 20))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{file.name} cannot be read as YAML: {error}") from error
-
-
-def _documents(
-    batches: Iterator[tuple[str, int, pa.RecordBatch]], settings: Compressor | LegacyCompressor
-) -> Iterator[Found]:
-    for source, first, batch in batches:
-        names = _LEGACY if isinstance(settings, LegacyCompressor) else _CURRENT
-        tokens, ids, _ = list_of(batch.column("input_ids"))
-        columns = {name: _lists(batch.column(name)) for name in names[1:]}
-        packed = "attention_mask" in batch.schema.names
-        masks = list_of(batch.column("attention_mask")) if packed else None
-        for place in range(batch.num_rows):
-            own = numbers(ids.slice(tokens[place], tokens[place + 1] - tokens[place]), np.int64)
-            found = _entries(columns, place, settings)
-            if isinstance(found, str):
-                yield Broken(source=source, row=first + place, reason=found)
-                continue
-            segments = None
-            if masks is not None:
-                span = slice(masks[0][place], masks[0][place + 1])
-                segments = numbers(masks[1].slice(span.start, span.stop - span.start), np.int64)
-            yield from _split(source, first + place, own, *found, segments)
-
-
-def _lists(column: pa.Array) -> _Lists:
-    offsets, rows, _ = list_of(column)
-    inner, values, _ = list_of(rows)
-    return _Lists(offsets, inner, values)
-
-
-def _entries(
-    columns: Mapping[str, _Lists], place: int, settings: Compressor | LegacyCompressor
-) -> tuple[np.ndarray, np.ndarray] | str:
-    """Ids and values [R, k] of a document's rows, or what is wrong with them."""
-    wanted: tuple[tuple[str, int, Any], ...]
-    if isinstance(settings, LegacyCompressor):
-        wanted = (
-            ("packed_indices", settings.words, np.uint64),
-            ("exact_values", settings.exact_k, np.float32),
-            ("coeffs", settings.terms, np.float32),
-        )
-    else:
-        wanted = (
-            ("compressed_logprobs", settings.value_bytes, np.uint8),
-            ("bytepacked_indices", settings.id_bytes, np.uint8),
-        )
-    parts = []
-    for name, width, dtype in wanted:
-        found = columns[name].rows(place, width, dtype)
-        if isinstance(found, str):
-            return f"{name}: {found} (settings of another compressor?)"
-        parts.append(found)
-    if len({len(part) for part in parts}) != 1:
-        return f"columns of {', '.join(str(len(part)) for part in parts)} rows do not agree"
-    if isinstance(settings, LegacyCompressor):
-        return decode_legacy(settings, *parts)
-    return decode(settings, *parts)
-
-
-def _split(
-    source: str,
-    row: int,
-    input_ids: Int64,
-    ids_RK: np.ndarray,
-    values_RK: np.ndarray,
-    segments: Int64 | None,
-) -> Iterator[Found]:
-    """The document of a row, or the several that were packed into it."""
-    length, rows = len(input_ids), len(ids_RK)
-    if rows not in (length, length - 1):
-        reason = f"{rows} rows beside {length} token ids; expected {length - 1} or {length}"
-        yield Broken(source=source, row=row, reason=reason)
-        return
-    starts = [0, length]
-    if segments is not None:
-        if len(segments) != length:
-            reason = f"attention_mask of {len(segments)} places beside {length} token ids"
-            yield Broken(source=source, row=row, reason=reason)
-            return
-        starts = [0, *(np.flatnonzero(np.diff(segments)) + 1).tolist(), length]
-    for start, stop in pairwise(starts):
-        if stop - start < 2 or (segments is not None and segments[start] == 0):
-            continue  # padding, or a document whose other tokens were cut off
-        part = slice(start, stop - 1)
-        yield Document(
-            source=source,
-            row=row,
-            input_ids=input_ids[start:stop],
-            counts=np.full(stop - 1 - start, ids_RK.shape[1], np.int64),
-            ids=ids_RK[part].ravel(),
-            logprobs=values_RK[part].ravel(),
-        )
 
 
 _SCHEMA = pa.schema(

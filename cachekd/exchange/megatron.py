@@ -2,9 +2,10 @@
 
 A sample has as many rows as the model saw tokens; row t is the distribution over the token after
 t, also the last one's, which a sample of the data has as its label. The tars hold no tokens: they
-are given with ``--tokens``, as files with ``input_ids``, one row a sample in the order of training
-(as many tokens as rows, or one more). Nothing but the shift check and the lengths tell that these
-are the right ones. Entries that top-p left out have no mass and are dropped.
+are given with ``--tokens``, as files with ``input_ids``, one row a sample in the order of training,
+from the first sample of the run on (as many tokens as rows, or one more). Nothing but the shift
+check and the lengths tell that these are the right ones. Entries that top-p left out have no mass
+and are dropped.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from cachekd.config import ExportConfig, ImportConfig
 from cachekd.errors import ConfigError, DataError
 from cachekd.exchange import Broken, Document, Found, Reading, Writing
-from cachekd.exchange._files import File, files_of, list_of, numbers, tables
+from cachekd.exchange._files import Batch, File, files_of, list_of, numbers, tables
 from cachekd.exchange._megatron import Payload, order_of, payloads, ranks_of
 from cachekd.store.reader import Cache
 from cachekd.types import Int64
@@ -63,8 +64,11 @@ class Megatron:
         )
 
 
-def _tokens(batches: Iterator[tuple[str, int, Any]]) -> Iterator[Int64]:
-    for _, _, batch in batches:
+def _tokens(batches: Iterator[Batch]) -> Iterator[Int64]:
+    """Token ids of each row; none of them may be left out, for their order is all that counts."""
+    for source, first, batch in batches:
+        if isinstance(batch, Broken):
+            raise DataError(f"{source} row {first}: {batch.reason}")
         offsets, values, _ = list_of(batch.column("input_ids"))
         for place in range(batch.num_rows):
             part = values.slice(offsets[place], offsets[place + 1] - offsets[place])
@@ -77,14 +81,14 @@ def _documents(
     streams = [payloads(ranks[rank], told) for rank in sorted(ranks)]
     number = 0
     for own in zip_longest(*streams):
-        if any(payload is None for payload in own) or len({p.iteration for p in own}) != 1:
-            held = [payload.iteration if payload else "none" for payload in own]
+        if any(payload is None for payload in own) or len({(p.number, p.end) for p in own}) != 1:
+            held = [payload.number if payload else "none" for payload in own]
             raise DataError(
-                f"{next(p.source for p in own if p)}: the ranks are at iterations {held}; tars of "
+                f"{next(p.source for p in own if p)}: the ranks are at members {held}; tars of "
                 "some are missing"
             )
         order = order_of(own, told)
-        first = own[0].iteration * len(order)
+        first = own[0].number * (len(order) if own[0].end is None else 1)
         if first < number:
             raise DataError(
                 f"{own[0].source}: iterations have other numbers of samples than before"
@@ -102,7 +106,7 @@ def _document(payload: Payload, place: int, number: int, tokens: Iterator[Int64]
     own = next(tokens, None)
     if own is None:
         raise DataError(
-            f"{payload.source}: iteration {payload.iteration} holds sample {number}, and --tokens "
+            f"{payload.source}: member {payload.number} holds sample {number}, and --tokens "
             f"has {number} rows only"
         )
     if len(own) not in (len(ids), len(ids) + 1):

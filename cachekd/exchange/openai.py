@@ -10,14 +10,16 @@ vocabulary, unless the server was asked for processed ones; hosted APIs give at 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from contextlib import suppress
+from typing import Any, BinaryIO, ClassVar
 
 from cachekd.config import ExportConfig, ImportConfig
 from cachekd.data.models import resolve_model
 from cachekd.errors import ConfigError, DataError
 from cachekd.exchange import Broken, Found, Reading, Writing
 from cachekd.exchange._choices import document_of
-from cachekd.exchange._files import File, files_of, object_of
+from cachekd.exchange._files import File, files_of
+from cachekd.exchange._json_lines import lines, object_of
 from cachekd.exchange._vocabulary import Vocabulary
 from cachekd.store.reader import Cache
 
@@ -55,7 +57,7 @@ class OpenAI:
 
 
 def _refuse_other(file: File) -> None:
-    """Refuse a file whose first line is no response.
+    """Refuse a file whose first object is no response.
 
     Raises:
         DataError: says what was found.
@@ -63,17 +65,23 @@ def _refuse_other(file: File) -> None:
     if not file.name.endswith(".jsonl"):
         raise DataError(f"{file.name}: expected JSONL, one response a line")
     with file.open() as stream:
-        line = next((line for line in stream if not line.isspace()), None)
-    if line is None:
-        raise DataError(f"{file.name}: expected rows; the source is empty")
-    first = object_of(line, file.name, 0)
+        first = next(_objects(stream, file.name), None)
+    if first is None:
+        raise DataError(f"{file.name}: expected rows; the source is empty, or no line is an object")
     if not isinstance(_body(first).get("choices"), list):
         like = "target_token_ids" in first or "target_logprobs" in first
         hint = " Did you mean --format axolotl?" if like else ""
         raise DataError(
-            f"{file.name}: expected responses with choices; the first line has "
+            f"{file.name}: expected responses with choices; the first object has "
             f"{', '.join(map(str, first))[:200]}.{hint}"
         )
+
+
+def _objects(stream: BinaryIO, name: str) -> Iterator[Mapping[str, Any]]:
+    """Lines that are objects; what others are is told when they are read."""
+    for number, line in lines(stream, name):
+        with suppress(DataError):
+            yield object_of(line, name, number)
 
 
 def _lines(file: File) -> int:
@@ -105,9 +113,8 @@ def _messages(line: Mapping[str, Any]) -> Any:
 def _documents(files: Sequence[File], vocabulary: Vocabulary) -> Iterator[Found]:
     for file in files:
         with file.open() as stream:
-            for number, line in enumerate(stream):
-                if not line.isspace():
-                    yield from _choices(line, file.name, number, vocabulary)
+            for number, line in lines(stream, file.name):
+                yield from _choices(line, file.name, number, vocabulary)
 
 
 def _choices(line: bytes, source: str, row: int, vocabulary: Vocabulary) -> Iterator[Found]:

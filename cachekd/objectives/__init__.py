@@ -36,6 +36,8 @@ class Needs:
         unigram: whether it takes the teacher's mean distribution, which priors hold.
         full: whether heads must be the whole vocabulary.
         mass: teacher probability that heads must hold; 0 for any.
+        next_known: whether it takes the teacher's log-probability of the actual next token, which
+            some imports hold a bound of.
         dense: whether it reads whole logits of a chunk (`StudentRows.logits`).
         next_row: whether a row looks at the row after it; the last row of a chunk then comes again
             as the first of the next one, and counts once.
@@ -56,6 +58,7 @@ class Needs:
     unigram: bool = False
     full: bool = False
     mass: float = 0.0
+    next_known: bool = False
     dense: bool = False
     next_row: bool = False
     attention: float = 0.0

@@ -160,6 +160,7 @@ _MERGE: dict[str, _Merge] = {
     "unigram": _any,
     "full": _any,
     "mass": _greatest,
+    "next_known": _any,
     "dense": _any,
     "next_row": _any,
     "attention": _weighted,

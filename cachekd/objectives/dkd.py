@@ -7,7 +7,7 @@ Semantic Revision for Large Language Model Distillation", Table 7.
 
 KL(teacher || student) is TCKD + (1 - p_g) NCKD: where the teacher is sure of the target g, KL all
 but ignores how it orders the other classes, and DKD does not. NCKD of a stored head has one class
-for all tokens outside it; TCKD is exact, for the next token's probability is always stored.
+for all tokens outside it; TCKD is exact, for a capture always stores the next token's probability.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ class DKD(SoftObjective):
     Options: ClassVar[type] = DKDOptions
 
     def needs(self) -> Needs:
-        """The log-normaliser of the temperature, and exact heads."""
-        return Needs(temperatures=(self.temperature,))
+        """The log-normaliser of the temperature, exact heads, and of gold what it is worth."""
+        gold = self.options.target == "gold"
+        return Needs(temperatures=(self.temperature,), next_known=gold)
 
     def __call__(self, student: StudentRows, targets: TargetTensors) -> ObjectiveOutput:
         """Weighted sums over some rows.

@@ -53,10 +53,11 @@ def warn_of_asserted(caches: Sequence[Cache]) -> None:
             known = cache.identity.capture["imported"]
             logger.warning(
                 "cache %r was imported: its teacher %r and its tokenizer are asserted, not known; "
-                "tail: %s, entropy: %s",
+                "tail: %s, log-probability of the next token: %s, entropy: %s",
                 cache.name,
                 cache.identity.source["asserted"]["teacher"],
                 known["tail"],
+                known["next_logprob"],
                 known["entropy"],
             )
 

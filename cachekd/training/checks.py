@@ -206,7 +206,7 @@ def _check_selection(needs: Needs, caches: Sequence[Cache]) -> None:
         )
     for cache in caches:
         _check_heads(needs, cache)
-        _check_tail(needs, cache)
+        _check_imported(needs, cache)
     if needs.unigram and caches and all(cache.unigram() is None for cache in caches):
         raise ConfigError(
             f"the objective needs the teacher's unigram, which cache {caches[0].name!r} does not "
@@ -233,15 +233,21 @@ def _check_heads(needs: Needs, cache: Cache) -> None:
         )
 
 
-def _check_tail(needs: Needs, cache: Cache) -> None:
-    """Of values that are normalised over the entries nothing outside them is known."""
-    tail = str(cache.identity.capture.get("imported", {}).get("tail", ""))
-    if tail.startswith("unknown") and not needs.sampled:
+def _check_imported(needs: Needs, cache: Cache) -> None:
+    """What an import may not know: mass outside the entries, and the next token's probability."""
+    known = cache.identity.capture.get("imported", {})
+    if str(known.get("tail", "")).startswith("unknown") and not needs.sampled:
         raise ConfigError(
             f"cache {cache.name!r} was imported with values that are normalised over the entries "
             "of a row: the mass outside is not known, and the objective needs it. Train forward "
             "KL (--objective kd with --tail bucket) or cross entropy, or import log-probabilities "
             "over the whole vocabulary"
+        )
+    if needs.next_known and known.get("next_logprob", "stored") != "stored":
+        raise ConfigError(
+            f"cache {cache.name!r} was imported: where the next token is no entry of its row, its "
+            "log-probability is a bound, and the objective needs its value. Train another one (of "
+            "dkd, --target argmax needs none), or capture the teacher with cachekd precompute"
         )
 
 

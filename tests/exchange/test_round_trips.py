@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
-import zstandard
+from exchanging import brought_in
 from ragged import entries
 from tiny import Family, Ran
 
-from cachekd import ExportConfig, ImportConfig, export_cache, import_cache, open_cache
-from cachekd.errors import ConfigError, MismatchError
+from cachekd import ExportConfig, export_cache, open_cache
+from cachekd.errors import MismatchError
 from cachekd.store.verify import verify
-
-
-def brought_in(source: Path, family: Family, cache: Path, **further: object) -> dict[str, object]:
-    settings = {"teacher": "org/t", "tokenizer": str(family.teacher), **further}
-    return import_cache(ImportConfig(source=(str(source),), cache=str(cache), **settings))
 
 
 def furthest(left: Path, right: Path) -> tuple[float, int]:
@@ -116,40 +108,6 @@ def test_renormalised_values_are_marked(captured: Path, family: Family, tmp_path
     assert (logits.tail[held] == -np.inf).all()
 
 
-def test_megatron_tars(captured: Path, family: Family, tmp_path: Path) -> None:
-    """Two ranks, micro-batches of one: samples go round the ranks; fillers have no mass."""
-    records = [r for r in open_cache(str(captured)) if r.logits.rows >= 12][:4]
-    tokens = [r.input_ids[:13] for r in records]
-    for rank in range(2):
-        own = records[rank::2]
-        values = torch.full((12, len(own), 11), -1e4, dtype=torch.float32)
-        ids = torch.full((12, len(own), 11), -1)
-        for place, record in enumerate(own):
-            ids[:, place, :10] = torch.tensor(record.logits.ids[:120].reshape(12, 10))
-            values[:, place, :10] = torch.tensor(record.logits.logprobs[:120].reshape(12, 10))
-        content = {"values": [values[:, i : i + 1] for i in range(len(own))]}
-        content["indices_low"] = [(part & 0xFFFF).to(torch.uint16) for part in ids.split(1, 1)]
-        content["bit_17"] = [(part >> 16).bool() for part in ids.split(1, 1)]
-        buffer = BytesIO()
-        torch.save(content, buffer)
-        parts = {"_meta.json": b'{"saver":{"k":11}}'}
-        parts["0.pt.zst"] = zstandard.compress(buffer.getvalue())
-        with tarfile.open(tmp_path / f"cp0_dp{rank}__0.tar", "w") as tar:
-            for name, data in parts.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, BytesIO(data))
-    path = tmp_path / "tokens.jsonl"
-    path.write_text("".join(json.dumps({"input_ids": t.tolist()}) + "\n" for t in tokens))
-    report = brought_in(tmp_path, family, tmp_path / "in", format="megatron", tokens=(str(path),))
-    assert report["samples"] == 4
-    cache = open_cache(str(tmp_path / "in"))
-    for record, own in zip(records, tokens, strict=True):
-        found = cache.get(own).logits
-        for row in range(12):
-            assert entries(found, row) == entries(record.logits, row)
-
-
 def test_vllm_and_openai_responses(captured: Path, family: Family, tmp_path: Path) -> None:
     record = open_cache(str(captured))[0]
     places = [
@@ -176,9 +134,3 @@ def test_vllm_and_openai_responses(captured: Path, family: Family, tmp_path: Pat
     assert answered.prompt_length == 4
     assert np.diff(answered.logits.offsets).tolist() == [0] * 3 + [2] * (len(ids) - 4)
     assert np.allclose(answered.logits.next_logprob[3:], -1.0)
-
-
-def test_megatron_is_not_written(captured: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="imported only"):
-        export_cache(ExportConfig(cache=str(captured), format="megatron", out=str(tmp_path / "o")))
-    assert not any(tmp_path.iterdir())
