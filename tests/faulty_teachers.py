@@ -1,8 +1,8 @@
 """Teachers that die or fail on chosen documents, in whatever process they are loaded.
 
 Backends of other processes are named ``faulty_teachers:NAME``. What they are to do stands in the
-folder that ``FAULTS`` names: a file ``victim`` with the key of a document that makes them fail, and
-``fatal`` where that is their end.
+folder that ``FAULTS`` names: files ``error``, ``memory`` and ``death``, each with the key of a
+document which gives them an error, no memory, or their end.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ class Faulty(DummyTeacher):
     def score(self, documents: Any, *args: Any) -> Any:
         folder = Path(os.environ[FOLDER])
         (folder / f"at-work-{os.getpid()}").touch()
-        victim = folder / "victim"
         keys = {sample_key(ids).hex() for ids in documents}
-        if victim.exists() and victim.read_text() in keys:
-            if (folder / "fatal").exists():
-                os.kill(os.getpid(), signal.SIGKILL)
+        if _named(folder / "death") in keys:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if _named(folder / "memory") in keys:
+            raise MemoryError("injected: it is too large")
+        if _named(folder / "error") in keys:
             raise TeacherError("injected: it does not like this document")
         time.sleep(0.05)
         return super().score(documents, *args)
+
+
+def _named(path: Path) -> str | None:
+    return path.read_text() if path.exists() else None

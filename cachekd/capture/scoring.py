@@ -14,7 +14,7 @@ from cachekd.capture import remote, trial
 from cachekd.capture.identify import check_same
 from cachekd.capture.job import Job
 from cachekd.capture.meter import Meter, Show
-from cachekd.capture.together import Division, agree, others_left
+from cachekd.capture.together import Division, agree, others_left, write_first
 from cachekd.capture.worker import UnitWorker, worker_here
 from cachekd.codecs._priors import Prior
 from cachekd.engines import Crew, Engine, Orders
@@ -74,15 +74,24 @@ def score_all(job: Job, loaded: Teacher | None, run: Run) -> dict[str, Any]:
             return _score(job, own, crew, claims, meter)
 
 
-def write_plan(job: Job) -> None:
-    """Make the job known in the cache: identity, samples, prior, then the plan that names them."""
+def write_plan(job: Job, *, locks: bool = True) -> None:
+    """Make the job known in the cache: identity, samples, prior, then the plan that names them.
+
+    Args:
+        job: whose plan it is.
+        locks: whether these tell that no other process makes a plan of this run now; else the
+            plan of another may be written instead.
+    """
     write_identity(job.location, job.identity)
     check_same(read_identity(job.location), job.identity, job.location)  # another may be first
     for digest, data in job.files.items():
         job.location.keep(samples_name(digest), data, digest)
     if job.prior is not None:
         write_prior(job.location, job.prior)
-    job.location.keep(plan_name(job.plan_digest), job.plan_data, job.plan_digest)
+    if locks:
+        job.location.keep(plan_name(job.plan_digest), job.plan_data, job.plan_digest)
+    else:
+        write_first(job)
 
 
 def _own(job: Job, claims: Claims, run: Run) -> list[int]:
@@ -100,7 +109,7 @@ def _score(
 ) -> dict[str, Any]:
     def make(job: Job) -> Job:
         job = crew.try_teacher(job)
-        write_plan(job)
+        write_plan(job, locks=claims.known())
         return job
 
     try:

@@ -13,11 +13,15 @@ from dataclasses import replace
 
 from cachekd.capture.job import Job
 from cachekd.capture.meter import Meter
+from cachekd.data.digests import bytes_digest
 from cachekd.data.packed import Places
 from cachekd.engines._claims import POLL_SECONDS, Claim
-from cachekd.errors import Incomplete
+from cachekd.errors import CorruptCache, Incomplete
 from cachekd.store.claims import Claims
 from cachekd.store.identity_files import has_cache
+from cachekd.store.layout import most_bytes, plan_name, proposal_name
+from cachekd.store.names import altered
+from cachekd.store.plan import load_plan
 from cachekd.store.priors import Priors
 from cachekd.store.state import is_committed, read_state
 
@@ -78,6 +82,44 @@ def settle(job: Job) -> Job:
         prior_digest=plan.prior if job.prior else None,
         scored=job.scored if plan.units == job.plan.units else {},
     )
+
+
+def write_first(job: Job) -> None:
+    """Write the plan of a job, or that of another process which was first: a run has one alone.
+
+    Without locks several processes may learn priors at once, or have other numbers of threads.
+    Who makes the file that proposes a plan is first: the others, and whoever continues after its
+    death, write what stands there. The proposal goes when there is a plan, and none of later ones
+    counts, for whoever makes one looks for a plan then.
+
+    Raises:
+        CorruptCache: the proposal was altered.
+    """
+    location, name = job.location, proposal_name(job.plan.run)
+    data = job.plan_data
+    if not job.known and not location.create(name, data):
+        data = _proposed(job, name) or data
+    if job.known or not settle(job).known:  # a plan that is known may be lost, and written again
+        digest = bytes_digest(data)
+        location.keep(plan_name(digest), data, digest)
+    location.remove(name)
+
+
+def _proposed(job: Job, name: str) -> bytes | None:
+    """The plan that another process proposes; None where it is taken away, and there is a plan."""
+    try:
+        data = job.location.read(name, most_bytes("plan"))
+    except CorruptCache:
+        if job.location.exists(name):
+            raise
+        return None
+    try:
+        same = load_plan(plan_name(bytes_digest(data)), data).run == job.plan.run
+    except CorruptCache:
+        same = False
+    if not same:
+        raise altered(job.location.path(name), "it proposes no plan of this run")
+    return data
 
 
 def others_left(job: Job) -> int:

@@ -51,14 +51,14 @@ def connected(config: PrecomputeConfig) -> Iterator[Any]:
     """Within, Ray is connected; a connection that there was before stays.
 
     Raises:
+        ConfigError: the address is none of a cluster's.
         WorkerError: no cluster answers, or it is none that this Ray can use.
     """
     ray = ray_module()
     if ray.is_initialized():
         yield ray
         return
-    if config.ray_address is not None:
-        _reach(config.ray_address)
+    _reach(config.ray_address, os.environ.get("RAY_ADDRESS"))
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -110,13 +110,25 @@ def _fit(node: dict[str, float], cpus: int, gpus: float) -> int:
     return min(counts, default=1)
 
 
-def _reach(address: str) -> None:
-    """Refuse an address at which nobody listens: Ray itself would try for a minute."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if address in ("auto", "local"):
+def _reach(given: str | None, variable: str | None) -> None:
+    """Refuse an address at which nobody listens: Ray itself would try for a minute.
+
+    Args:
+        given: the address of the settings.
+        variable: that of the environment, which Ray takes where no other is given.
+    """
+    own = given not in (None, "auto")
+    name, address = ("ray_address", given) if own else ("RAY_ADDRESS", variable)
+    if address in (None, "", "auto", "local"):
         return
+    if "://" in address:  # Ray's client: all that is sent to actors would go through one server
+        raise ConfigError(
+            f"{name}: expected HOST:PORT of a cluster's head, or local; found {address!r}. Ray's "
+            "client and its jobs are not used: run the command on a machine of the cluster"
+        )
+    host, colon, port = address.rpartition(":")
     if not (colon and host and port.isdecimal()):
-        raise ConfigError(f"ray_address: expected HOST:PORT; found {address!r}")
+        raise ConfigError(f"{name}: expected HOST:PORT, or local; found {address!r}")
     try:
         with suppress(TimeoutError), socket.create_connection((host, int(port)), _REACH_SECONDS):
             return

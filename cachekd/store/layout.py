@@ -64,6 +64,11 @@ def plan_name(digest: str) -> str:
     return f"plans/{digest}.json"
 
 
+def proposal_name(run: str) -> str:
+    """File that proposes the plan of a run, until there is one."""
+    return f"plans/{run}.first"
+
+
 def unit_name(plan: str, number: int) -> str:
     """File of a commit record."""
     return f"units/{plan}-{number}.json"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from tiny import Family, Ran, chat_rows, write_rows
 import cachekd
 from cachekd import PrecomputeConfig
 from cachekd.engines._ranks import Share, share_of
-from cachekd.errors import Incomplete
+from cachekd.errors import CorruptCache, Incomplete
 from cachekd.store import disk
+from cachekd.store.io import Location
 from cachekd.teachers.dummy import DummyTeacher
 
 ARRAY = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "3"}
@@ -104,6 +106,82 @@ def test_without_locks_a_rank_takes_over_what_others_left_if_told_to(
     assert not cachekd.precompute(config(family, data, cache, **settings))["sealed"]
     done = cachekd.precompute(config(family, data, cache, **settings, take_over=True))
     assert done["root"] == calm["root"]
+
+
+class Meanwhile:
+    """Something happens just before the n-th operation on files of plans."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, last: int, act: Callable[[], None]) -> None:
+        self.left, self._act = last, act
+        for name in ("create", "read", "keep", "remove", "names"):
+            patch.setattr(Location, name, self._watched(getattr(Location, name)))
+
+    def _watched(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(location: Location, name: str = "", *args: Any) -> Any:
+            if name.startswith("plans"):
+                self.left -= 1
+                if not self.left:
+                    self._act()
+            return call(location, name, *args)
+
+        return watched
+
+
+def killed() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.reliability
+@pytest.mark.usefixtures("no_locks")
+@pytest.mark.parametrize("dies", [False, True])
+def test_ranks_that_begin_at_once_without_locks_have_one_plan_and_so_has_who_continues(
+    family: Family,
+    data: Path,
+    tmp_path: Path,
+    calm: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    dies: bool,
+) -> None:
+    """The other rank, whose processor has more threads, runs or comes back at every step."""
+    step, begun = 0, True
+    while begun:
+        step += 1
+        cache = tmp_path / f"{step}"
+        first, other = (
+            config(family, data, cache, rank=rank, world_size=2, threads=rank + 1)
+            for rank in (0, 1)
+        )
+        with monkeypatch.context() as patch:
+            act = killed if dies else lambda other=other: cachekd.precompute(other)
+            meanwhile = Meanwhile(patch, step, act)
+            with suppress(KeyboardInterrupt):
+                cachekd.precompute(first)
+        begun = meanwhile.left <= 0
+        ranks = [other, first] if dies or not begun else [first]
+        done = [cachekd.precompute(rank) for rank in ranks][-1]
+        assert done["sealed"] and done["root"] == calm["root"], step
+        assert len(list((cache / "plans").iterdir())) == 1, step
+    assert step > 8
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_a_proposed_plan_that_was_altered_is_refused(
+    family: Family, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    settings = config(family, data, cache, rank=0, world_size=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "remove", lambda *_: killed())
+        with suppress(KeyboardInterrupt):
+            cachekd.precompute(settings)
+    (proposal,) = (cache / "plans").glob("*.first")
+    for path in (cache / "plans").glob("*.json"):
+        path.unlink()
+    proposal.write_text("{}")
+    with pytest.raises(CorruptCache, match=r"\.first: it proposes no plan of this run.*delete it"):
+        cachekd.precompute(settings)
+    proposal.unlink()
+    assert cachekd.precompute(settings)["units_left_to_others"]
 
 
 @pytest.mark.usefixtures("no_locks")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +21,10 @@ from tiny import Family, chat_rows, write_rows
 
 import cachekd
 from cachekd import PrecomputeConfig
+from cachekd.engines._actors import Actors, plain
 from cachekd.errors import ConfigError, Incomplete
 from cachekd.store.io import Location
+from cachekd.store.reader import open_cache
 from cachekd.store.state import read_state
 
 pytestmark = [
@@ -144,48 +147,81 @@ def test_actors_give_the_cache_that_one_process_gives(
     assert again["documents_to_score"] == 0 and again["root"] == report["root"]
 
 
-@pytest.mark.parametrize("victim", ["actor", "node"])
-def test_a_death_loses_nothing(
-    family: Family, many: Path, tmp_path: Path, nodes: Nodes, faults: Path, victim: str
+@pytest.fixture(scope="module")
+def calm(
+    family: Family, many: Path, nodes: Nodes, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The cache that one process makes with a sound teacher."""
+    cache = tmp_path_factory.mktemp("calm") / "cache"
+    local_root(family, many, cache, backend="dummy", codec="plain")
+    return cache
+
+
+def root_of(cache: Path) -> str:
+    return str(open_cache(str(cache)).root)
+
+
+def test_an_actor_and_a_node_that_die_lose_nothing(
+    family: Family, many: Path, tmp_path: Path, nodes: Nodes, faults: Path, calm: Path
 ) -> None:
     cache = tmp_path / "ray"
 
     def kill() -> None:
-        if victim == "node":
-            nodes.lose()
-            return
         newest = max(faults.glob("at-work-*"), key=lambda path: path.stat().st_mtime)
         os.kill(int(newest.name.rpartition("-")[2]), signal.SIGKILL)
 
-    with meanwhile(kill, lambda: committed(cache) >= 2) as killed:
+    with (
+        meanwhile(kill, lambda: committed(cache) >= 2) as killed,
+        meanwhile(nodes.lose, lambda: bool(killed) and committed(cache) >= 6) as lost,
+    ):
         report = cachekd.precompute(config(family, many, cache, engine="ray", **FAULTY))
     nodes.restore()
-    assert killed and report["sealed"]
-    assert report["root"] == local_root(family, many, tmp_path / "local", **FAULTY)
+    assert killed and lost and report["sealed"]
+    assert report["root"] == root_of(calm)
 
 
-@pytest.mark.parametrize("fatal", [False, True])
-def test_a_unit_that_always_fails_is_named_and_all_others_are_committed(
-    family: Family, many: Path, tmp_path: Path, nodes: Nodes, faults: Path, fatal: bool
+def test_units_that_always_fail_are_named_and_all_others_are_committed(
+    family: Family, many: Path, tmp_path: Path, nodes: Nodes, faults: Path, calm: Path
 ) -> None:
+    """One raises, one has no memory, and one kills its actor, as a system without memory does."""
     cache = tmp_path / "ray"
     sound = config(family, many, cache, engine="ray", ray_retries=1, **FAULTY)
-    calm = local_root(family, many, tmp_path / "local", **FAULTY)
-    plan = next(iter(read_state(Location(str(tmp_path / "local"))).plans.values()))
+    plan = next(iter(read_state(Location(str(calm))).plans.values()))
     last = len(plan.units) - 1
-    (faults / "victim").write_text(plan.unit_keys(last)[0].hex())
-    if fatal:
-        (faults / "fatal").touch()
+    for number, fault in enumerate(("death", "memory", "error")):
+        (faults / fault).write_text(plan.unit_keys(last - number)[0].hex())
     with pytest.raises(Incomplete) as stopped:
         cachekd.precompute(sound)
-    assert f"unit {last}: " in str(stopped.value) and "(2 tries)" in str(stopped.value)
-    assert committed(cache) == last
-    (faults / "victim").unlink()
-    assert cachekd.precompute(sound)["root"] == calm
+    told = str(stopped.value).splitlines()
+    assert stopped.value.exit_code == 3 and told[0].startswith("3 units failed each time")
+    assert f"{last - 2} of {last + 1} units are committed" in told[0]
+    for line, number, why in zip(
+        told[1:],
+        (last - 2, last - 1, last),
+        ("injected", "out of memory", "its actor died"),
+        strict=True,
+    ):
+        assert line.startswith(f"unit {number}: ") and why in line and line.endswith("(2 tries)")
+    assert committed(cache) == last - 2
+    for path in faults.iterdir():
+        path.unlink()
+    assert cachekd.precompute(sound)["root"] == root_of(calm)
+
+
+def test_an_actor_that_ray_ends_for_its_memory_counts_as_dead(nodes: Nodes) -> None:
+    from ray.exceptions import ActorDiedError, OutOfMemoryError, RayTaskError
+
+    actors = Actors.__new__(Actors)
+    actors.ray = sys.modules["ray"]
+    assert actors.died(OutOfMemoryError("ended by the memory monitor"))
+    assert actors.died(ActorDiedError())
+    raised = RayTaskError("do", "traceback", MemoryError("no memory"))
+    assert not actors.died(raised) and isinstance(plain(raised), MemoryError)
+    assert not actors.died(raised.as_instanceof_cause())
 
 
 def test_a_stop_finishes_the_units_in_hand(
-    family: Family, many: Path, tmp_path: Path, nodes: Nodes, faults: Path
+    family: Family, many: Path, tmp_path: Path, nodes: Nodes, faults: Path, calm: Path
 ) -> None:
     cache = tmp_path / "ray"
     stop = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
@@ -197,8 +233,8 @@ def test_a_stop_finishes_the_units_in_hand(
     before = committed(cache)
     time.sleep(1.0)
     assert committed(cache) == before, "nobody works on"
-    calm = local_root(family, many, tmp_path / "local", **FAULTY)
-    assert cachekd.precompute(config(family, many, cache, **FAULTY))["root"] == calm
+    assert 0 < before < committed(calm)
+    assert cachekd.precompute(config(family, many, cache, **FAULTY))["root"] == root_of(calm)
 
 
 def test_an_actor_that_no_node_has_room_for(
