@@ -9,6 +9,7 @@ a listing of S3 tells, and is read back and hashed anywhere else.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -114,6 +115,12 @@ class Copier:
         pieces = Checked(path, digest, read, summed=not self._into.local)
         self.again(lambda: self._into.take(name, pieces))
         return pieces
+
+    def judge(self, name: str, digest: str) -> None:
+        """Look at a file of the source that is named by its digest (errors of `copy`)."""
+        path, read = self._source.path(name), lambda: self._source.pieces(name)
+        pieces = Checked(path, digest, read)
+        self.again(lambda: deque(pieces(), maxlen=0))
 
     def read(self, name: str, digest: str) -> bytes:
         """Bytes of a small file at the source that have this digest (errors of `copy`)."""
