@@ -78,7 +78,7 @@ class FakeHub:
         commits = self._commits(repo)
         if parent_commit is not None and int(parent_commit, 16) != len(commits):
             raise refusal(HfHubHTTPError, 412)
-        added = {one.path_in_repo: one.path_or_fileobj for one in operations}
+        added = {one.path_in_repo: _bytes(one.path_or_fileobj) for one in operations}
         commits.append({**commits[-1], **added})
         self.messages.append(commit_message)
 
@@ -89,3 +89,8 @@ class FakeHub:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         return into
+
+
+def _bytes(given: Any) -> bytes:
+    """Bytes that are given as such or as a path."""
+    return given if isinstance(given, bytes) else Path(given).read_bytes()

@@ -22,6 +22,8 @@ _SERVER = (
     "print(server.get_host_and_port()[1], flush=True); sys.stdin.read()"
 )
 _TIMEOUT_SECONDS = 30
+# Uploads in parts of a few bytes, so that small files try them; S3 itself wants 5 MiB.
+_SMALL_PARTS = {"S3_UPLOAD_PART_MIN_SIZE": "1", "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": "5241856"}
 
 
 def s3_environment(url: str) -> dict[str, str]:
@@ -44,7 +46,7 @@ def s3_server() -> Iterator[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        env={**os.environ, **_SMALL_PARTS, "PYTHONWARNINGS": "ignore"},
     )
     assert server.stdin and server.stdout
     try:

@@ -51,7 +51,7 @@ def maker(family: Family, folder: Path) -> Maker:
     import cachekd
     from cachekd import PrecomputeConfig
 
-    def make(url: object, rows: list[dict[str, Any]], **further: Any) -> dict[str, Any]:
+    def make(url: object, rows: list[dict[str, Any]], /, **further: Any) -> dict[str, Any]:
         data = write_rows(folder / "data.jsonl", rows)
         settings = {"logits_top_k": 8, "threads": 1, "unit_tokens": 80, "batch_tokens": 80}
         return cachekd.precompute(

@@ -17,6 +17,7 @@ from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.packed import Keys, Places
 from cachekd.data.spool import SpooledSamples
 from cachekd.errors import DataError
+from cachekd.store.logits_rows import trained_of
 from cachekd.store.samples import SampleTable, keys_of, sample_ids
 from cachekd.types import Int32, Int64, Sample, UInt8
 
@@ -107,7 +108,7 @@ def response_rows(documents: Documents, held: SampleTable | None, done: Places) 
     both = np.flatnonzero((done.find(keys) >= 0) & (cached.find(keys) >= 0))
     less = 0
     for key in keys.take(both):
-        captured = reduce(np.logical_or, (_held_rows(held, int(i)) for i in cached.all_of(key)))
+        captured = reduce(np.logical_or, (trained_of(held, int(i)) for i in cached.all_of(key)))
         less += bool((wanted[key] & ~captured).any())
     if less:
         raise DataError(
@@ -115,11 +116,6 @@ def response_rows(documents: Documents, held: SampleTable | None, done: Places) 
             "(--rows or --attention-rows response, other roles). Use a new cache, with --rows all"
         )
     return wanted
-
-
-def _held_rows(held: SampleTable, place: int) -> Rows:
-    prompt = int(held.prompt_lengths[place])
-    return _rows(held.roles(place), None if prompt < 0 else prompt)
 
 
 def _rows(roles: UInt8, prompt_length: int | None) -> Rows:

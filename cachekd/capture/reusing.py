@@ -24,7 +24,9 @@ def with_reused(job: Job) -> tuple[Job, dict[str, Any]]:
     if location is None:
         return job, {}
     wanted = Keys.joined([job.plan.packed_keys(number) for number in job.todo])
-    done = reuse(location, job.identity, wanted, job.location)
+    part = job.wanted if job.wanted is not None else job.attention_wanted
+    rows = None if part is None else part.__getitem__
+    done = reuse(location, job.identity, wanted, job.location, rows)
     told = {
         "records_reused": done.records,
         "bytes_reused": done.bytes,

@@ -135,13 +135,7 @@ def _check_split(config: PrecomputeConfig) -> None:
 
 
 def _check_reuse(config: PrecomputeConfig) -> None:
-    """Only whole records of text that is there can be another's."""
-    part = config.rows != "all" or (config.attention != "none" and config.attention_rows != "all")
-    if config.reuse and part:
-        raise ConfigError(
-            "reuse: records of response rows alone may lack rows that this data trains on; leave "
-            "reuse out, or capture all rows (rows all, attention_rows all)"
-        )
+    """Records of text that is still to be written are nobody's."""
     if config.reuse and config.generate != "none":
         raise ConfigError("reuse: responses are still to be written; leave reuse or generate out")
 

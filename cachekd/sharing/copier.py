@@ -1,26 +1,26 @@
 """Copying many files of a cache at once: retried, counted, and looked at again on arrival.
 
-Comes in: names with digests, where they are and where they go. Goes out: a `Moved`. Bytes that do
-not have their digest are read again, and refused where they stay wrong; none is ever written. What
-arrived is judged by its size and checksum where a listing tells both (the MD5 that S3 keeps of an
-object in one part), and is read back and hashed anywhere else.
+Comes in: names with digests, where they are and where they go. Goes out: a `Moved`. Files travel in
+pieces and are hashed as they go by; bytes that do not have their digest are read again, and refused
+where they stay wrong: none is ever seen under the name. What arrived is judged by the checksum that
+a listing of S3 tells, and is read back and hashed anywhere else.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from cachekd.data.digests import bytes_digest
-from cachekd.errors import CorruptCache, Incomplete, StoreError
+from cachekd.errors import Incomplete, StoreError
 from cachekd.sharing.content import Blob
 from cachekd.store.io import Location
 from cachekd.store.listing import Entry
+from cachekd.store.pieces import Altered, Checked, digest_of
 
 T = TypeVar("T")
 Step = Callable[[int, int], None]  # bytes done, bytes in all
@@ -100,29 +100,32 @@ class Copier:
 
         def one(name: str) -> None:
             nonlocal done
-            data = self.read(name, blobs[name].digest)
-            self.again(lambda: self._into.keep(name, data, blobs[name].digest))
-            sums[name] = "" if self._into.local else _md5(data)
-            self.moved.add(files=1, bytes=len(data))
-            done += len(data)
+            passed = self.bring(name, blobs[name].digest)
+            sums[name] = passed.etag
+            self.moved.add(files=1, bytes=passed.size)
+            done += passed.size
             self._step(done, max(whole, done))
 
         self.each(blobs, one)
         self._look_again(blobs, sums)
 
+    def bring(self, name: str, digest: str) -> Checked:
+        """Copy a file that is named by its digest, in pieces; what went by (errors of `copy`)."""
+        path, read = self._source.path(name), lambda: self._source.pieces(name)
+        pieces = Checked(path, digest, read, summed=not self._into.local)
+        self.again(lambda: self._into.take(name, pieces))
+        return pieces
+
+    def judge(self, name: str, digest: str) -> None:
+        """Look at a file of the source that is named by its digest (errors of `copy`)."""
+        path, read = self._source.path(name), lambda: self._source.pieces(name)
+        pieces = Checked(path, digest, read)
+        self.again(lambda: deque(pieces(), maxlen=0))
+
     def read(self, name: str, digest: str) -> bytes:
-        """Bytes of a file at the source that have this digest (errors of `copy`)."""
-
-        def read() -> bytes:
-            data: Any = self._source.map(name)
-            if bytes_digest(data) != digest:
-                raise _Altered(
-                    f"{self._source.path(name)}: its bytes do not have the digest {digest} that "
-                    "names them. Nothing of it was copied: verify that cache, and repair it first"
-                )
-            return data  # type: ignore[no-any-return]
-
-        return self.again(read)
+        """Bytes of a small file at the source that have this digest (errors of `copy`)."""
+        pieces = Checked(self._source.path(name), digest, lambda: (self._source.read(name),))
+        return self.again(lambda: b"".join(pieces()))
 
     def read_all(self, named: Mapping[str, str]) -> dict[str, bytes]:
         """Bytes of many files at the source, by name (errors of `copy`)."""
@@ -140,7 +143,7 @@ class Copier:
             try:
                 return act()
             except StoreError as error:
-                if not self._remote or (type(error) is not StoreError and not _passes(error)):
+                if not self._remote or (type(error) not in (StoreError, Altered)):
                     raise
                 self.moved.add(retried=1)
                 time.sleep(_WAIT_SECONDS * 2**attempt)
@@ -173,23 +176,15 @@ class Copier:
 
         def one(name: str) -> None:
             entry = listed.get(name)
-            if entry is not None and entry.md5 and entry.md5 == sums[name]:
+            if entry is not None and entry.etag and entry.etag == sums[name]:
                 return
-            if bytes_digest(self.again(lambda: self._into.map(name))) != blobs[name].digest:
+            if self.again(lambda: digest_of(self._into.pieces(name))) != blobs[name].digest:
                 raise StoreError(
                     f"{self._into.path(name)}: what arrived are other bytes than were sent. Run "
                     "the same command again; if it stays so, the disk or network there is at fault"
                 )
 
         self.each(sums, one)
-
-
-class _Altered(CorruptCache):
-    """Bytes that do not have their digest: on their way, or where they lie."""
-
-
-def _passes(error: StoreError) -> bool:
-    return isinstance(error, _Altered)
 
 
 def listings(location: Location, folders: Iterable[str]) -> dict[str, Entry]:
@@ -227,7 +222,3 @@ def lacking(
 
     copier.each(blobs, one)
     return {name: missing[name] for name in blobs if name in missing}
-
-
-def _md5(data: Any) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()

@@ -192,7 +192,7 @@ class _Copy:
             beside = record.attention.digest
             digests = {**digests, attention_name(beside): beside}
         for name, digest in digests.items():
-            self.into.keep(name, copier.read(name, digest), digest)
+            copier.bring(name, digest)
 
     def _rewritten(self, record: UnitRecord, kept: Keys) -> UnitRecord:
         identity = self.content.identity

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,13 +76,27 @@ def push_to_hub(
         return {**told, "dry_run": True, "files_to_move": len(blobs), "bytes_to_move": total}
     repo.make()
     for names in _parts(sorted(blobs)):
-        data = copier.read_all({name: blobs[name].digest for name in names})
-        repo.commit(data, f"Add {len(names)} files of a cachekd cache")
-        moved.add(files=len(data), bytes=sum(map(len, data.values())))
+        with _at_hand(content, {name: blobs[name] for name in names}, config.jobs) as paths:
+            repo.commit(paths, f"Add {len(names)} files of a cachekd cache")
+            size = sum(path.stat().st_size for path in paths.values())
+        moved.add(files=len(names), bytes=size)
         if step is not None:
             step(moved.bytes, max(total, moved.bytes))
     _seal(config, repo, content, copier, moved)
     return {**told, **moved.report(), **content.manifest.totals}
+
+
+@contextmanager
+def _at_hand(content: Content, blobs: Mapping[str, Blob], jobs: int) -> Iterator[dict[str, Path]]:
+    """Within: files of a cache as paths here, each looked at; of a cache elsewhere, copies."""
+    with tempfile.TemporaryDirectory(prefix="cachekd-hub-") as folder:
+        here = content.location if content.location.local else Location(folder)
+        copier = Copier(content.location, here, jobs)
+        if here is content.location:
+            copier.each(blobs, lambda name: copier.judge(name, blobs[name].digest))
+        else:
+            copier.copy(blobs)
+        yield {name: Path(here.path(name)) for name in blobs}
 
 
 def _seal(

@@ -78,12 +78,14 @@ class HubRepo:
             raise StoreError(f"push: {self.repo} was made and yet is not there; try again")
         return head
 
-    def commit(self, files: Mapping[str, bytes], message: str, after: str | None = None) -> None:
-        """Write files in one commit, which follows another if that is given."""
+    def commit(
+        self, files: Mapping[str, bytes | Path], message: str, after: str | None = None
+    ) -> None:
+        """Write files, given as bytes or paths, in one commit, after another if that is given."""
         from huggingface_hub import CommitOperationAdd
 
         operations = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=bytes(data))
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=data)
             for name, data in sorted(files.items())
         ]
         self._told(

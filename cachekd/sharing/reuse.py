@@ -3,15 +3,18 @@
 Comes in: where caches are shared, an identity, the keys that are wanted, and the cache that they go
 to. Goes out: a plan of that cache whose units are shards with these records, and how many they are.
 A shard of which at least half is wanted comes whole, as the file that it is; of others the wanted
-rows are put into one that is smaller. No sample comes along: those are the run's own.
+rows are put into one that is smaller. Where a capture is of response rows alone, a record comes if
+it is known to have all rows that the run trains on, and none comes beside it that nobody asked for.
+No sample comes along: those are the run's own.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,17 +23,19 @@ from cachekd.data.digests import bytes_digest, json_id
 from cachekd.data.packed import Keys, Places
 from cachekd.errors import CacheNotFound
 from cachekd.sharing.catalogue import below, entries
-from cachekd.sharing.choose import choose
+from cachekd.sharing.choose import choose, samples_of
 from cachekd.sharing.content import Content, part_of, sealed_content
 from cachekd.sharing.copier import Copier, lacking
 from cachekd.store.identity import Identity
 from cachekd.store.identity_files import has_cache, write_identity
 from cachekd.store.io import Location
 from cachekd.store.layout import attention_name, plan_name, shard_name, unit_name
+from cachekd.store.logits_rows import trained_of
 from cachekd.store.plan import Plan, PlannedBatch, load_plan
 from cachekd.store.rows import read_rows, write_rows
 from cachekd.store.state import UnitRecord, load_unit, read_state
 
+RowsOf = Callable[[bytes], NDArray[np.bool_]]
 _WHOLE = 0.5  # share of a shard's rows from which on it comes whole
 _JOBS = 8
 
@@ -70,7 +75,9 @@ def caches_of(url: str, identity: Identity) -> list[Location]:
     ]
 
 
-def reuse(url: str, identity: Identity, wanted: Keys, into: Location) -> Reused:
+def reuse(
+    url: str, identity: Identity, wanted: Keys, into: Location, rows: RowsOf | None = None
+) -> Reused:
     """Take the records of these keys that caches of the same identity hold.
 
     Args:
@@ -78,6 +85,8 @@ def reuse(url: str, identity: Identity, wanted: Keys, into: Location) -> Reused:
         identity: of the run.
         wanted: keys that the cache does not hold.
         into: the cache; it is made if there is none.
+        rows: what the run trains on of a key, bool [L-1], where the capture is of such rows alone:
+            a record that may lack one of them is not taken. None: records have all rows.
 
     Raises:
         CacheNotFound: there is no cache at the location.
@@ -91,8 +100,11 @@ def reuse(url: str, identity: Identity, wanted: Keys, into: Location) -> Reused:
             break
         content = sealed_content(place)
         held = content.index().holds(left)
+        if rows is not None:
+            held &= _with_rows(content, left, rows)
         if held.any():
-            size = _take(content, left.take(np.flatnonzero(held)), identity, into)
+            found = left.take(np.flatnonzero(held))
+            size = _take(content, found, identity, into, 1.0 if rows else _WHOLE)
             taken = Reused(
                 records=taken.records + int(held.sum()),
                 bytes=taken.bytes + size,
@@ -102,17 +114,31 @@ def reuse(url: str, identity: Identity, wanted: Keys, into: Location) -> Reused:
     return taken
 
 
-def _take(content: Content, keys: Keys, identity: Identity, into: Location) -> int:
+def _with_rows(content: Content, keys: Keys, rows: RowsOf) -> NDArray[np.bool_]:
+    """Whether the record of each key has these rows: those that samples there train on."""
+    samples = samples_of(content)
+    places = Places(samples.keys)
+    found = np.zeros(len(keys), np.bool_)
+    for number in np.flatnonzero(places.find(keys) >= 0):
+        own = places.all_of(keys[int(number)])
+        captured = reduce(np.logical_or, (trained_of(samples, int(place)) for place in own))
+        found[number] = not (rows(keys[int(number)]) & ~captured).any()
+    return found
+
+
+def _take(content: Content, keys: Keys, identity: Identity, into: Location, whole: float) -> int:
     """Take records that a cache holds into another, as a plan of their own; bytes read."""
     copier = Copier(content.location, into, _JOBS)
     choice = choose(content, keys=keys)
     part = part_of(content, choice.shards, choice.told, copier.read_all)
     priors = {name: blob for name, blob in part.blobs.items() if name.startswith("priors/")}
     copier.copy(lacking(into, priors, frozenset(), copier))
-    units = [
-        _brought(content, part, record, keys_of_unit, keys, copier, into)
-        for record, keys_of_unit in _records(part, copier)
-    ]
+    index = content.index()
+    held_by = np.array(index.shards)[index.shards_of(keys)]
+    units = []
+    for record, there in _records(part, copier):
+        wanted = Places(keys.take(np.flatnonzero(held_by == record.shard.digest))).find(there) >= 0
+        units.append(_brought(content, part, record, there, wanted, whole, copier, into))
     write_identity(into, identity)
     state = read_state(into, skip_broken_units=True)
     sequence = 1 + max((plan.sequence for plan in state.plans.values()), default=0)
@@ -155,20 +181,20 @@ def _brought(
     part: Content,
     record: UnitRecord,
     keys: Keys,
-    wanted: Keys,
+    wanted: NDArray[np.bool_],
+    whole: float,
     copier: Copier,
     into: Location,
 ) -> tuple[UnitRecord, Keys]:
     """Bring a shard, whole or cut to the wanted rows; its record as it is then, and its keys."""
-    mask: NDArray[np.bool_] = Places(wanted).find(keys) >= 0
-    if mask.mean() >= _WHOLE:
+    if wanted.mean() >= whole:
         names = [shard_name(record.shard.digest)]
         names += [attention_name(record.attention.digest)] if record.attention else []
         blobs = {name: part.blobs[name] for name in names}
         copier.copy(lacking(into, blobs, frozenset(), copier))
         return record, keys
     rows = read_rows(content.location, content.identity, record.shard, record.attention)
-    cut = rows.take(np.flatnonzero(Places(wanted).find(rows.keys) >= 0))
+    cut = rows.take(np.flatnonzero(Places(keys.take(np.flatnonzero(wanted))).find(rows.keys) >= 0))
     data, facts, beside, own = write_rows(cut, content.identity)
     into.keep(shard_name(facts.digest), data, facts.digest)
     if beside is not None and own is not None:

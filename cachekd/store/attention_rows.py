@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.attention import drawn_rows
 from cachekd.errors import DataError
 from cachekd.store.attention_shards import AttentionShard
 from cachekd.store.index import KeyIndex
 from cachekd.store.io import Location
+from cachekd.store.logits_rows import trained_of
 from cachekd.store.samples import SampleTable
 from cachekd.store.state import CacheState
 
@@ -34,9 +34,7 @@ def check_query_rows(
         if digest not in shards:
             shards[digest] = AttentionShard(location, facts[digest], state.identity.attention_id)
         rows = int(samples.lengths[i]) - 1
-        prompt = int(samples.prompt_lengths[i])
-        wanted = trained_rows(samples.roles(i), None if prompt < 0 else prompt, LossMask.AUTO)
-        wanted &= drawn_rows(shards[digest].spec, key, rows)
+        wanted = trained_of(samples, i) & drawn_rows(shards[digest].spec, key, rows)
         wanted[shards[digest].query_rows(place[1], rows)] = False
         lacking += bool(wanted.any())
     if lacking:

@@ -33,7 +33,8 @@ def card(
         license: of the targets, as the hub names licences.
         further: lines of the table that were measured.
     """
-    rows = {**_rows(identity, manifest), **further}
+    told = {"Licence of the targets": license} if license else {}
+    rows = {**_rows(identity, manifest), **told, **further}
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
         f"---\n{_metadata(manifest, license)}---\n\n"
@@ -71,6 +72,7 @@ def _rows(identity: Identity, manifest: Manifest) -> dict[str, object]:
         "Tokens": totals["sample_tokens"],
         "Entries per target": f"{totals['entries'] / max(1, totals['targets']):.2f}",
         "Bytes per target": f"{per_target:.1f}",
+        "Bytes per token": f"{totals['bytes'] / max(1, totals['tokens']):.1f}",
         "Rows left out or cut, by run": _changes(manifest) or "none",
     }
 

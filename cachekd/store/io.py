@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache, StoreError
 from cachekd.store.listing import Entry
-from cachekd.store.local import LocalFolder, nearest
+from cachekd.store.local import LocalFolder, in_existing, nearest
 from cachekd.store.local_cache import LocalCache, local_cache, refuse_other
 from cachekd.store.locks import sweep_locks
-from cachekd.store.names import cannot_write, check_name, gone, missing, shown
+from cachekd.store.names import cannot_write, check_name, missing, shown, told
+from cachekd.store.pieces import Checked, digest_of
 from cachekd.store.remote import RemoteFolder, opened
 from cachekd.store.settings import StoreSettings, settings
-
-T = TypeVar("T")
 
 
 class Location:
@@ -66,7 +66,7 @@ class Location:
         self._last: tuple[str, pa.Buffer] | None = None  # of what is read past the local cache
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self.target, self._given, self._held)
+        return partial(Location, given=self._given, held=self._held), (self.target,)
 
     def path(self, name: str) -> str:
         """Full path of a file of the cache, or its URL, as messages name it."""
@@ -159,6 +159,11 @@ class Location:
         with self._told(name):
             yield from self._files.chunks(name, size)
 
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of a file, in order, a piece at a time (errors of `read`)."""
+        with self._told(check_name(name)):
+            yield from self._files.pieces(name)
+
     def map(self, name: str) -> pa.Buffer:
         """All bytes of a file as a buffer; memory-mapped where the file is local."""
         check_name(name)
@@ -169,19 +174,8 @@ class Location:
         self._last = None if self.local or self._held else (name, data)
         return data
 
-    @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
-        """Within, the errors of the operating system become those of a cache."""
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise (self.missing(name) if name else gone(self._root)) from error
-        except OSError as error:
-            path = self.path(name) if name else self._root
-            raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
-        except MemoryError as error:
-            path = self.path(name) if name else self._root
-            raise StoreError(f"cannot read {path}: it is larger than the memory") from error
+    def _told(self, name: str) -> AbstractContextManager[None]:
+        return told(self._root, name)
 
     def missing(self, name: str) -> CorruptCache:
         """The error for a file that should be there and is not."""
@@ -225,6 +219,21 @@ class Location:
         if not self.create(name, data) and not self.has(name, digest):
             self.replace(name, data)
 
+    def take(self, name: str, pieces: Checked) -> None:
+        """`keep`, of a file that comes in pieces.
+
+        Raises:
+            CorruptCache: they are other bytes; then there is no new file.
+            StoreError: the file cannot be written, or the pieces not be read.
+        """
+        self._last = None
+        try:
+            made = self._files.put(check_name(name), pieces, over=False)
+            if not made and not self.has(name, pieces.digest):
+                self._files.put(name, pieces, over=True)
+        except OSError as error:
+            raise cannot_write(self.path(name), pieces.size, error) from error
+
     def holds(self, name: str, data: bytes) -> bool:
         """Whether a file is there, can be read, and has these bytes."""
         return self.has(name, bytes_digest(data))
@@ -232,7 +241,9 @@ class Location:
     def has(self, name: str, digest: str) -> bool:
         """Whether a file is there, can be read, and has this sha256."""
         try:
-            return bytes_digest(self.map(name)) == digest
+            if self.local or not self._held:
+                return bytes_digest(self.map(name)) == digest
+            return digest_of(self.pieces(name)) == digest
         except StoreError:  # missing, no plain file, or it cannot be read: not these bytes
             return False
 
@@ -277,7 +288,7 @@ class Location:
             self._files.probe()
             return
         try:
-            self._in_existing(lambda above: LocalFolder(above).probe())
+            in_existing(self._root, lambda above: LocalFolder(above).probe())
         except OSError as error:
             raise StoreError(
                 f"cannot write to {nearest(self._root)} ({error.strerror}); "
@@ -286,15 +297,4 @@ class Location:
 
     def free_bytes(self) -> int | None:
         """Free bytes on the disk of a local cache, else None."""
-        return self._in_existing(shutil.disk_usage).free if self.local else None
-
-    def _in_existing(self, look: Callable[[str], T]) -> T:
-        """What a look tells of the root, or of the folder above it that there is."""
-        with suppress(FileNotFoundError):
-            return look(nearest(self._root))
-        # Another process had made the root for a lock alone, and took it away again.
-        return look(nearest(self._root))
-
-
-def _again(url: str, given: StoreSettings, held: bool) -> Location:
-    return Location(url, given=given, held=held)
+        return in_existing(self._root, shutil.disk_usage).free if self.local else None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
+_ETAG = re.compile(r'"?([0-9a-f]{32}(?:-[0-9]+)?)"?')
 _TIMES = ("LastModified", "mtime", "last_modified", "updated", "created")
 
 
@@ -25,13 +25,13 @@ class Entry:
     Attributes:
         size: bytes.
         modified: seconds since 1970, or None where the filesystem does not tell.
-        md5: hex digest where the filesystem keeps one: the ETag of an object of S3 that came in
-            one part and is not encrypted with a key of the user's.
+        etag: of an object of S3 that is not encrypted with a key of the user's: the MD5 of one
+            that came whole, the MD5 of the MD5s of its parts, and their number, of another.
     """
 
     size: int
     modified: float | None = None
-    md5: str | None = None
+    etag: str | None = None
 
 
 def local_folders(path: str) -> list[str]:
@@ -61,7 +61,7 @@ def entries_of(listed: Iterable[dict[str, Any]]) -> dict[str, Entry]:
     """Files of a listing of fsspec's, by name."""
     return {
         _base(item): Entry(
-            size=int(item.get("size") or 0), modified=_modified(item), md5=_md5(item)
+            size=int(item.get("size") or 0), modified=_modified(item), etag=_etag(item)
         )
         for item in listed
         if item["type"] == "file" and _base(item)
@@ -87,6 +87,6 @@ def _modified(item: dict[str, Any]) -> float | None:
     return None
 
 
-def _md5(item: dict[str, Any]) -> str | None:
-    match = _MD5.fullmatch(str(item.get("ETag", "")))
+def _etag(item: dict[str, Any]) -> str | None:
+    match = _ETAG.fullmatch(str(item.get("ETag", "")))
     return match[1] if match and item.get("StorageClass") else None

@@ -12,14 +12,16 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import pyarrow as pa
 
-from cachekd.errors import CorruptCache
 from cachekd.store import disk
 from cachekd.store.listing import Entry, local_entries, local_folders
+from cachekd.store.names import not_plain, too_large
+from cachekd.store.pieces import PIECE_BYTES
 from cachekd.store.temporary import (
     NOT_PLAIN,
     TEMPORARY,
@@ -29,6 +31,7 @@ from cachekd.store.temporary import (
     temporary,
 )
 
+T = TypeVar("T")
 _ATTEMPTS = 3
 _READ_BYTES = 1 << 24
 _log = logging.getLogger(__name__)
@@ -95,32 +98,41 @@ class LocalFolder:
         """The bytes of a file of this size, in order."""
         yield self.read(name, size)
 
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of a file, in order, a piece at a time."""
+        with self._opened(name) as file:
+            while piece := _piece(file):
+                yield piece
+
     def create(self, name: str, data: bytes) -> bool:
         """Write a new file, whole or not at all; False if the name is taken.
 
         Either way the name is on the disk afterwards.
         """
+        return self.put(name, lambda: (data,), over=False)
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all, in the place of an older one."""
+        self.put(name, lambda: (data,), over=True)
+
+    def put(self, name: str, pieces: Callable[[], Iterable[bytes]], *, over: bool) -> bool:
+        """Write a file of pieces, as `create` or `replace` does; an error of theirs leaves none."""
+        write = self._replace if over else self._create
         with self._folder_of(name, make=True) as (folder, base):
-            made = self._again(lambda: self._create(folder, base, data))
+            made = self._again(lambda: write(folder, base, pieces()))
             disk.sync(folder)
             return made
 
-    def _create(self, folder: int, base: str, data: bytes) -> bool:
-        with temporary(folder, data) as written:
+    def _create(self, folder: int, base: str, pieces: Iterable[bytes]) -> bool:
+        with temporary(folder, pieces) as written:
             try:
                 publish(folder, written, base)
             except FileExistsError:
                 return False
         return True
 
-    def replace(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all, in the place of an older one."""
-        with self._folder_of(name, make=True) as (folder, base):
-            self._again(lambda: self._replace(folder, base, data))
-            disk.sync(folder)
-
-    def _replace(self, folder: int, base: str, data: bytes) -> bool:
-        with temporary(folder, data) as written:
+    def _replace(self, folder: int, base: str, pieces: Iterable[bytes]) -> bool:
+        with temporary(folder, pieces) as written:
             disk.rename(written, base, folder)
         return True
 
@@ -139,7 +151,7 @@ class LocalFolder:
 
     def probe(self) -> None:
         """Make a file and take it away; raises if that cannot be done."""
-        with self.opened("") as folder, temporary(folder, b""):
+        with self.opened("") as folder, temporary(folder, ()):
             pass
 
     def sync(self, folders: list[str]) -> None:
@@ -220,19 +232,15 @@ def _read(path: str, base: str, folder: int, most: int | None) -> bytes:
         disk.close(file)
 
 
-def not_plain(path: str) -> CorruptCache:
-    """The error for a name below a cache that is no plain file or folder."""
-    return CorruptCache(
-        f"{path}: expected a plain file in a plain folder, found a link or another kind of file; "
-        "links below a cache are not followed. Put the file itself there"
-    )
-
-
-def too_large(path: str, most: int) -> CorruptCache:
-    """The error for a file that is larger than what is read."""
-    return CorruptCache(
-        f"{path}: at most {most} bytes of such a file are read (cachekd limits); it was altered"
-    )
+def _piece(file: int) -> bytes:
+    """The next bytes of a file, as many as a piece has unless it ends."""
+    data = disk.read(file, PIECE_BYTES)
+    while data and len(data) < PIECE_BYTES:
+        more = disk.read(file, PIECE_BYTES - len(data))
+        if not more:
+            break
+        data += more
+    return data
 
 
 def _plain(path: str, open_by: Callable[[str, int], int], name: str, folder: int) -> int:
@@ -249,6 +257,14 @@ def nearest(path: str) -> str:
     while not os.path.exists(path):  # nor is one that may not be looked into
         path = os.path.dirname(path) or os.curdir
     return path
+
+
+def in_existing(path: str, look: Callable[[str], T]) -> T:
+    """What a look tells of a folder, or of the one above it that there is."""
+    with suppress(FileNotFoundError):
+        return look(nearest(path))
+    # Another process had made the folder for a lock alone, and took it away again.
+    return look(nearest(path))
 
 
 def make_path(path: str) -> None:

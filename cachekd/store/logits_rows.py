@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.errors import DataError
@@ -13,6 +14,12 @@ from cachekd.store.samples import SampleTable
 from cachekd.store.shards import Groups, Shard
 from cachekd.store.skipped import in_force
 from cachekd.store.state import CacheState
+
+
+def trained_of(samples: SampleTable, place: int) -> NDArray[np.bool_]:
+    """Rows that a sample trains on where no mask is asked for, bool [L-1]."""
+    prompt = int(samples.prompt_lengths[place])
+    return trained_rows(samples.roles(place), None if prompt < 0 else prompt, LossMask.AUTO)
 
 
 def check_rows(
@@ -37,8 +44,7 @@ def check_rows(
                 location, facts[digest], state.identity.capture_id, groups, priors
             )
         _, _, targets = shards[digest].record(place[1])
-        prompt = int(samples.prompt_lengths[i])
-        wanted = trained_rows(samples.roles(i), None if prompt < 0 else prompt, LossMask.AUTO)
+        wanted = trained_of(samples, i)
         wanted[list(let_go.get(key, ()))] = False
         lacking += bool((wanted & (np.diff(targets.offsets) == 0)).any())
     if lacking:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from cachekd.data import limits
 from cachekd.errors import CorruptCache, StoreError
@@ -49,6 +51,35 @@ def missing(path: str) -> CorruptCache:
     return CorruptCache(
         f"{path} is missing; it was deleted, or the cache was copied only in part. {mend}"
     )
+
+
+def not_plain(path: str) -> CorruptCache:
+    """The error for a name below a cache that is no plain file or folder."""
+    return CorruptCache(
+        f"{path}: expected a plain file in a plain folder, found a link or another kind of file; "
+        "links below a cache are not followed. Put the file itself there"
+    )
+
+
+def too_large(path: str, most: int) -> CorruptCache:
+    """The error for a file that is larger than what is read."""
+    return CorruptCache(
+        f"{path}: at most {most} bytes of such a file are read (cachekd limits); it was altered"
+    )
+
+
+@contextmanager
+def told(root: str, name: str) -> Iterator[None]:
+    """Within, errors of the operating system about a file below a cache become those of a cache."""
+    path = f"{root}/{name}" if name else root
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise (missing(path) if name else gone(root)) from error
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise StoreError(f"cannot read {path}: it is larger than the memory") from error
 
 
 def cannot_write(path: str, size: int, error: OSError) -> StoreError:

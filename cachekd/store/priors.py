@@ -13,7 +13,7 @@ from cachekd.data.digests import bytes_digest
 from cachekd.plugins import find
 from cachekd.store.io import Location
 from cachekd.store.layout import prior_name
-from cachekd.store.local import too_large
+from cachekd.store.names import too_large
 from cachekd.types import TopKLogits
 
 _TESTED = 5  # one record in so many is kept to choose by

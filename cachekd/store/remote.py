@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -20,9 +20,11 @@ import pyarrow as pa
 
 from cachekd.errors import ConfigError, StoreError
 from cachekd.store.listing import Entry, entries_of, folders_of
-from cachekd.store.local import too_large
-from cachekd.store.names import shown
+from cachekd.store.multipart import put
+from cachekd.store.names import shown, too_large
+from cachekd.store.pieces import PIECE_BYTES
 from cachekd.store.retries import Patience, ShortBody, code_of, count, lacks, status_of
+from cachekd.store.settings import texts_of
 
 T = TypeVar("T")
 
@@ -52,6 +54,7 @@ class RemoteFolder:
         protocols = {names} if isinstance(names, str) else set(names)
         self.lists = protocols.isdisjoint(_CANNOT_LIST)
         self._creates = protocols.isdisjoint(_CANNOT_CREATE)
+        self._parts = "s3" in protocols
 
     def _connect(self) -> None:
         self._process = os.getpid()
@@ -96,16 +99,18 @@ class RemoteFolder:
 
     def read(self, name: str, most: int | None = None) -> bytes:
         """All bytes of a file, which may have at most so many."""
-        end = None if most is None else most + 1
+        data = self._head(name, None if most is None else most + 1)
+        if most is not None and len(data) > most:
+            raise too_large(f"{self.root}/{name}", most)
+        return data
+
+    def _head(self, name: str, end: int | None) -> bytes:
         try:
-            data = bytes(self._call(name, lambda fs, path: fs.cat_file(path, end=end)))
+            return bytes(self._call(name, lambda fs, path: fs.cat_file(path, end=end)))
         except StoreError as error:
             if status_of(error) == _NO_SUCH_RANGE:  # of an empty file
                 return b""
             raise
-        if most is not None and len(data) > most:
-            raise too_large(f"{self.root}/{name}", most)
-        return data
 
     @contextmanager
     def reader(self, folder: str, most: int | None) -> Iterator[Callable[[str], bytes]]:
@@ -118,9 +123,21 @@ class RemoteFolder:
 
     def chunks(self, name: str, size: int) -> Iterator[bytes]:
         """The bytes of a file of this size, in order."""
-        place = 0
+        yield from self._rest(name, 0, size, CHUNK_BYTES)
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The bytes of a file, in order; how many is asked where they are more than one piece."""
+        first = self._head(name, PIECE_BYTES)
+        yield first
+        place = len(first)  # of a server without ranges all of it
+        size = self.size(name) if place == PIECE_BYTES else place
+        del first
+        if place < size:
+            yield from self._rest(name, place, size, PIECE_BYTES)
+
+    def _rest(self, name: str, place: int, size: int, most: int) -> Iterator[bytes]:
         while place < size or not place:
-            part = self._chunk(name, place, min(CHUNK_BYTES, size - place), size)
+            part = self._chunk(name, place, min(most, size - place), size)
             yield part
             place += len(part)
             if not part:
@@ -157,6 +174,17 @@ class RemoteFolder:
         """Write a file, whole or not at all, in the place of an older one."""
         whole = bytes(data)
         self._call(name, lambda fs, path: fs.pipe_file(path, whole))
+
+    def put(self, name: str, pieces: Callable[[], Iterable[bytes]], *, over: bool) -> bool:
+        """Write a file of pieces, whole or not at all; False if another has its name.
+
+        Only on S3 they go as they come; a store that knows no parts is given all of them at once.
+        """
+        joined = (lambda: (b"".join(pieces()),)) if not self._parts else pieces
+        with suppress(FileExistsError):
+            put(lambda call: self._call(name, call), joined(), over=over)
+            return True
+        return False
 
     def remove(self, name: str) -> None:
         """Take a file away; no error if there is none."""
@@ -211,7 +239,7 @@ class RemoteFolder:
         return f"{self.root}/{name}".rstrip("/") + f": {self._clean(why)}{tries}. {advice}"
 
     def _clean(self, text: str) -> str:
-        for secret in _texts(self._options):
+        for secret in texts_of(self._options):
             text = text.replace(secret, "...")
         return re.sub(r"\?[^\s'\"]*", "?...", text)
 
@@ -270,12 +298,3 @@ def _explained(error: Exception) -> tuple[str, str]:
     if status is not None:
         about = f"the server answered {status}: {about}"
     return about, "Try again later; what was committed before is whole"
-
-
-def _texts(options: Any) -> Iterator[str]:
-    """All texts among options that may be secrets."""
-    if isinstance(options, Mapping):
-        for value in options.values():
-            yield from _texts(value)
-    elif isinstance(options, str) and len(options) > 3:
-        yield options

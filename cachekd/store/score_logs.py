@@ -27,7 +27,8 @@ from cachekd.data import limits
 from cachekd.data.digests import KEY_BYTES
 from cachekd.errors import StoreError
 from cachekd.store import disk
-from cachekd.store.local import make_path, not_plain
+from cachekd.store.local import make_path
+from cachekd.store.names import not_plain
 from cachekd.store.score_index import Entries, entries_of
 from cachekd.store.temporary import TEMPORARY
 

@@ -96,3 +96,12 @@ def _value(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return int(value) if value.isdecimal() else _WORDS.get(value.lower(), value)
+
+
+def texts_of(options: Any) -> Iterator[str]:
+    """All texts among options that may be secrets."""
+    if isinstance(options, Mapping):
+        for value in options.values():
+            yield from texts_of(value)
+    elif isinstance(options, str) and len(options) > 3:
+        yield options

@@ -10,7 +10,7 @@ import hashlib
 import os
 import platform
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from cachekd.store import disk
@@ -23,15 +23,16 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 @contextmanager
-def temporary(folder: int, data: bytes) -> Iterator[str]:
-    """A synced file with these bytes under a temporary name, locked; the name is gone after."""
+def temporary(folder: int, pieces: Iterable[bytes]) -> Iterator[str]:
+    """A synced file of these pieces under a temporary name, locked; the name is gone after."""
     name, file = _open_new(folder)
     try:
         try:
             disk.try_lock(file)
-            view = memoryview(data)
-            while view:
-                view = view[disk.write(file, view) :]
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    view = view[disk.write(file, view) :]
             disk.sync(file)
             yield name
         finally:
@@ -72,7 +73,7 @@ def _host() -> str:
 
 def clock(folder: int) -> float:
     """Now, as the filesystem tells it."""
-    with temporary(folder, b"") as name:
+    with temporary(folder, ()) as name:
         return disk.look(name, folder).st_mtime
 
 

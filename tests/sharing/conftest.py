@@ -11,6 +11,7 @@ from tiny import Family, Maker, chat_rows, maker, write_rows
 
 import cachekd
 from cachekd import PrecomputeConfig
+from cachekd.store import retries
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +54,15 @@ def attentive(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     return folder / "cache"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Waits are short, and the local cache is the test's own."""
+    monkeypatch.setattr(retries, "FIRST_SECONDS", 0.001)
+    monkeypatch.setattr(retries, "MOST_SECONDS", 0.01)
+    monkeypatch.setattr("cachekd.sharing.copier._WAIT_SECONDS", 0.001)
+    monkeypatch.setenv("CACHEKD_LOCAL_CACHE", str(tmp_path / "local"))
 
 
 @pytest.fixture

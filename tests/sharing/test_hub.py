@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from fake_hub import FakeHub, refusal
@@ -82,15 +84,24 @@ def test_the_card_tells_datasets_and_the_viewer(hub: FakeHub, shared: Path, tmp_
     told = yaml.safe_load(block)
     assert told["license"] == "apache-2.0" and told["size_categories"] == ["n<1K"]
     assert {one["config_name"] for one in told["configs"]} == {"logits", "samples"}
-    for words in (
-        "Teacher",
-        "Tokens",
-        "Bytes per target",
-        "Probability kept",
-        "cachekd train",
-        URL,
-    ):
-        assert words in body
+    cache = package.open_cache(str(shared))
+    assert cache.manifest is not None
+    records = list(cache)
+    size = sum(path.stat().st_size for path in (shared / "logits").glob("*.parquet"))
+    tokens = sum(len(record.input_ids) for record in records)
+    kept = np.mean(np.concatenate([-np.expm1(record.logits.tail) for record in records]))
+    rows = dict(re.findall(r"^\| (\S.*?) \| (.*) \|$", body, re.MULTILINE))
+    assert rows["Teacher"] == cache.identity.provenance["teacher"]
+    assert rows["Revision"] == "not given" and rows["Licence of the targets"] == "apache-2.0"
+    assert rows["Source id"] == cache.manifest.source_id
+    assert rows["Capture id"] == cache.manifest.capture_id
+    assert rows["Root digest"] == cache.manifest.root
+    assert (rows["Samples"], rows["Tokens"]) == ("12", str(tokens))
+    assert rows["Bytes per token"] == f"{size / tokens:.1f}"
+    assert rows["Bytes per target"] == f"{size / (tokens - 12):.1f}", "the last token has none"
+    (measured,) = (value for name, value in rows.items() if name.startswith("Probability kept"))
+    assert float(measured) == pytest.approx(kept, abs=1e-4)
+    assert f"cachekd train --cache {URL} --student STUDENT" in body
 
 
 @pytest.mark.slow

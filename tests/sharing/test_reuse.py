@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,9 @@ from tiny import Family, Ran, write_rows
 
 import cachekd as package
 from cachekd.errors import CacheNotFound, ConfigError
+from cachekd.sharing.content import sealed_content
+from cachekd.store.io import Location
+from cachekd.store.merge import merge
 from cachekd.store.verify import verify
 from cachekd.types import TopKLogits
 
@@ -98,10 +102,95 @@ def test_a_place_without_caches_is_refused(make_cache: Maker, tmp_path: Path) ->
         make_cache(tmp_path / "mine", rows_of(2), reuse=str(tmp_path / "nothing"))
 
 
-def test_records_that_may_lack_rows_are_refused(tmp_path: Path) -> None:
+def test_response_rows_are_reused(make_cache: Maker, tmp_path: Path) -> None:
+    settings = {"rows": "response", "unit_tokens": 10_000}
+    make_cache(tmp_path / "theirs", rows_of(12), **settings)
+    rows = [*rows_of(12)[2:10], *rows_of(16)[12:]]
+    made = make_cache(tmp_path / "mine", rows, reuse=str(tmp_path / "theirs"), **settings)
+    assert (made["records_reused"], made["documents_to_score"]) == (8, 4)
+    make_cache(tmp_path / "alone", rows, **settings)
+    same(tmp_path / "mine", tmp_path / "alone")
+    assert made["keys"] == 12, "no record comes that nobody asked for: its rows may be too few"
+    assert not verify(str(tmp_path / "mine")).problems
+
+
+IDS = list(range(40, 120, 10))
+
+
+def labelled(first: int) -> dict[str, list[int]]:
+    """One text whose response begins at a token."""
+    return {"input_ids": IDS, "labels": [-100] * first + IDS[first:]}
+
+
+@pytest.mark.parametrize(("theirs", "mine", "reused"), [(2, 6, 1), (6, 6, 1), (6, 2, 0)])
+def test_a_record_that_lacks_rows_is_scored(
+    make_cache: Maker, tmp_path: Path, theirs: int, mine: int, reused: int
+) -> None:
+    make_cache(tmp_path / "theirs", [labelled(theirs)], rows="response")
+    made = make_cache(
+        tmp_path / "mine", [labelled(mine)], rows="response", reuse=str(tmp_path / "theirs")
+    )
+    assert (made["records_reused"], made["documents_to_score"]) == (reused, 1 - reused)
+    (record,) = package.open_cache(str(tmp_path / "mine"))
+    captured = np.diff(record.logits.offsets) > 0
+    assert captured.tolist() == [
+        row + 1 >= min(theirs if reused else mine, mine) for row in range(7)
+    ]
+    assert not verify(str(tmp_path / "mine")).problems
+
+
+def test_of_two_records_of_a_text_that_in_force_is_taken(make_cache: Maker, tmp_path: Path) -> None:
+    """A united cache holds both, in shards with others; its index tells which one a reader sees."""
+    settings = {"rows": "response", "unit_tokens": 10_000}
+    make_cache(tmp_path / "wide", [labelled(2), *rows_of(3)], **settings)
+    (wide,) = sealed_content(Location(str(tmp_path / "wide"))).manifest.shards
+    for first in range(10, 100, 10):
+        narrow, beside = tmp_path / f"narrow-{first}", rows_of(3, first)
+        make_cache(narrow, [labelled(6), *beside], **settings)
+        if wide < min(sealed_content(Location(str(narrow))).manifest.shards):
+            break  # of two shards with a key that with the lower digest is in force
+    merge([str(tmp_path / "wide"), str(narrow)], str(tmp_path / "both"))
+    wanted = [labelled(2), *rows_of(3), *beside]
+    made = make_cache(tmp_path / "mine", wanted, reuse=str(tmp_path / "both"), **settings)
+    assert made["records_reused"] == made["keys"] == 7
+    shards = sealed_content(Location(str(tmp_path / "mine"))).manifest.shards.values()
+    assert sum(facts.rows for facts in shards) == 7, "the other record does not come"
+    (record,) = (
+        one for one in package.open_cache(str(tmp_path / "mine")) if one.input_ids.tolist() == IDS
+    )
+    assert (np.diff(record.logits.offsets)[1:] > 0).all()
+    assert not verify(str(tmp_path / "mine")).problems
+
+
+def test_attention_of_response_rows_is_reused(family: Family, tmp_path: Path) -> None:
+    def capture(name: str, rows: list[dict[str, Any]], **further: Any) -> dict[str, Any]:
+        config = package.PrecomputeConfig(
+            teacher=str(family.teacher),
+            data=(str(write_rows(tmp_path / f"{name}.jsonl", rows)),),
+            cache=str(tmp_path / name),
+            attention="maps",
+            attention_rows="response",
+            attention_row_share=0.5,
+            logits_top_k=8,
+            threads=1,
+            batch_tokens=1,
+            **further,
+        )
+        return package.precompute(config)
+
+    capture("theirs", rows_of(4))
+    made = capture("mine", rows_of(5), reuse=str(tmp_path / "theirs"))
+    assert made["records_reused"] == 4
+    capture("alone", rows_of(5))
+    mine, alone = (package.open_cache(str(tmp_path / name)) for name in ("mine", "alone"))
+    for one, other in zip(mine, alone, strict=True):
+        np.testing.assert_array_equal(one.attention.rows, other.attention.rows)
+        np.testing.assert_array_equal(one.attention.probs, other.attention.probs)
+    assert not verify(str(tmp_path / "mine")).problems
+
+
+def test_responses_that_are_to_be_written_are_nobodys(tmp_path: Path) -> None:
     settings = {"teacher": "t", "data": ("d",), "cache": "c", "reuse": str(tmp_path)}
-    with pytest.raises(ConfigError, match="response rows alone"):
-        package.PrecomputeConfig(**settings, rows="response")
     with pytest.raises(ConfigError, match="still to be written"):
         package.PrecomputeConfig(**settings, generate="greedy")
 

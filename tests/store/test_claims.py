@@ -47,7 +47,7 @@ elif sys.argv[2] == "claim":
     sys.stdin.read()
 else:
     os.makedirs(sys.argv[1] + "/units", exist_ok=True)
-    with temporary(os.open(sys.argv[1] + "/units", os.O_RDONLY), b"half") as name:
+    with temporary(os.open(sys.argv[1] + "/units", os.O_RDONLY), [b"half"]) as name:
         print(name, flush=True)
         sys.stdin.read()
 """
