@@ -72,7 +72,10 @@ def write_identity(location: Location, identity: Identity) -> None:
     """Write ``cache.json`` and each ``capture.json``, once; another writer may have been first.
 
     The capture of logits comes last: before it there is no cache, and what a writer left that was
-    stopped on the way does not count.
+    stopped on the way does not count, where locks tell that it was.
+
+    Raises:
+        MismatchError: another teacher's ``cache.json`` is there.
     """
     *before, (name, data) = _identity_documents(identity)
     with Claims(location, "identity") as claims:
@@ -81,8 +84,12 @@ def write_identity(location: Location, identity: Identity) -> None:
         if not begun and not location.exists(CACHE):
             _refuse_other(location, identity)
         for other, expected in before:
-            if not location.create(other, expected) and begun and alone:
+            if location.create(other, expected):
+                continue
+            if begun and alone:
                 location.replace(other, expected)  # of a writer that died
+            elif other == CACHE:
+                _refuse_other_teacher(location, identity)
         location.create(name, data)
 
 
@@ -92,6 +99,14 @@ def _refuse_other(location: Location, identity: Identity) -> None:
     left = {name: stated.get(name) for name in ("source_id", "capture_id")}
     right = {"source_id": identity.source_id, "capture_id": identity.capture_id}
     refuse_difference("precompute", left, right, location.path(CAPTURE), "this run")
+
+
+def _refuse_other_teacher(location: Location, identity: Identity) -> None:
+    """Before a capture is written beside another teacher's ``cache.json``: that is no cache."""
+    stated = read_document(location, "cache", CACHE)
+    if stated.get("source_id") != identity.source_id:
+        sources = stated.get("source"), dict(identity.source)
+        refuse_difference("precompute", *sources, location.path(CACHE), "this run")
 
 
 def _identity_documents(identity: Identity) -> list[tuple[str, bytes]]:

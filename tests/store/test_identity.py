@@ -21,6 +21,9 @@ from cachekd.data.digests import differences, json_id
 from cachekd.data.models import weights_digest
 from cachekd.errors import MismatchError, TeacherError
 from cachekd.store.identity import capture_id, capture_spec, refuse_difference, source_facts
+from cachekd.store.identity_files import read_identity, write_identity
+from cachekd.store.io import Location
+from cachekd.store.layout import CACHE
 from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.teachers.hf import HFTeacher
 
@@ -194,3 +197,25 @@ def test_another_tokenizer_on_one_cache_is_refused(
     with pytest.raises(MismatchError, match=r"source\.tokenizer: "):
         make_cache(cache, chat_rows(12), tokenizer=str(other))
     assert sorted(path.name for path in cache.rglob("*")) == before
+
+
+def test_of_two_teachers_that_begin_where_no_locks_are_one_has_the_place(
+    sealed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other comes between the first one's two files: it must not put its own beside them."""
+    own, place = read_identity(Location(str(sealed))), Location(f"memory://{tmp_path}/cache")
+    source = {**own.source, "weights": "0" * 64}
+    other = replace(own, source=source, source_id=json_id(source), capture_id="1" * 32)
+    create, refusals = Location.create, []
+
+    def interrupted(self: Location, name: str, data: bytes) -> bool:
+        made = create(self, name, data)
+        if name == CACHE and made:
+            with pytest.raises(MismatchError, match=rf"weights: .* / '{'0' * 64}'") as caught:
+                write_identity(place, other)
+            refusals.append(caught.value)
+        return made
+
+    monkeypatch.setattr(Location, "create", interrupted)
+    write_identity(place, own)
+    assert len(refusals) == 1 and read_identity(place) == own
