@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,11 +11,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from outside import passed_on
 from s3 import s3_environment, s3_server
 from s3_faults import Bucket, bucket_of
 from tiny import Family, Ran, chat_rows, save_model, save_tokenizer, write_rows
-
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 
 # Before torch is imported: one thread a worker, and no file of the user's is touched.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -97,17 +95,14 @@ def cachekd(
         monkeypatch.setattr("cachekd_cli.main._leave", sys.exit)
         capsys.readouterr()
         code = 0
-        before = {number: signal.getsignal(number) for number in HANDLED}
-        timer, hook = signal.getitimer(signal.ITIMER_REAL), sys.unraisablehook
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        finally:  # the command owns its process; this one goes on
-            signal.setitimer(signal.ITIMER_REAL, *timer)
-            sys.unraisablehook = hook
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        hook = sys.unraisablehook
+        with passed_on(monkeypatch):  # the command owns its process; this one goes on
+            try:
+                main()
+            except SystemExit as stop:
+                code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+            finally:
+                sys.unraisablehook = hook
         captured = capsys.readouterr()
         return Ran(code, captured.out, captured.err)
 

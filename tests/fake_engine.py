@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.machinery
 import sys
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,24 +20,46 @@ import pytest
 VERSION = "0.33.0"
 
 
-@dataclass
 class FlatLogprobs:
-    """Lists of all places, one after another."""
+    """Entries of all places, one after another. What is read of it are new lists: some versions
+    keep lists, later ones arrays of which they make lists.
+    """
 
-    start_indices: list[int] = field(default_factory=list)
-    end_indices: list[int] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    ranks: list[int] = field(default_factory=list)
-    decoded_tokens: list[str | None] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.ends: list[int] = []
+        self.ids: list[int] = []
+        self.values: list[float] = []
+        self.places: list[int] = []
 
     def add(self, ids: list[int], logs: list[float], ranks: list[int]) -> None:
-        self.start_indices.append(len(self.token_ids))
-        self.token_ids += ids
-        self.logprobs += logs
-        self.ranks += ranks
-        self.decoded_tokens += [None] * len(ids)
-        self.end_indices.append(len(self.token_ids))
+        self.ids += ids
+        self.values += logs
+        self.places += ranks
+        self.ends.append(len(self.ids))
+
+    @property
+    def start_indices(self) -> list[int]:
+        return [0, *self.ends][: len(self.ends)]
+
+    @property
+    def end_indices(self) -> list[int]:
+        return list(self.ends)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return list(self.ids)
+
+    @property
+    def logprobs(self) -> list[float]:
+        return list(self.values)
+
+    @property
+    def ranks(self) -> list[int]:
+        return list(self.places)
+
+    @property
+    def decoded_tokens(self) -> list[str | None]:
+        return [None] * len(self.ids)
 
 
 @dataclass(kw_only=True)
@@ -105,26 +127,32 @@ class LLM:
         LLM.made.append(self)
 
     def generate(
-        self, prompts: list[dict[str, list[int]]], params: SamplingParams, *, use_tqdm: bool = True
+        self,
+        prompts: list[dict[str, list[int]]],
+        sampling_params: SamplingParams,
+        *,
+        use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         if LLM.fail is not None:
             raise LLM.fail
-        count = params.prompt_logprobs
+        count = sampling_params.prompt_logprobs
         if count is not None and count > self.most:
             raise ValueError(
                 f"Requested prompt logprobs of {count}, which is greater than max allowed: "
                 f"{self.most}"
             )
-        assert params.flat_logprobs and not params.detokenize and not self.tokenizer
+        assert sampling_params.flat_logprobs and not self.tokenizer
+        assert not sampling_params.detokenize and sampling_params.max_tokens == 1
         return [self._one(prompt["prompt_token_ids"], count or 0) for prompt in prompts]
 
     def _one(self, ids: list[int], count: int) -> RequestOutput:
         import torch
 
         if len(ids) >= self.longest:
+            more = " plus the number of requested output tokens (at least 1)"
             raise ValueError(
-                f"The decoder prompt (length {len(ids)}) is longer than the maximum model length "
-                f"of {self.longest}."
+                f"The decoder prompt (length {len(ids)}){more if len(ids) == self.longest else ''} "
+                f"is longer than the maximum model length of {self.longest}."
             )
         if max(ids) >= self.vocab:
             raise ValueError(f"Token id {max(ids)} is out of vocabulary")

@@ -252,7 +252,7 @@ def test_rows_that_are_no_number_reach_the_run(
         start, end = (
             getattr(answer.prompt_logprobs, n)[3] for n in ("start_indices", "end_indices")
         )
-        answer.prompt_logprobs.logprobs[start:end] = [float("nan")] * (end - start)
+        answer.prompt_logprobs.values[start:end] = [float("nan")] * (end - start)
         return answer
 
     monkeypatch.setattr(engine, "_one", broken)
