@@ -45,6 +45,7 @@ def imports(
     return {name: root / name for name in settings}
 
 
+@pytest.mark.slow
 def test_the_same_student_comes_of_a_cache_and_its_import(
     imports: dict[str, Path], captured: Path, family: Family, tmp_path: Path
 ) -> None:
