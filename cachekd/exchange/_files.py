@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from cachekd.errors import DataError
 from cachekd.exchange import Broken
+from cachekd.exchange._footers import refuse_bomb
 from cachekd.exchange._json_lines import rows
 from cachekd.store.tables import numpy_of
 from cachekd.types import Int64
@@ -164,6 +165,7 @@ def _names(file: File) -> list[str]:
     with _readable(file):
         if _is_parquet(file):
             with file.open() as stream:
+                refuse_bomb(stream, file.name)
                 return list(pq.ParquetFile(stream).schema_arrow.names)
         batches = (batch for _, batch in _rows(file) if not isinstance(batch, Broken))
         return next((list(batch.schema.names) for batch in batches), [])
