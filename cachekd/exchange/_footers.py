@@ -35,7 +35,8 @@ def refuse_bomb(stream: BinaryIO, name: str) -> None:
     if unpacked > _SLACK + _RATIO * size:
         raise DataError(
             f"{name}: a file of {size} bytes says that it unpacks to {unpacked}, more than "
-            f"{_RATIO} times as many; it is no file of log-probabilities, and nothing of it was unpacked"
+            f"{_RATIO} times as many; it is no file of log-probabilities, and nothing of it was "
+            "unpacked"
         )
 
 
