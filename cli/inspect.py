@@ -107,6 +107,7 @@ def show_record(cache: Cache, number: int) -> dict[str, Any]:
     attention = record.attention
     return {
         "sample": number,
+        **_asserted(cache.identity),
         "key": record.key.hex(),
         "tokens": len(record.input_ids),
         "prompt_length": record.prompt_length,

@@ -98,3 +98,13 @@ def test_sharing_is_measured_against_a_plain_copy() -> None:
     assert found["second_push"]["files_moved"] == found["second_push"]["bytes_moved"] == 0
     assert 0 < found["parts"]["shards_of_one_record"] < 1
     assert found["s3"]["push_over_put"] > 0 and found["folder"]["pull_over_get"] > 0
+
+
+@pytest.mark.slow
+def test_exchange_gives_back_what_formats_can_hold() -> None:
+    formats = _quick("bench_exchange.py")["formats"]
+    exact = ["arrow", "axolotl", "distillkit", "openai", "megatron, float32"]
+    assert all(formats[name]["error"]["logprob"] == 0 for name in exact)
+    assert 0 < formats["megatron, float16"]["error"]["logprob"] < 0.01
+    assert 0 < formats["distillkit, bfloat16"]["error"]["logprob"] < 0.1
+    assert formats["axolotl, renormalised"]["error"].keys() == {"logprob"}

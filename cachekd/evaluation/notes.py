@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 from cachekd.config import EvaluateConfig
 from cachekd.evaluation.ready import Candidate, Ready
+from cachekd.store.identity import said_of_import
 
 
 def notes_of(made: Ready, config: EvaluateConfig) -> list[str]:
     """Sentences for the report."""
-    return [*_template(made.candidates, config), *_divergences(config)]
+    return [*_template(made.candidates, config), *_divergences(config), *_imported(made)]
 
 
 def _template(candidates: Sequence[Candidate], config: EvaluateConfig) -> list[str]:
@@ -37,3 +38,9 @@ def _divergences(config: EvaluateConfig) -> list[str]:
         "A cache holds the head of each distribution alone: for reverse KL, TVD and ExAccErr give "
         "the teacher with --teacher."
     ]
+
+
+def _imported(made: Ready) -> list[str]:
+    """Whose distributions an imported cache holds, nothing of it proves."""
+    said = None if made.cache is None else said_of_import(made.cache.identity)
+    return [] if said is None else [f"The cache: {said}"]

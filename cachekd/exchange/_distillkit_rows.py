@@ -59,10 +59,10 @@ def _opened(batch: pa.RecordBatch, names: Sequence[str]) -> _Opened:
     Raises:
         DataError: one of them holds no lists.
     """
-    tokens, ids, _ = list_of(batch.column("input_ids"))
+    tokens, ids = list_of(batch.column("input_ids"))
     masks = None
     if "attention_mask" in batch.schema.names:
-        masks = list_of(batch.column("attention_mask"))[:2]
+        masks = list_of(batch.column("attention_mask"))
     return _Opened(tokens, ids, {name: _lists(batch.column(name)) for name in names}, masks)
 
 
@@ -108,8 +108,8 @@ def _numbers(offsets: Int64, values: pa.Array, place: int) -> Int64:
 
 
 def _lists(column: pa.Array) -> _Lists:
-    offsets, rows, _ = list_of(column)
-    inner, values, _ = list_of(rows)
+    offsets, rows = list_of(column)
+    inner, values = list_of(rows)
     return _Lists(offsets, inner, values)
 
 

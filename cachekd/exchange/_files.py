@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cachekd.errors import DataError
-from cachekd.exchange import Broken, Mask
+from cachekd.exchange import Broken
+from cachekd.exchange._footers import refuse_bomb
 from cachekd.exchange._json_lines import rows
+from cachekd.store.tables import numpy_of
 from cachekd.types import Int64
 
 ROWS = 16
@@ -163,6 +165,7 @@ def _names(file: File) -> list[str]:
     with _readable(file):
         if _is_parquet(file):
             with file.open() as stream:
+                refuse_bomb(stream, file.name)
                 return list(pq.ParquetFile(stream).schema_arrow.names)
         batches = (batch for _, batch in _rows(file) if not isinstance(batch, Broken))
         return next((list(batch.schema.names) for batch in batches), [])
@@ -222,23 +225,18 @@ class _readable:
             raise DataError(f"{self._name}: the file cannot be read: {error}") from error
 
 
-def list_of(array: pa.Array) -> tuple[Int64, pa.Array, Mask]:
-    """Offsets int64 [N + 1] into the values of a list column, the values, and what is no null.
+def list_of(array: pa.Array) -> tuple[Int64, pa.Array]:
+    """Offsets int64 [N + 1] into the values of a list column, and the values.
 
     Raises:
         DataError: the column holds no lists.
     """
-    valid: Mask = np.asarray(array.is_valid())
     if pa.types.is_fixed_size_list(array.type):
-        size = array.type.list_size
-        return (
-            (array.offset + np.arange(len(array) + 1, dtype=np.int64)) * size,
-            array.values,
-            valid,
-        )
+        places = array.offset + np.arange(len(array) + 1, dtype=np.int64)
+        return places * array.type.list_size, array.values
     if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
         raise DataError(f"expected a column of lists; found {array.type}")
-    return np.asarray(array.offsets).astype(np.int64), array.values, valid
+    return numpy_of(array.offsets).astype(np.int64), array.values
 
 
 def numbers(values: pa.Array, dtype: Any) -> np.ndarray:
@@ -248,11 +246,9 @@ def numbers(values: pa.Array, dtype: Any) -> np.ndarray:
         DataError: they are no numbers.
     """
     try:
-        if np.issubdtype(dtype, np.integer):
-            filled = values.fill_null(-1) if values.null_count else values
-        else:
-            filled = values
-        found: np.ndarray = filled.cast(pa.from_numpy_dtype(dtype)).to_numpy(zero_copy_only=False)
+        found = values.cast(pa.from_numpy_dtype(dtype))
+        if found.null_count:
+            found = found.fill_null(-1 if np.issubdtype(dtype, np.integer) else float("nan"))
+        return numpy_of(found)
     except (pa.ArrowException, ValueError) as error:
         raise DataError(f"expected numbers; found {values.type}: {error}") from error
-    return found

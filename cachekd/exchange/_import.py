@@ -64,9 +64,10 @@ def import_cache(config: ImportConfig, *, progress: Show | None = None) -> dict[
     shifts = refuse_other_shift(sound, config.shift, tokenizer.vocab_size, law.values)
     work = _Work(config, law)
     _refuse_first(work, first)
-    rows = "all" if all(_is_whole(work, document) for document in sound) else "response"
+    checked = [check(document, law) for document in sound]
+    rows = "all" if all(map(_is_whole, checked)) else "response"
     identity = asserted_identity(config, tokenizer, reading, law.values, rows)
-    learned_from = [check(document, law).logits for document in sound]
+    learned_from = [one.logits for one in checked]
     store = Store(config, identity, learned_from, expected_of(config, reading, first, documents))
     work.run(store, chain(first, reading.documents), rows, reading.total, progress)
     sealed = seal(store.location)
@@ -88,9 +89,8 @@ def import_cache(config: ImportConfig, *, progress: Show | None = None) -> dict[
     }
 
 
-def _is_whole(work: _Work, document: Document) -> bool:
+def _is_whole(checked: Checked) -> bool:
     """Whether all rows of a document are there, good or bad."""
-    checked = check(document, work.law)
     empty = np.diff(checked.logits.offsets) == 0
     empty[[row for rows in checked.bad.values() for row in rows]] = False
     return not empty.any()

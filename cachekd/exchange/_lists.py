@@ -11,6 +11,7 @@ import pyarrow as pa
 from cachekd.errors import DataError
 from cachekd.exchange import Broken, Document, Found
 from cachekd.exchange._files import Batch, list_of, numbers
+from cachekd.store.tables import flat_column
 from cachekd.types import Int64
 
 
@@ -45,8 +46,8 @@ def nested_rows(column: pa.Array, place: int, dtype: Any) -> tuple[Int64, np.nda
     Raises:
         DataError: the column holds no lists of lists of numbers.
     """
-    offsets, rows, _ = list_of(column)
-    inner, values, _ = list_of(rows)
+    offsets, rows = list_of(column)
+    inner, values = list_of(rows)
     first, last = offsets[place], offsets[place + 1]
     flat = values.slice(inner[first], inner[last] - inner[first])
     return np.diff(inner[first : last + 1]), numbers(flat, dtype)
@@ -54,26 +55,35 @@ def nested_rows(column: pa.Array, place: int, dtype: Any) -> tuple[Int64, np.nda
 
 def list_column(parts: Sequence[np.ndarray]) -> pa.ListArray:
     """One list a document."""
-    offsets = np.cumsum([0, *map(len, parts)])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(np.concatenate(parts)))
+    return _listed(np.cumsum([0, *map(len, parts)]), _flat(np.concatenate(parts)))
 
 
 def nested(parts: Sequence[np.ndarray]) -> pa.ListArray:
     """Documents of rows [R, K] as lists of lists."""
     width = parts[0].shape[1]
     rows = np.cumsum([0, *(len(part) for part in parts)])
-    inner = pa.ListArray.from_arrays(
-        pa.array(np.arange(rows[-1] + 1) * width, pa.int32()),
-        pa.array(np.concatenate(parts).ravel()),
-    )
-    return pa.ListArray.from_arrays(pa.array(rows, pa.int32()), inner)
+    values = _flat(np.concatenate(parts).ravel())
+    return _listed(rows, _listed(np.arange(rows[-1] + 1) * width, values))
 
 
 def ragged(counts: Sequence[np.ndarray], values: Sequence[np.ndarray]) -> pa.ListArray:
     """Documents of ragged rows as lists of lists: entries of each row, and their values."""
-    inner = pa.ListArray.from_arrays(
-        pa.array(np.concatenate([[0], np.cumsum(np.concatenate(counts))]), pa.int32()),
-        pa.array(np.concatenate(values)),
-    )
+    inner = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
     rows = np.cumsum([0, *map(len, counts)])
-    return pa.ListArray.from_arrays(pa.array(rows, pa.int32()), inner)
+    return _listed(rows, _listed(inner, _flat(np.concatenate(values))))
+
+
+def text_column(texts: Sequence[str]) -> pa.Array:
+    """One text a document; unlike ``pa.array``, loads no pandas."""
+    parts = [text.encode() for text in texts]
+    offsets = np.cumsum([0, *map(len, parts)]).astype(np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(parts))]
+    return pa.Array.from_buffers(pa.string(), len(parts), buffers)
+
+
+def _listed(offsets: np.ndarray, values: pa.Array) -> pa.ListArray:
+    return pa.ListArray.from_arrays(flat_column(offsets.astype(np.int32), pa.int32()), values)
+
+
+def _flat(values: np.ndarray) -> pa.Array:
+    return flat_column(values, pa.from_numpy_dtype(values.dtype))

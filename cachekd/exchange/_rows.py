@@ -113,8 +113,10 @@ def check(document: Document, law: Law) -> Checked:
     reasons_N[~(given_N <= law.tolerance) & ~np.isnan(given_N)] = _NEXT
     good_n = reasons_N[row_n] == 0
     row_n, ids_n, logs_n = row_n[good_n], ids_n[good_n], np.minimum(logs_n[good_n], 0.0)
-    order = np.lexsort((ids_n, -logs_n, row_n))
-    logits = _targets(document, law, row_n[order], ids_n[order], logs_n[order], given_N, rows)
+    if not _in_order(row_n, ids_n, logs_n):
+        order = np.lexsort((ids_n, -logs_n, row_n))
+        row_n, ids_n, logs_n = row_n[order], ids_n[order], logs_n[order]
+    logits = _targets(document, law, row_n, ids_n, logs_n, given_N, rows)
     return Checked(
         logits=_with_scalars(logits, document, law, target_R, inside_R),
         bad={
@@ -128,6 +130,14 @@ def check(document: Document, law: Law) -> Checked:
     )
 
 
+def _in_order(row_n: Int64, ids_n: Int64, logs_n: np.ndarray) -> bool:
+    """Whether entries stand as they are stored: by row, best first, equal ones by id."""
+    same = row_n[1:] == row_n[:-1]
+    equal = same & (logs_n[1:] == logs_n[:-1])
+    wrong = (row_n[1:] < row_n[:-1]) | (same & (logs_n[1:] > logs_n[:-1]))
+    return not (wrong | (equal & (ids_n[1:] < ids_n[:-1]))).any()
+
+
 def mass_of(row_n: Int64, logs_n: np.ndarray, rows: int) -> np.ndarray:
     """Mass of each row, float64 [rows]."""
     return np.bincount(row_n, np.exp(np.minimum(logs_n, _LARGEST)), rows)
@@ -137,13 +147,13 @@ def _find_entries(
     reasons_N: Int64, row_n: Int64, ids_n: Int64, logs_n: np.ndarray, law: Law
 ) -> None:
     """Mark rows by what is wrong with their entries; the graver reason is written last."""
-    order = np.lexsort((ids_n, row_n))
-    again = (np.diff(row_n[order]) == 0) & (np.diff(ids_n[order]) == 0)
-    reasons_N[row_n[order][1:][again]] = _TWICE
+    known_n = (ids_n >= 0) & (ids_n < law.vocab_size)
+    places_n = np.sort(row_n[known_n] * law.vocab_size + ids_n[known_n])
+    reasons_N[places_n[1:][np.diff(places_n) == 0] // law.vocab_size] = _TWICE
     if law.values != "logits":
         above = logs_n > (_LARGEST if law.rescale else law.tolerance)
         reasons_N[row_n[above]] = _ABOVE
-    reasons_N[row_n[(ids_n < 0) | (ids_n >= law.vocab_size)]] = _ID
+    reasons_N[row_n[~known_n]] = _ID
     reasons_N[row_n[~np.isfinite(logs_n)]] = _NAN
 
 

@@ -8,7 +8,6 @@ holds are not written again.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +18,8 @@ from cachekd.codecs import CodecHeader
 from cachekd.codecs._priors import Prior
 from cachekd.config import ImportConfig
 from cachekd.data.digests import bytes_digest, sample_digest, sample_key
-from cachekd.data.packed import Keys
+from cachekd.data.packed import Keys, Places
+from cachekd.exchange._seen import Seen
 from cachekd.plugins import find
 from cachekd.store.commit import ScoredUnit, Sink, write_unit
 from cachekd.store.identity import Identity, refuse_difference
@@ -31,7 +31,7 @@ from cachekd.store.priors import Priors, best_prior, write_prior
 from cachekd.store.samples import SHARD_ROWS, write_samples
 from cachekd.store.seal import load_samples
 from cachekd.store.state import read_state
-from cachekd.types import Sample, TopKLogits
+from cachekd.types import Int64, Sample, TopKLogits
 
 _CUTTING = {"batch_tokens": 1 << 14, "sort_window": 1 << 12}
 _ENTRY_BYTES, _SCALARS_BYTES = 7, 32
@@ -75,9 +75,10 @@ class Store:
         refuse_other(self.location, identity)  # another process may be first
         state = read_state(self.location, skip_broken_units=True)
         self._sequence = 1 + max((plan.sequence for plan in state.plans.values()), default=0)
-        self._done = {*state.done_keys()}
-        self._held = {*load_samples(self.location, state.samples(), state.written()).ids}
-        self._copies: Counter[bytes] = Counter()
+        self._done = Seen(state.done_keys())
+        names = state.samples()
+        self._held = Seen(load_samples(self.location, names, state.written()).ids if names else ())
+        self._met = Seen()
         self._prior, self._header = self._encoding(state.priors(), learned_from, tokens)
 
     def _encoding(
@@ -108,10 +109,10 @@ class Store:
             items: in the order of the source.
             skipped: documents left out beside them, by reason.
         """
-        keys = [sample_key(item.sample.input_ids) for item in items]
-        ids = [self._id(item.sample, key) for item, key in zip(items, keys, strict=True)]
-        fresh = [i for i, sample_id in enumerate(ids) if sample_id not in self._held]
-        best = _fullest(items, keys, self._done)
+        keys = Keys.of(sample_key(item.sample.input_ids) for item in items)
+        ids = self._ids(items, keys)
+        fresh = np.flatnonzero(self._held.counts(ids) == 0).tolist()
+        best = _fullest(items, keys, np.flatnonzero(self._done.counts(keys) == 0))
         if not fresh and not best:
             return 0, 0
         shards = self._write_samples(items, keys, ids, fresh)
@@ -135,23 +136,26 @@ class Store:
         )
         self._write_units(plan, [items[i] for i in work])
         self._sequence += 1
-        self._held.update(ids)
-        self._done.update(best)
+        self._held.add(ids.take(fresh))
+        self._done.add(Keys.of(best))
         return len(fresh), len(missing)
 
-    def _id(self, sample: Sample, key: bytes) -> bytes:
-        """Content id of a sample; equal ones are numbered as they come."""
-        parts = (key, sample.roles, sample.prompt_length, sample.domain, sample.weight)
-        first = sample_digest(*parts, copy=0)
-        copy = self._copies[first]
-        self._copies[first] += 1
-        return first if copy == 0 else sample_digest(*parts, copy=copy)
+    def _ids(self, items: Sequence[Item], keys: Keys) -> Keys:
+        """Content ids of samples; equal ones are numbered as they come."""
+        firsts = Keys.of(_id(item.sample, key, 0) for item, key in zip(items, keys, strict=True))
+        copies = self._met.counts(firsts) + Places(firsts).copies()
+        self._met.add(firsts)
+        again = np.flatnonzero(copies)
+        ids = Keys(firsts.array.copy())
+        for i in again.tolist():
+            ids.array[i] = _id(items[i].sample, keys[i], int(copies[i]))
+        return ids
 
     def _write_samples(
         self,
         items: Sequence[Item],
-        keys: Sequence[bytes],
-        ids: Sequence[bytes],
+        keys: Keys,
+        ids: Keys,
         fresh: Sequence[int],
     ) -> tuple[str, ...]:
         """Digests of the samples shards of new samples."""
@@ -209,14 +213,18 @@ def refuse_other(location: Location, identity: Identity) -> None:
     )
 
 
-def _fullest(items: Sequence[Item], keys: Sequence[bytes], done: set[bytes]) -> dict[bytes, int]:
+def _id(sample: Sample, key: bytes, copy: int) -> bytes:
+    parts = (key, sample.roles, sample.prompt_length, sample.domain, sample.weight)
+    return sample_digest(*parts, copy=copy)
+
+
+def _fullest(items: Sequence[Item], keys: Keys, new: Int64) -> dict[bytes, int]:
     """Of each new key the item with the most rows: equal texts may come with other masks."""
     best: dict[bytes, int] = {}
-    for i, key in enumerate(keys):
-        if key not in done:
-            held = best.setdefault(key, i)
-            if _rows(items[i]) > _rows(items[held]):
-                best[key] = i
+    for i in new.tolist():
+        held = best.setdefault(keys[i], i)
+        if _rows(items[i]) > _rows(items[held]):
+            best[keys[i]] = i
     return best
 
 

@@ -20,8 +20,9 @@ from cachekd.config import ExportConfig, ImportConfig
 from cachekd.errors import ConfigError
 from cachekd.exchange import Document, Reading, Writing
 from cachekd.exchange._files import list_of, numbers, tables
-from cachekd.exchange._lists import documents_of, list_column, nested_rows, ragged
+from cachekd.exchange._lists import documents_of, list_column, nested_rows, ragged, text_column
 from cachekd.store.reader import Cache
+from cachekd.store.tables import flat_column
 from cachekd.types import Record, Role, TopKLogits
 
 _COLUMNS = ("input_ids", "token_ids", "logprobs")
@@ -129,7 +130,7 @@ def _document(
 
 
 def _list(batch: pa.RecordBatch, name: str, place: int, dtype: Any) -> np.ndarray:
-    offsets, values, _ = list_of(batch.column(name))
+    offsets, values = list_of(batch.column(name))
     first, last = offsets[place], offsets[place + 1]
     return numbers(values.slice(first, last - first), dtype)
 
@@ -164,9 +165,9 @@ def _table(
     arrays = [
         list_column([record.input_ids for record in records]),
         list_column([record.roles for record in records]),
-        pa.array([record.prompt_length for record in records], pa.int32()),
-        pa.array([record.domain for record in records], pa.string()),
-        pa.array([record.weight for record in records], pa.float64()),
+        _lengths([record.prompt_length for record in records]),
+        text_column([record.domain for record in records]),
+        flat_column(np.array([record.weight for record in records]), pa.float64()),
         ragged(counts, [one.ids for one in logits]),
         ragged(counts, [one.logprobs for one in logits]),
         *([ragged(counts, [_weights(one) for one in logits])] if drawn else []),
@@ -174,6 +175,12 @@ def _table(
         *(list_column([one.lognorm[t] for one in logits]) for t in temperatures),
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _lengths(values: Sequence[int | None]) -> pa.Array:
+    """A column of lengths, of which some are not known."""
+    known = np.array([value is not None for value in values])
+    return flat_column(np.array([v or 0 for v in values], np.int32), pa.int32(), known)
 
 
 def _weights(logits: TopKLogits) -> np.ndarray:

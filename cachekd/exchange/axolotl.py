@@ -111,7 +111,7 @@ def _document(source: str, row: int, batch: pa.RecordBatch, place: int) -> Docum
 
 
 def _flat(batch: pa.RecordBatch, name: str, place: int) -> Int64:
-    offsets, values, _ = list_of(batch.column(name))
+    offsets, values = list_of(batch.column(name))
     first, last = offsets[place], offsets[place + 1]
     found: Int64 = numbers(values.slice(first, last - first), np.int64)
     return found

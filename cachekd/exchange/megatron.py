@@ -69,7 +69,7 @@ def _tokens(batches: Iterator[Batch]) -> Iterator[Int64]:
     for source, first, batch in batches:
         if isinstance(batch, Broken):
             raise DataError(f"{source} row {first}: {batch.reason}")
-        offsets, values, _ = list_of(batch.column("input_ids"))
+        offsets, values = list_of(batch.column("input_ids"))
         for place in range(batch.num_rows):
             part = values.slice(offsets[place], offsets[place + 1] - offsets[place])
             yield numbers(part, np.int64)

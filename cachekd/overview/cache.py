@@ -22,6 +22,7 @@ from cachekd.overview.sizes import bytes_of
 from cachekd.overview.spread import BINS, count_edges, even_edges, spread_of
 from cachekd.overview.tokens import pieces, tokenizer_of
 from cachekd.report.text import finite
+from cachekd.store.identity import said_of_import
 from cachekd.store.io import Location
 from cachekd.store.layout import read_document
 from cachekd.store.reader import Cache, open_cache
@@ -81,6 +82,8 @@ def _about(cache: Cache) -> dict[str, Any]:
         "dtype": identity.source["dtype"],
         "quantization": identity.source.get("quantization"),
         "vocab_size": identity.source["vocab_size"],
+        "imported": identity.capture.get("imported"),
+        "imported_said": said_of_import(identity),
         "source_id": identity.source_id,
         "capture_id": identity.capture_id,
         "attention_id": identity.attention_id,

@@ -81,7 +81,9 @@ def _kl_said(report: Mapping[str, Any]) -> str:
 
 def _warnings(report: Mapping[str, Any]) -> list[str]:
     lacking, infinite = report["about"]["left_out_by_repair"], report["next_loss_infinite"]
-    said = _of_responses(report)
+    imported = report["about"]["imported_said"]
+    said = [imported] if imported else []
+    said += _of_responses(report)
     if lacking:
         said.append(
             f"The cache was repaired: {lacking:,} files that it had are left out; the precompute "
@@ -156,10 +158,7 @@ _CERTAINTY = ("entropy", "next_loss")
 def _certainty(report: Mapping[str, Any]) -> Section:
     return Section(
         heading="How certain the teacher is",
-        text=[
-            "Entropy is that of the whole distribution; the loss is the negative log-probability "
-            "of the text's own next token."
-        ],
+        text=[_certainty_said(report["about"]["imported"] or {})],
         tables=[
             _quantiles(
                 "Over the rows of the sample", [(_SPREADS[key], report[key]) for key in _CERTAINTY]
@@ -169,6 +168,18 @@ def _certainty(report: Mapping[str, Any]) -> Section:
             histogram_of(report["entropy"], "Entropy", "nats"),
             histogram_of(report["next_loss"], "Loss on the text", "nats"),
         ],
+    )
+
+
+def _certainty_said(imported: Mapping[str, str]) -> str:
+    """What these figures are; of an import, where they are bounds."""
+    entropy, loss = imported.get("entropy", "stored"), imported.get("next_logprob", "stored")
+    return (
+        "Entropy is that of the whole distribution"
+        + ("" if entropy == "stored" else f" ({entropy}: of the entries and the tail as one)")
+        + "; the loss is the negative log-probability of the text's own next token"
+        + ("" if loss == "stored" else f" ({loss}: the least that it can be)")
+        + "."
     )
 
 

@@ -18,7 +18,7 @@ def provenance_of(report: Mapping[str, Any]) -> Section:
     values = {
         name.replace("_", " "): short(text_of(value))
         for name, value in about.items()
-        if name != "runs"
+        if name not in ("runs", "imported_said") and not (name == "imported" and value is None)
     }
     values |= {
         "units": f"{made['units']:,} (records read: {made['units_read']:,})",

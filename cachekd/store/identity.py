@@ -212,3 +212,15 @@ def warn_of_difference(
     stated = [key for key in left if key in right and key not in _NOT_COMPARED]
     for line in differences({k: left[k] for k in stated}, {k: right[k] for k in stated}):
         _log.warning("%s: %s and %s are not made alike: %s", door, left_name, right_name, line)
+
+
+def said_of_import(identity: Identity) -> str | None:
+    """What of an imported cache is asserted, derived or a bound, in sentences; None: it is none."""
+    if "asserted" not in identity.source:
+        return None
+    known = identity.capture["imported"]
+    return (
+        f"It was imported: its teacher {identity.source['asserted']['teacher']!r} and its "
+        f"tokenizer are asserted, not known. Tail mass: {known['tail']}; log-probability of the "
+        f"next token: {known['next_logprob']}; entropy: {known['entropy']}."
+    )

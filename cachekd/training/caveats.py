@@ -14,7 +14,7 @@ import numpy as np
 
 from cachekd.config import LEVEL_STEPS
 from cachekd.data.models import token_policy
-from cachekd.store.identity import warn_of_difference
+from cachekd.store.identity import said_of_import, warn_of_difference
 
 if TYPE_CHECKING:
     from cachekd.objectives import Needs
@@ -49,17 +49,9 @@ def warn_of_provenance(caches: Sequence[Cache], student: Path) -> None:
 def warn_of_asserted(caches: Sequence[Cache]) -> None:
     """Say once of each imported cache that its teacher is asserted, and what its rows lack."""
     for cache in caches:
-        if "asserted" in cache.identity.source:
-            known = cache.identity.capture["imported"]
-            logger.warning(
-                "cache %r was imported: its teacher %r and its tokenizer are asserted, not known; "
-                "tail: %s, log-probability of the next token: %s, entropy: %s",
-                cache.name,
-                cache.identity.source["asserted"]["teacher"],
-                known["tail"],
-                known["next_logprob"],
-                known["entropy"],
-            )
+        said = said_of_import(cache.identity)
+        if said is not None:
+            logger.warning("cache %r: %s", cache.name, said)
 
 
 def warn_of_coarse_start(needs: Needs, caches: Sequence[Cache]) -> None:

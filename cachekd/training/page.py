@@ -115,11 +115,16 @@ def _caches(facts: Mapping[str, Any]) -> Table:
     if facts["eval_cache"] is not None:
         held.append(("evaluation", facts["eval_cache"]))
     rows = tuple(
-        (cache["name"], use, f"{cache['samples']:,}", cache["source_id"][:12], cache["capture_id"])
+        (cache["name"], use, f"{cache['samples']:,}", _source(cache), cache["capture_id"])
         for use, cache in held
     )
     header = ("cache", "used for", "samples", "source", "capture id")
     return Table(title="Caches", header=header, rows=rows)
+
+
+def _source(cache: Mapping[str, Any]) -> str:
+    """Whose targets a cache holds; of an import nothing proves it."""
+    return cache["source_id"][:12] + (" (asserted)" if cache.get("asserted") else "")
 
 
 def _pairs(title: str, header: str, values: Mapping[str, str]) -> Table:

@@ -184,6 +184,7 @@ def cache_facts(cache: Cache) -> dict[str, Any]:
     return {
         "name": cache.name,
         "source_id": cache.identity.source_id,
+        "asserted": "asserted" in cache.identity.source,
         "capture_id": cache.identity.capture_id,
         "root": cache.root,
         "sealed": cache.sealed,

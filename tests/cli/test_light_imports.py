@@ -55,6 +55,8 @@ def loaded(*args: object) -> set[str]:
         ["report", "--help"],
         ["push", "--help"],
         ["pull", "--help"],
+        ["import", "--help"],
+        ["export", "--help"],
         ["gc", "--help"],
         ["ls", "--help"],
         ["benchmark", "--help"],
@@ -117,7 +119,7 @@ def test_a_benchmark_that_cannot_be_is_refused_before_model_libraries_load(
 def test_looking_at_a_cache_is_light(
     cachekd: Callable[..., Ran], family: Family, data: Path, tmp_path: Path
 ) -> None:
-    cache = tmp_path / "cache"
+    cache, lists = tmp_path / "cache", tmp_path / "lists"
     flags = ("--teacher", family.teacher, "--data", data, "--cache", cache)
     assert cachekd("precompute", *flags).code == 0
     for args in (
@@ -130,10 +132,14 @@ def test_looking_at_a_cache_is_light(
         ["pull", tmp_path / "team" / "there", tmp_path / "back"],
         ["ls", tmp_path / "team"],
         ["gc", cache],
+        ["export", cache, "--format", "arrow", "--out", lists],
         ["report", cache, "--out", tmp_path / "page.html", "--tokenizer", family.teacher],
     ):
         modules = loaded(*args)
         assert "pyarrow" in modules and not modules & HEAVY, args
+    said = ("--teacher", "t", "--tokenizer", family.teacher, "--cache", tmp_path / "again")
+    modules = loaded("import", lists, "--format", "arrow", *said)
+    assert modules & HEAVY <= {"pandas"}, "pyarrow loads it where a shard is written"
 
 
 def test_opening_a_cache_from_python_needs_no_torch() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from exchanging import brought_in
+from exchanging import brought_in, write_lines
 from ragged import entries
 from tiny import Family, Ran
 
@@ -134,3 +134,23 @@ def test_vllm_and_openai_responses(captured: Path, family: Family, tmp_path: Pat
     assert answered.prompt_length == 4
     assert np.diff(answered.logits.offsets).tolist() == [0] * 3 + [2] * (len(ids) - 4)
     assert np.allclose(answered.logits.next_logprob[3:], -1.0)
+
+
+def test_entries_may_stand_in_any_order(family: Family, tmp_path: Path) -> None:
+    """Stored best first, equal ones by id; a row that is in order already is left as it is."""
+    row = [[(5, -1.0), (3, -1.0), (9, -2.0)], [(4, -0.5), (8, -3.0), (2, -4.0)]]
+    lines = []
+    for number, orders in enumerate([((0, 1, 2), (0, 1, 2)), ((2, 0, 1), (1, 2, 0))]):
+        entries = [[own[i] for i in order] for own, order in zip(row, orders, strict=True)]
+        lines.append(
+            {
+                "input_ids": [7, 8, 20 + number],
+                "target_token_ids": [[i for i, _ in own] for own in entries] + [[0]],
+                "target_logprobs": [[v for _, v in own] for own in entries] + [[-1e9]],
+            }
+        )
+    path = write_lines(tmp_path / "a.jsonl", lines)
+    brought_in(path, family, tmp_path / "in", format="axolotl")
+    for record in open_cache(str(tmp_path / "in")):
+        assert record.logits.ids.tolist() == [3, 5, 9, 4, 8, 2]
+        assert record.logits.logprobs.tolist() == [-1.0, -1.0, -2.0, -0.5, -3.0, -4.0]

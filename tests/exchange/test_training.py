@@ -45,6 +45,7 @@ def imports(
     return {name: root / name for name in settings}
 
 
+@pytest.mark.slow
 def test_the_same_student_comes_of_a_cache_and_its_import(
     imports: dict[str, Path], captured: Path, family: Family, tmp_path: Path
 ) -> None:
@@ -86,6 +87,7 @@ def test_training_tells_what_is_asserted_and_refuses_what_is_missing(
     assert done.code == 0, done.err
     assert "its teacher 'org/t' and its tokenizer are asserted, not known" in caplog.text
     assert "log-probability of the next token: bound where it is no entry" in caplog.text
+    assert "(asserted)" in (tmp_path / "distillkit-kd" / "report.html").read_text()
     refused = run("distillkit", "dkd")
     assert refused.code == 2 and "--target argmax" in refused.err, refused.err
     refused = run("axolotl", "reverse_kl")

@@ -10,6 +10,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tiny import Family, Ran
 
@@ -115,6 +118,28 @@ def test_tars_that_are_none_of_megatrons(brought: Callable[..., Ran], tmp_path: 
     refused = brought(path, *flags, name="megatron")
     assert refused.code == 1 and "dp0__0.tar" in refused.err
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_table_that_unpacks_to_far_more_is_refused_unread(
+    brought: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen million equal values in a file of some kilobytes."""
+    size = 1 << 23
+    inner = pa.ListArray.from_arrays([0, size], np.zeros(size, np.int8))
+    lists = pa.ListArray.from_arrays([0, 1], inner)
+    tokens = pa.array([[7, 8]])
+    names = ["input_ids", "target_token_ids", "target_logprobs"]
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.Table.from_arrays([tokens, lists, lists], names), path)
+    assert path.stat().st_size < 1 << 17
+    monkeypatch.setattr(pq, "ParquetFile", None)
+    refused = brought(path)
+    assert refused.code == 1 and "nothing of it was unpacked" in refused.err, refused.err
+    for data in (b"PAR1", b"PAR1" + bytes(100) + b"\xff\xff\xff\x7fPAR1", bytes(200)):
+        path.write_bytes(data)
+        refused = brought(path)
+        assert refused.code == 1 and "none of Parquet" in refused.err, refused.err
+        assert "Traceback" not in refused.err
 
 
 def test_an_object_stream_is_data_alone() -> None:

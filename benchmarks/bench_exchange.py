@@ -1,0 +1,324 @@
+"""Rows a second into and out of other tools' formats, beside plain reading and writing; errors.
+
+Each format is written from one cache and imported again, turn by turn, and in the same turn the
+plain way: the same columns read as `pyarrow` reads them, sixteen documents at a time, or written
+as one table with the same compression; lines of JSON parsed; payloads of Megatron-LM unpacked by
+``torch.load``. None of that checks a row, aligns it, packs it or makes it safe on a disk. A ratio
+of 1 is as fast as that. Errors are the largest over all rows, of what came back against the cache.
+
+``--cache`` takes distributions of a real teacher, with ``--tokenizer``; else power laws are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import zstandard
+from common import median, save
+from synthetic import Shape, targets
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from exchanging import padded, version_2, write_tar
+
+from cachekd import ExportConfig, ImportConfig, export_cache, import_cache, open_cache
+from cachekd.data.packed import Keys
+from cachekd.exchange._files import ROWS
+from cachekd.exchange._seen import Seen
+from cachekd.store.reader import Cache
+from cachekd.types import Record
+
+# Name of a way, its format, and what it is exported and imported with.
+WAYS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "arrow": ("arrow", {}, {}),
+    "axolotl": ("axolotl", {}, {}),
+    "axolotl, renormalised": ("axolotl", {"values": "renormalised"}, {}),
+    "distillkit": ("distillkit", {}, {"rescale": True}),
+    "distillkit, float16": ("distillkit", {"exact_dtype": "float16"}, {"rescale": True}),
+    "distillkit, bfloat16": ("distillkit", {"exact_dtype": "bfloat16"}, {"rescale": True}),
+    "distillkit, 16 exact": (
+        "distillkit", {"exact_dtype": "bfloat16", "exact_k": 16}, {"rescale": True},
+    ),
+}  # fmt: skip
+HALVES = {"megatron, float32": torch.float32, "megatron, float16": torch.float16}
+HALVES["megatron, bfloat16"] = torch.bfloat16
+Timed = dict[str, list[float]]
+
+
+def seconds(act: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    act()
+    return time.perf_counter() - started
+
+
+def fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def imported(source: Path, name: str, made: Made, cache: Path, **further: Any) -> None:
+    settings = {"teacher": "made-up", "tokenizer": made.tokenizer, **further}
+    import_cache(ImportConfig(source=(str(source),), format=name, cache=str(cache), **settings))
+
+
+class Made:
+    """A cache, its tokenizer, and a folder for what is made of it."""
+
+    def __init__(
+        self, work: Path, cache: str | None, tokenizer: str | None, documents: int
+    ) -> None:
+        self.work = work
+        self.tokenizer = tokenizer or str(made_up_tokenizer(work / "tokenizer"))
+        if cache is None:
+            made_up(work / "made-up.parquet", documents)
+            imported(work / "made-up.parquet", "arrow", self, work / "made-up")
+        self.cache: Cache = open_cache(cache or str(work / "made-up"))
+        self.records: list[Record] = list(self.cache)
+        self.rows = sum(record.logits.rows for record in self.records)
+
+
+def made_up_tokenizer(folder: Path, vocab: int = 4096) -> Path:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{number}": number for number in range(vocab)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def made_up(path: Path, documents: int) -> None:
+    """Documents of 256 tokens with 64 entries a row, as plain lists."""
+    shape, rng = Shape(shards=1, documents=1, tokens=256, vocab=4096), np.random.default_rng(0)
+    rows = []
+    for _ in range(documents):
+        logits = targets(shape.tokens - 1, shape, rng)
+        ids, logs = (a.reshape(-1, shape.k) for a in (logits.ids, logits.logprobs))
+        tokens = [0, *(int(own[rng.integers(0, 4)]) for own in ids)]
+        rows.append({"input_ids": tokens, "token_ids": ids.tolist(), "logprobs": logs.tolist()})
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def tables(made: Made, repeats: int) -> dict[str, Any]:
+    """Parquet formats, out and in, beside the plain table."""
+    found: dict[str, Timed] = {way: {} for way in WAYS}
+    for number in range(repeats):
+        for way, (name, out, back) in WAYS.items():
+            folder, cache = fresh(made.work / "out"), fresh(made.work / "in")
+            config = ExportConfig(cache=made.cache.url, format=name, out=str(folder), **out)
+            exported = seconds(lambda config=config: export_cache(config))
+            files = sorted(folder.glob("*.parquet"))
+            whole = pa.concat_tables([pq.read_table(file) for file in files])
+            turn = {
+                "export": exported,
+                "write": seconds(
+                    lambda t=whole: pq.write_table(t, made.work / "plain", compression="zstd")
+                ),
+                "import": seconds(
+                    lambda f=folder, n=name, c=cache, b=back: imported(f, n, made, c, **b)
+                ),
+                "read": seconds(lambda f=files: [plain_read(file) for file in f]),
+            }
+            for what, took in turn.items():
+                found[way].setdefault(what, []).append(took)
+            if number == 0:
+                found[way]["error"] = errors(made, cache, way)  # type: ignore[assignment]
+    return {way: speeds(made.rows, timed) for way, timed in found.items()}
+
+
+def plain_read(file: Path) -> int:
+    return sum(batch.num_rows for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS))
+
+
+def speeds(rows: int, timed: Timed) -> dict[str, Any]:
+    """Rows a second, and the time of ours over that of the plain way, by pairs of one turn."""
+    result: dict[str, Any] = {"error": timed.pop("error")}
+    for own, plain in (("import", "read"), ("export", "write")):
+        if own in timed:
+            both = list(zip(timed[own], timed[plain], strict=True))
+            result[f"{own}_rows_per_second"] = round(rows / median(timed[own]))
+            result[f"{plain}_rows_per_second"] = round(rows / median(timed[plain]))
+            result[f"{own}_over_{plain}"] = median([a / b for a, b in both])
+    return result
+
+
+def lines(made: Made, repeats: int) -> dict[str, Any]:
+    """Responses of vLLM with scored prompts, beside parsing their JSON."""
+    path = made.work / "responses.jsonl"
+    with path.open("w") as file:
+        for record in made.records:
+            places = [None, *map(place, each_row(record))]
+            ids = record.input_ids.tolist()
+            answer = {"prompt_token_ids": ids, "prompt_logprobs": places, "choices": [{}]}
+            file.write(json.dumps(answer) + "\n")
+    timed: Timed = {}
+    for _ in range(repeats):
+        cache = fresh(made.work / "in")
+        timed.setdefault("import", []).append(
+            seconds(lambda c=cache: imported(path, "openai", made, c))
+        )
+        timed.setdefault("read", []).append(
+            seconds(lambda: [json.loads(line) for line in path.open("rb")])
+        )
+    timed["error"] = errors(made, made.work / "in", "openai")  # type: ignore[assignment]
+    return speeds(made.rows, timed)
+
+
+def each_row(record: Record) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    offsets = record.logits.offsets
+    for first, last in pairwise(offsets.tolist()):
+        yield record.logits.ids[first:last], record.logits.logprobs[first:last]
+
+
+def place(row: tuple[np.ndarray, np.ndarray]) -> dict[str, dict[str, float]] | None:
+    ids, logs = row
+    return {str(i): {"logprob": v} for i, v in zip(ids.tolist(), logs.tolist(), strict=True)}
+
+
+def tars(made: Made, repeats: int) -> dict[str, Any]:
+    """Tars of version 2, beside unpacking their payloads; documents are cut to one length."""
+    rows = min(64, *(record.logits.rows for record in made.records))
+    records = made.records[: len(made.records) // 8 * 8]
+    tokens = made.work / "tokens.jsonl"
+    ids = [{"input_ids": record.input_ids[: rows + 1].tolist()} for record in records]
+    tokens.write_text("".join(json.dumps(line) + "\n" for line in ids))
+    found = {}
+    for way, dtype in HALVES.items():
+        folder = fresh(made.work / "tars")
+        folder.mkdir()
+        payloads = {}
+        for first in range(0, len(records), 8):
+            values, own = padded(records[first : first + 8], rows, made_k(made))
+            payloads[f"{first}-{first + 8}"] = version_2(values.to(dtype), own)
+        meta = {"mbs_save": 8, "dp_size_save": 1, "gbs_save": 8}
+        write_tar(folder / f"dp0__0-{len(records)}.tar", meta, payloads)
+        packed = [zstandard.compress(data) for data in payloads.values()]
+        timed: Timed = {}
+        for _ in range(repeats):
+            cache = fresh(made.work / "in")
+            timed.setdefault("import", []).append(
+                seconds(
+                    lambda f=folder, c=cache: imported(
+                        f, "megatron", made, c, tokens=(str(tokens),)
+                    )
+                )
+            )
+            timed.setdefault("read", []).append(
+                seconds(lambda p=packed: [plain_payload(data) for data in p])
+            )
+        timed["error"] = errors(made, made.work / "in", way, rows)  # type: ignore[assignment]
+        found[way] = speeds(len(records) * rows, timed)
+    return found
+
+
+def made_k(made: Made) -> int:
+    return max(int(np.diff(record.logits.offsets).max()) for record in made.records)
+
+
+def plain_payload(data: bytes) -> Any:
+    return torch.load(BytesIO(zstandard.decompress(data)), weights_only=True)
+
+
+def errors(made: Made, cache: Path, way: str, rows: int | None = None) -> dict[str, float]:
+    """Largest differences of what was imported from the cache that it was written from.
+
+    Of renormalised values the log-probabilities are compared as normalised ones, and no mass.
+    """
+    found = open_cache(str(cache))
+    worst: Counter[str] = Counter()
+    for record in made.records:
+        cut = len(record.input_ids) if rows is None else rows + 1
+        other = found.get(record.input_ids[:cut]).logits
+        for row, (ids, logs) in enumerate(each_row(record)):
+            own = slice(*other.offsets[row : row + 2]) if row < other.rows else slice(0, 0)
+            if own.stop == own.start:
+                continue
+            logs = logs.astype(np.float64)
+            mass = np.exp(logs).sum()
+            if "renormalised" in way:
+                logs = logs - np.log(mass)
+            order, places = np.argsort(ids), np.argsort(other.ids[own])
+            assert (ids[order] == other.ids[own][places]).all(), "the same entries"
+            got = other.logprobs[own].astype(np.float64)
+            _worse(worst, "logprob", np.abs(got[places] - logs[order]).max())
+            if "renormalised" not in way:
+                _worse(worst, "head_mass", abs(np.exp(got).sum() - mass))
+                _worse(
+                    worst,
+                    "tail_mass",
+                    abs(np.exp(other.tail[row]) - np.exp(record.logits.tail[row])),
+                )
+    return {name: float(f"{value:.3g}") for name, value in sorted(worst.items())}
+
+
+def _worse(worst: Counter[str], name: str, value: Any) -> None:
+    worst[name] = max(worst[name], float(value))  # type: ignore[assignment]
+
+
+def memory(count: int) -> dict[str, Any]:
+    """Bytes for each digest that an import remembers, and with sets of Python's objects."""
+    data = np.random.default_rng(0).bytes(16 * count)
+    parts = [data[i : i + 16 * 1000] for i in range(0, len(data), 16 * 1000)]
+
+    def flat() -> Seen:
+        seen = Seen()
+        for part in parts:
+            seen.add(Keys(np.frombuffer(part, "S16")))
+        return seen
+
+    def objects() -> set[bytes]:
+        return {part[i : i + 16] for part in parts for i in range(0, len(part), 16)}
+
+    found = {}
+    for name, act in (("flat", flat), ("objects", objects)):
+        tracemalloc.start()
+        kept = act()
+        current, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        found[name] = {"held": round(current / count, 1), "peak": round(peak / count, 1)}
+        del kept
+        found[name]["microseconds"] = round(1e6 * seconds(act) / count, 2)
+    return {"digests": count, "bytes_per_digest": found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache", help="cache of exact heads; else one is made up")
+    parser.add_argument("--tokenizer", help="its tokenizer")
+    parser.add_argument("--documents", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="small, and nothing is saved")
+    args = parser.parse_args()
+    documents, repeats = (8, 1) if args.quick else (args.documents, args.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Made(Path(folder), args.cache, args.tokenizer, documents)
+        result = {
+            "rows": made.rows,
+            "entries": int(sum(len(record.logits.ids) for record in made.records)),
+            "formats": {
+                **tables(made, repeats),
+                "openai": lines(made, repeats),
+                **tars(made, repeats),
+            },
+            "memory": memory(20_000 if args.quick else 1_000_000),
+        }
+    save("exchange", result, keep=not args.quick)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Digests of an import: counted like a `Counter` does, in any order of adding."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exchanging import brought_in, write_lines
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import Family
+
+from cachekd import open_cache
+from cachekd.data.packed import Keys
+from cachekd.exchange._seen import Seen
+
+# Few different digests, some with zeros at the end, which numpy drops from single elements.
+DIGESTS = st.sampled_from([bytes([i % 3, i]) + bytes(14) for i in range(12)] + [b"z" * 16])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(DIGESTS), st.lists(st.lists(DIGESTS, max_size=9), max_size=12))
+def test_counts(first: list[bytes], parts: list[list[bytes]]) -> None:
+    seen, expected = Seen(first), Counter(first)
+    asked = [bytes([i % 3, i]) + bytes(14) for i in range(13)] + [b"z" * 16]
+    for part in parts:
+        seen.add(Keys.of(part))
+        expected.update(part)
+        assert seen.counts(Keys.of(asked)).tolist() == [expected[key] for key in asked]
+
+
+def test_runs_stay_few() -> None:
+    seen = Seen()
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        seen.add(Keys(np.frombuffer(rng.bytes(16 * 10), "S16")))
+    assert sum(map(len, seen._runs)) == 3000 and len(seen._runs) <= 12
+
+
+@pytest.mark.parametrize("unit_tokens", [4, 1000])
+def test_equal_samples_are_numbered_and_equal_texts_keep_the_fullest(
+    unit_tokens: int, family: Family, tmp_path: Path
+) -> None:
+    """In one commit or in many; and a second time, when all of them are held."""
+    row = {
+        "input_ids": [7, 8, 9],
+        "target_token_ids": [[8, 3], [9, 4], [0, 1]],
+        "target_logprobs": [[-0.5, -2.0]] * 3,
+    }
+    other = {**row, "input_ids": [7, 8, 10]}
+    masked = {**other, "labels": [-100, -100, 10], "target_mask": [[0, 0], [1, 1], [0, 0]]}
+    path = write_lines(tmp_path / "a.jsonl", [row, row, masked, other, row])
+    further = {"format": "axolotl", "unit_tokens": unit_tokens}
+    report = brought_in(path, family, tmp_path / "in", **further)
+    assert report["new_samples"] == 5 and report["samples"] == 5
+    cache = open_cache(str(tmp_path / "in"))
+    assert len({record.sample_id for record in cache}) == 5
+    assert len({record.key for record in cache}) == 2
+    again = brought_in(path, family, tmp_path / "in", **further)
+    assert "new_samples" not in again and again["root"] == report["root"]
+    if unit_tokens == 1000:  # of what came together, the fullest is kept
+        assert np.diff(cache.get(np.array([7, 8, 10], np.int32)).logits.offsets).tolist() == [2, 2]
