@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachekd.data.digests import KEY_BYTES
+from cachekd.data.spool import spilled
 from cachekd.types import Int32, Int64, UInt8
 
 Packed = NDArray[np.bytes_]
@@ -70,6 +71,10 @@ class Keys(Sequence[bytes]):
             return len(self) == len(other) and list(self) == list(other)
         return np.array_equal(self.array, other.array)
 
+    def spilled(self) -> Keys:
+        """The same, on disk: see `cachekd.data.spool.spilled`."""
+        return Keys(spilled(self.array))
+
     def take(self, places: NDArray[np.integer] | Sequence[int]) -> Keys:
         """The digests at these places."""
         return Keys(self.array[np.asarray(places, dtype=np.int64)])
@@ -88,6 +93,13 @@ class Keys(Sequence[bytes]):
         return np.ascontiguousarray(self.array).view(">u8")[::2].astype(np.uint64)
 
 
+def has_copies(keys: Keys) -> bool:
+    """Whether two of these digests may be equal: some have equal heads."""
+    heads = keys.heads
+    heads.sort()
+    return bool((heads[1:] == heads[:-1]).any())
+
+
 class Places:
     """Where each digest of a list stands: the digests sorted, with their places (20 bytes each).
 
@@ -98,6 +110,10 @@ class Places:
     def __init__(self, keys: Keys) -> None:
         self._order: Int32 = np.argsort(keys.array, kind="stable").astype(np.int32)
         self._sorted = keys.array[self._order]
+
+    def spill(self) -> None:
+        """Keep them on disk from now on: see `cachekd.data.spool.spilled`."""
+        self._sorted, self._order = spilled(self._sorted), spilled(self._order)
 
     def find(self, keys: Keys) -> Int64:
         """First place of each of these digests, or -1 where it is not in the list."""

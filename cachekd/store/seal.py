@@ -18,6 +18,7 @@ from cachekd.errors import CorruptCache, StoreError, UnsealedCache
 from cachekd.store.attention_rows import check_query_rows
 from cachekd.store.card import card
 from cachekd.store.claims import Claims
+from cachekd.store.collected import collect, spilled_samples
 from cachekd.store.content import content_of
 from cachekd.store.identity import Identity
 from cachekd.store.index import KeyIndex
@@ -42,7 +43,7 @@ from cachekd.store.manifest import (
     read_manifest,
 )
 from cachekd.store.problems import file_problem
-from cachekd.store.samples import SampleTable, collect, read_samples
+from cachekd.store.samples import SampleTable, read_samples
 from cachekd.store.state import CacheState, read_state
 
 
@@ -86,8 +87,9 @@ def checked_content(
 
     Raises: those of `seal`.
     """
-    index = state.index()
+    index = state.index().spilled()
     everything = load_samples(location, state.samples(), state.written())
+    everything = spilled_samples(everything)
     samples = captured(everything, index)
     missing = len(everything.ids) - len(samples.ids)
     if missing and not leave_out:

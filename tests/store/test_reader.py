@@ -19,10 +19,11 @@ from tiny import chat_rows
 import cachekd
 from cachekd.data.digests import sample_key
 from cachekd.errors import CacheNotFound, CorruptCache, StoreError, UnsealedCache
+from cachekd.store.collected import collect
 from cachekd.store.io import Location
 from cachekd.store.layout import dump_document
 from cachekd.store.reader import Cache
-from cachekd.store.samples import collect, keys_of, read_samples, sample_ids, write_samples
+from cachekd.store.samples import keys_of, read_samples, sample_ids, write_samples
 from cachekd.store.seal import seal
 from cachekd.store.state import read_state
 from cachekd.store.verify import verify
