@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachekd.data.alignment import LossMask, trained_rows
+from cachekd.data.digests import sample_key
 from cachekd.data.packed import Keys, Places
 from cachekd.data.spool import SpooledSamples, spilled
 from cachekd.errors import DataError
-from cachekd.store.samples import SampleTable, keys_of, sample_ids
+from cachekd.store.samples import SampleTable, sample_ids
 from cachekd.types import Int32, Int64, Sample, UInt8
 
 Rows = NDArray[np.bool_]
@@ -76,10 +77,9 @@ class ResponseRows:
 
 def documents_of(samples: SpooledSamples) -> Documents:
     """Samples with their keys and ids."""
-    keys = keys_of(samples).spilled()
-    ids = sample_ids(samples, keys).spilled()
-    places = Places(keys)
-    places.spill()
+    keys = Keys.spooled(sample_key(sample.input_ids) for sample in samples)
+    ids = sample_ids(samples, keys)
+    places = Places(keys, on_disk=True)
     return Documents(
         samples=samples,
         keys=keys,

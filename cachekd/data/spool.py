@@ -62,6 +62,13 @@ class Spool:
         assert found == size, "only what was appended is read"
         return data
 
+    def mapped(self, dtype: str | np.dtype[Any]) -> np.ndarray:
+        """All bytes as an array, mapped unless they are few (errors of `read`)."""
+        if self.size < _WAITING_BYTES:
+            return np.frombuffer(self.read(0, self.size), dtype)
+        self._write()
+        return np.memmap(self._file, dtype, "r").view(np.ndarray)
+
     def _write(self) -> None:
         with memoryview(self._waiting) as left:
             _write(self._file, left)

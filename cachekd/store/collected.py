@@ -13,36 +13,32 @@ import numpy as np
 import pyarrow as pa
 
 from cachekd.data.packed import Keys, Labels, Places, has_copies
-from cachekd.data.spool import spilled
+from cachekd.data.spool import Spool
 from cachekd.store.samples import SampleTable
 from cachekd.store.tables import SAMPLES, ints_or, numpy_of, packed_of, whole_of
 from cachekd.types import Int64
 
 
-def collect(tables: Iterable[tuple[pa.Table, bool]]) -> SampleTable:
+def collect(tables: Iterable[tuple[pa.Table, bool]], *, on_disk: bool = False) -> SampleTable:
     """Samples of several shards in the order given; a sample id that was met is left out.
 
     Args:
         tables: each with whether the teacher wrote its responses.
+        on_disk: keep the columns there, and mapped: see `cachekd.data.spool`.
     """
-    samples = _joined(_unpacked(*table) for table in tables)
+    column = _Spooled if on_disk else _Grown
+    samples = _joined((_unpacked(*table) for table in tables), column)
     if not has_copies(samples.ids):
         return samples
     copies = Places(samples.ids).copies()
     return samples.take(np.flatnonzero(copies == 0)) if copies.any() else samples
 
 
-def spilled_samples(samples: SampleTable) -> SampleTable:
-    """The same samples, on disk: see `cachekd.data.spool.spilled`."""
-    columns = {name: spilled(column) for name, column in _columns(samples).items()}
-    return _table(columns, samples.domains.names)
-
-
-def _joined(parts: Iterable[SampleTable]) -> SampleTable:
+def _joined(parts: Iterable[SampleTable], kind: type[_Grown] | type[_Spooled]) -> SampleTable:
     """Samples of all parts; each part is let go before the next one comes."""
     empty = _unpacked(SAMPLES.empty_table(), False)
-    columns = {name: _Grown(column) for name, column in _columns(empty).items()}
-    columns["span_offsets"] = _Grown(np.zeros(1, np.int64))
+    columns = {name: kind(column) for name, column in _columns(empty).items()}
+    columns["span_offsets"] = kind(np.zeros(1, np.int64))
     names: dict[str, int] = {}
     spans = 0
     for part in parts:
@@ -84,6 +80,21 @@ class _Grown:
         count = len(self.array)
         self.array.resize(count + len(more), refcheck=False)
         self.array[count:] = more
+
+
+class _Spooled:
+    """An array that grows on disk."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._spool, self._dtype = Spool(), array.dtype
+        self.append(array)
+
+    def append(self, more: np.ndarray) -> None:
+        self._spool.append(np.ascontiguousarray(more).view(np.uint8).data)
+
+    @property
+    def array(self) -> np.ndarray:
+        return self._spool.mapped(self._dtype)
 
 
 def _unpacked(table: pa.Table, written: bool) -> SampleTable:

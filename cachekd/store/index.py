@@ -20,6 +20,7 @@ from cachekd.errors import CorruptCache
 from cachekd.types import Int64
 
 _MAGIC = b"CKDINDEX"
+_PART = 1 << 17
 _HEAD = struct.Struct("<8sIIQ")
 
 
@@ -64,10 +65,12 @@ class KeyIndex:
         heads = Keys(self._keys).heads
         if (heads[1:] == heads[:-1]).any():  # nearly never: then all of a key is compared
             return np.searchsorted(self._keys, keys.array)
-        wanted = keys.heads
-        order = np.argsort(wanted)  # neighbours are looked up in the same pages
-        at = np.empty(len(wanted), dtype=np.int64)
-        at[order] = np.searchsorted(heads, wanted[order])
+        at = np.empty(len(keys), dtype=np.int64)
+        for first in range(0, len(keys), _PART):
+            part = slice(first, first + _PART)
+            wanted = keys[part].heads
+            order = np.argsort(wanted)  # neighbours are looked up in the same pages
+            at[part][order] = np.searchsorted(heads, wanted[order])
         return at
 
     def dump(self) -> bytes:

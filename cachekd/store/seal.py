@@ -18,7 +18,7 @@ from cachekd.errors import CorruptCache, StoreError, UnsealedCache
 from cachekd.store.attention_rows import check_query_rows
 from cachekd.store.card import card
 from cachekd.store.claims import Claims
-from cachekd.store.collected import collect, spilled_samples
+from cachekd.store.collected import collect
 from cachekd.store.content import content_of
 from cachekd.store.identity import Identity
 from cachekd.store.index import KeyIndex
@@ -88,8 +88,7 @@ def checked_content(
     Raises: those of `seal`.
     """
     index = state.index().spilled()
-    everything = load_samples(location, state.samples(), state.written())
-    everything = spilled_samples(everything)
+    everything = load_samples(location, state.samples(), state.written(), on_disk=True)
     samples = captured(everything, index)
     missing = len(everything.ids) - len(samples.ids)
     if missing and not leave_out:
@@ -217,7 +216,11 @@ def captured(samples: SampleTable, index: KeyIndex) -> SampleTable:
 
 
 def load_samples(
-    location: Location, digests: Iterable[str], written: frozenset[str]
+    location: Location,
+    digests: Iterable[str],
+    written: frozenset[str],
+    *,
+    on_disk: bool = False,
 ) -> SampleTable:
     """Samples of the given shards, in order, each sample id once.
 
@@ -225,11 +228,13 @@ def load_samples(
         location: the cache.
         digests: names of the shards.
         written: of these, the shards whose responses the teacher wrote.
+        on_disk: see `collect`.
 
     Raises:
         CorruptCache: a shard is missing, or its name is not the digest of its bytes.
     """
-    return collect((samples_table(location, digest), digest in written) for digest in digests)
+    tables = ((samples_table(location, digest), digest in written) for digest in digests)
+    return collect(tables, on_disk=on_disk)
 
 
 def samples_table(location: Location, digest: str) -> pa.Table:
