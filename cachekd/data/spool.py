@@ -4,7 +4,8 @@ Comes in: samples as they are prepared, and the bytes of files to be written lat
 same by place or by digest. All lies in files without a name in the folder for temporary files
 (``TMPDIR``), which vanish with the process; nothing of a sample stays in memory. Samples are read,
 not mapped: mapped pages count as memory of the process until the system wants them back. Only what
-is searched (`spilled`) is mapped, some tens of bytes a sample.
+is searched is mapped (`spilled`, `Spool.mapped`), some tens of bytes a sample. What is small, below
+a megabyte, stays in memory.
 """
 
 from __future__ import annotations
@@ -29,12 +30,10 @@ _Array = TypeVar("_Array", bound=np.ndarray[Any, Any])
 
 
 class Spool:
-    """Bytes that are appended, and read from anywhere."""
+    """Bytes that are appended, and read from anywhere; few of them stay in memory."""
 
     def __init__(self) -> None:
-        file = tempfile.TemporaryFile(prefix="cachekd-", buffering=0)  # noqa: SIM115
-        weakref.finalize(self, file.close)
-        self._file = file
+        self._file: Any = None  # made when there is much to write
         self._waiting = bytearray()
         self.size = 0
 
@@ -55,6 +54,8 @@ class Spool:
         Raises:
             StoreError: what was appended last does not fit on the disk.
         """
+        if self._file is None:
+            return self._waiting[start : start + size]
         if start + size > self.size - len(self._waiting):
             self._write()
         data = bytearray(size)
@@ -70,9 +71,20 @@ class Spool:
         return np.memmap(self._file, dtype, "r").view(np.ndarray)
 
     def _write(self) -> None:
+        if self._file is None:
+            self._file = _temporary()
+            weakref.finalize(self, self._file.close)
         with memoryview(self._waiting) as left:
             _write(self._file, left)
         self._waiting.clear()
+
+
+def _temporary() -> Any:
+    """A file without a name."""
+    try:
+        return tempfile.TemporaryFile(prefix="cachekd-", buffering=0)
+    except OSError as error:
+        raise _full(error) from error
 
 
 def _write(file: Any, data: memoryview) -> None:
@@ -86,8 +98,8 @@ def _write(file: Any, data: memoryview) -> None:
 
 def _full(error: OSError) -> StoreError:
     return StoreError(
-        f"prepared data cannot be kept in {tempfile.gettempdir()}: {error}. Free space there, or "
-        "set TMPDIR to a folder on a larger disk"
+        f"what waits on disk cannot be kept in {tempfile.tempdir or '(TMPDIR)'}: {error}. Free "
+        "space there, or set TMPDIR to a folder on a larger disk"
     )
 
 
@@ -101,7 +113,7 @@ def spilled(array: _Array) -> _Array:
     """
     if array.nbytes < _WAITING_BYTES:
         return array
-    with tempfile.TemporaryFile(prefix="cachekd-", buffering=0) as file:
+    with _temporary() as file:
         _write(file, memoryview(np.ascontiguousarray(array).view(np.uint8).data).cast("B"))
         mapped = np.memmap(file, array.dtype, "r", shape=array.shape)
     return mapped.view(np.ndarray)  # type: ignore[return-value]

@@ -109,7 +109,7 @@ def build_index(shards: Mapping[str, Sequence[bytes]]) -> KeyIndex:
     return KeyIndex(names, keys, places)
 
 
-def load_index(name: str, data: bytes) -> KeyIndex:
+def load_index(name: str, data: bytes | memoryview) -> KeyIndex:
     """Parse an index file.
 
     Raises:

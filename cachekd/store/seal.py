@@ -88,7 +88,7 @@ def checked_content(
     Raises: those of `seal`.
     """
     index = state.index().spilled()
-    everything = load_samples(location, state.samples(), state.written(), on_disk=True)
+    everything = load_samples(location, state.samples(), state.written())
     samples = captured(everything, index)
     missing = len(everything.ids) - len(samples.ids)
     if missing and not leave_out:
@@ -216,11 +216,7 @@ def captured(samples: SampleTable, index: KeyIndex) -> SampleTable:
 
 
 def load_samples(
-    location: Location,
-    digests: Iterable[str],
-    written: frozenset[str],
-    *,
-    on_disk: bool = False,
+    location: Location, digests: Iterable[str], written: frozenset[str]
 ) -> SampleTable:
     """Samples of the given shards, in order, each sample id once.
 
@@ -228,13 +224,12 @@ def load_samples(
         location: the cache.
         digests: names of the shards.
         written: of these, the shards whose responses the teacher wrote.
-        on_disk: see `collect`.
 
     Raises:
         CorruptCache: a shard is missing, or its name is not the digest of its bytes.
     """
     tables = ((samples_table(location, digest), digest in written) for digest in digests)
-    return collect(tables, on_disk=on_disk)
+    return collect(tables, on_disk=True)
 
 
 def samples_table(location: Location, digest: str) -> pa.Table:
