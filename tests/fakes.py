@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cachekd.store.collected import collect
 from cachekd.store.identity import Identity
-from cachekd.store.samples import SampleTable, collect, read_samples, write_samples
+from cachekd.store.samples import SampleTable, read_samples, write_samples
 from cachekd.types import AttentionRows, Record, Role, Sample, TargetTensors, TopKLogits
 
 VOCAB = 48

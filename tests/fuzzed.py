@@ -30,12 +30,13 @@ from cachekd.data.digests import bytes_digest
 from cachekd.data.packed import Keys
 from cachekd.errors import CachekdError
 from cachekd.rollouts.blocks import Block, assemble, codec_of, encode
+from cachekd.store.collected import collect
 from cachekd.store.generated import Responses, _possible
 from cachekd.store.index import build_index, load_index
 from cachekd.store.layout import dump_document
 from cachekd.store.manifest import load_manifest
 from cachekd.store.plan import Plan, PlannedBatch, load_plan
-from cachekd.store.samples import collect, read_samples
+from cachekd.store.samples import read_samples
 from cachekd.store.score_logs import MAGIC, pack, read_record
 from cachekd.store.score_segments import _Builder, read_file
 from cachekd.store.shards import impossible

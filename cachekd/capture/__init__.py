@@ -25,6 +25,7 @@ from cachekd.engines._ranks import Share, share_of
 from cachekd.plugins import find
 from cachekd.signals import stop_on_signals
 from cachekd.store.claims import unrepaired
+from cachekd.store.io import Location
 from cachekd.store.layout import FOLDERS
 from cachekd.store.retries import counted, since
 from cachekd.store.seal import seal
@@ -82,19 +83,21 @@ def _precompute(
     progress: Show | None,
 ) -> dict[str, Any]:
     job = prepare_job(config)
-    report = describe(job)
+    report, location = describe(job), job.location
     if config.dry_run:
         return {**report, "dry_run": True}
-    with unrepaired(job.location):
-        job.location.sweep(FOLDERS)
+    with unrepaired(location):
+        location.sweep(FOLDERS)
         job, reused = with_reused(job)
         report = {**describe(job), **reused} if reused else report
         run = Run(engine=engine, share=share, started=started, progress=progress)
-        return {**report, **_capture(job, run)}
+        report |= _capture(job, run)
+        del job  # a seal needs nothing of it, and memory of its own
+        return {**report, **_sealed(location, config, run, report)}
 
 
 def _capture(job: Job, run: Run) -> dict[str, Any]:
-    """Write and score what is to do, and seal; what a report says of it."""
+    """Write and score what is to do; what a report says of it."""
     told: dict[str, Any] = {}
     teacher = None
     if job.writing is not None and len(job.writing.missing()):
@@ -104,15 +107,24 @@ def _capture(job: Job, run: Run) -> dict[str, Any]:
         told |= score_all(job, teacher, run)
     elif job.files or job.restored:
         write_plan(job)
-    sealed = job.config.seal and not told.get("units_left_to_others")
+    return told
+
+
+def _sealed(
+    location: Location, config: PrecomputeConfig, run: Run, report: dict[str, Any]
+) -> dict[str, Any]:
+    """Seal what is committed, unless others are still at work; what a report says of it."""
+    told: dict[str, Any] = {}
+    left = report.get("units_left_to_others")
+    sealed = config.seal and not left
     if sealed:
-        newest = seal(job.location, leave_out=True)
-        told |= {"root": newest.root, "generation": newest.generation, **newest.totals}
-    elif job.config.seal:
+        newest = seal(location, leave_out=True)
+        told = {"root": newest.root, "generation": newest.generation, **newest.totals}
+    elif config.seal:
         _log.warning(
             "the share of rank %d is done; %d units are those of other ranks, the last of which "
             "seals the cache",
-            *(run.share.rank, told["units_left_to_others"]),
+            *(run.share.rank, left),
         )
     return {**told, "sealed": sealed, "seconds": time.monotonic() - run.started}
 

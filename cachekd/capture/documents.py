@@ -1,7 +1,7 @@
 """The documents of a run: prepared samples with their keys, found by key without dictionaries.
 
 Comes in: samples on their spool. Goes out: token ids, lengths, rows to capture and names of rows,
-by key. Of a sample about 110 bytes stay in memory; tokens are read from disk when asked for.
+by key. All of it lies on disk, arrays that are searched are mapped from there.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachekd.data.alignment import LossMask, trained_rows
+from cachekd.data.digests import sample_key
 from cachekd.data.packed import Keys, Places
-from cachekd.data.spool import SpooledSamples
+from cachekd.data.spool import SpooledSamples, spilled
 from cachekd.errors import DataError
 from cachekd.store.logits_rows import trained_of
-from cachekd.store.samples import SampleTable, keys_of, sample_ids
+from cachekd.store.samples import SampleTable, sample_ids
 from cachekd.types import Int32, Int64, Sample, UInt8
 
 Rows = NDArray[np.bool_]
@@ -77,15 +78,16 @@ class ResponseRows:
 
 def documents_of(samples: SpooledSamples) -> Documents:
     """Samples with their keys and ids."""
-    keys = keys_of(samples)
-    places = Places(keys)
+    keys = Keys.spooled(sample_key(sample.input_ids) for sample in samples)
+    ids = sample_ids(samples, keys)
+    places = Places(keys, on_disk=True)
     return Documents(
         samples=samples,
         keys=keys,
-        ids=sample_ids(samples, keys),
+        ids=ids,
         places=places,
-        lengths=samples.lengths(),
-        firsts=places.firsts(),
+        lengths=spilled(samples.lengths()),
+        firsts=spilled(places.firsts()),
     )
 
 

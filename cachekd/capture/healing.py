@@ -17,11 +17,12 @@ import pyarrow as pa
 
 from cachekd.data.packed import Places
 from cachekd.errors import CorruptCache
+from cachekd.store.collected import collect
 from cachekd.store.io import Location
 from cachekd.store.layout import most_bytes, plan_name, prior_name, samples_name
 from cachekd.store.plan import Plan
 from cachekd.store.problems import file_problem
-from cachekd.store.samples import SampleTable, collect
+from cachekd.store.samples import SampleTable
 from cachekd.store.seal import samples_table
 from cachekd.store.state import CacheState, UnitRecord, load_unit, read_units
 

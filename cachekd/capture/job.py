@@ -40,7 +40,7 @@ class Job:
         documents: the samples of the data, and their token ids by key.
         wanted: rows to capture by key, or None for all rows of all keys.
         attention_wanted: the same for query rows of the attention.
-        plan: the frozen plan, and its digest and bytes.
+        plan, plan_digest: the frozen plan, and the digest of its bytes.
         files: samples shards to write, by digest.
         todo: numbers of the plan's units that are not committed.
         cached: distinct keys of the data that are cached already.
@@ -63,7 +63,6 @@ class Job:
     attention_wanted: ResponseRows | None
     plan: Plan
     plan_digest: str
-    plan_data: bytes
     files: SpooledFiles
     todo: Sequence[int]
     cached: int
@@ -103,8 +102,12 @@ class Job:
         if self.known:
             return packed
         plan = replace(self.plan, prior=prior_digest)
-        digest, data = plan.dump()
-        return replace(packed, plan=plan, plan_digest=digest, plan_data=data)
+        return replace(packed, plan=plan, plan_digest=plan.dump()[0])
+
+    @property
+    def plan_data(self) -> bytes:
+        """Bytes of the plan, made when they are asked for: they may be many."""
+        return self.plan.dump()[1]
 
     @property
     def attention(self) -> AttentionSpec | None:
@@ -166,7 +169,7 @@ def freeze(
     written = writing.provenance() if writing else None
     width = _bytes_per_token(identity, int(documents.lengths.max()))
     planned = plan_of(config, identity, location, state, prepared, written, documents, width)
-    digest, plan_data = planned.plan.dump()
+    digest, _ = planned.plan.dump()
     done = planned.done()
     attention = attention_of(identity)
     wanted = functools.cache(lambda: response_rows(documents, planned.held, done))
@@ -180,7 +183,6 @@ def freeze(
         attention_wanted=wanted() if attention and attention.rows != "all" else None,
         plan=planned.plan,
         plan_digest=digest,
-        plan_data=plan_data,
         files=planned.files,
         todo=planned.todo(digest, done),
         cached=int((done.find(documents.keys.take(documents.firsts)) >= 0).sum()),

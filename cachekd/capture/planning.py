@@ -160,7 +160,7 @@ class _New:
             run=self.run(),
             capture_id=self.identity.capture_id,
             sequence=1 + max((plan.sequence for plan in plans), default=0),
-            keys=documents.keys.take(missing[order]),
+            keys=documents.keys.take(missing[order]).spilled(),
             units=units,
             threads=self.config.threads or default_threads(),
             samples=tuple(files),

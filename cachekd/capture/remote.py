@@ -135,7 +135,6 @@ def _job(opening: Opening, facts: TeacherFacts, documents: Documents) -> Job:
         attention_wanted=wanted if opening.attention_rows else None,
         plan=load_plan(plan_name(opening.plan_digest), opening.plan_data),
         plan_digest=opening.plan_digest,
-        plan_data=opening.plan_data,
         files=SpooledFiles(),
         todo=opening.todo,
         cached=0,

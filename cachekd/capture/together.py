@@ -75,7 +75,6 @@ def settle(job: Job) -> Job:
         job,
         plan=plan,
         plan_digest=digest,
-        plan_data=plan.dump()[1],
         todo=todo,
         known=True,
         prior=Priors(job.location).get(plan.prior) if plan.prior and job.prior else None,

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cachekd.data.digests import KEY_BYTES
+from cachekd.data.spool import Spool, spilled
 from cachekd.types import Int32, Int64, UInt8
 
 Packed = NDArray[np.bytes_]
+_PART = 1 << 16
 
 
 class Keys(Sequence[bytes]):
@@ -70,6 +72,19 @@ class Keys(Sequence[bytes]):
             return len(self) == len(other) and list(self) == list(other)
         return np.array_equal(self.array, other.array)
 
+    @classmethod
+    def spooled(cls, keys: Iterable[bytes]) -> Keys:
+        """Digests packed one by one on disk, and mapped: see `cachekd.data.spool`."""
+        spool = Spool()
+        for key in keys:
+            assert len(key) == KEY_BYTES, "a digest"
+            spool.append(key)
+        return cls(spool.mapped(f"S{KEY_BYTES}"))
+
+    def spilled(self) -> Keys:
+        """The same, on disk: see `cachekd.data.spool.spilled`."""
+        return Keys(spilled(self.array))
+
     def take(self, places: NDArray[np.integer] | Sequence[int]) -> Keys:
         """The digests at these places."""
         return Keys(self.array[np.asarray(places, dtype=np.int64)])
@@ -88,16 +103,30 @@ class Keys(Sequence[bytes]):
         return np.ascontiguousarray(self.array).view(">u8")[::2].astype(np.uint64)
 
 
+def has_copies(keys: Keys) -> bool:
+    """Whether two of these digests may be equal: some have equal heads."""
+    heads = keys.heads
+    heads.sort()
+    return bool((heads[1:] == heads[:-1]).any())
+
+
 class Places:
     """Where each digest of a list stands: the digests sorted, with their places (20 bytes each).
 
     Args:
         keys: digests; some may be equal.
+        on_disk: keep both there, and mapped: see `cachekd.data.spool`.
     """
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, *, on_disk: bool = False) -> None:
         self._order: Int32 = np.argsort(keys.array, kind="stable").astype(np.int32)
-        self._sorted = keys.array[self._order]
+        if not on_disk:
+            self._sorted = keys.array[self._order]
+            return
+        self._order, spool = spilled(self._order), Spool()
+        for first in range(0, len(keys), _PART):
+            spool.append(keys.take(self._order[first : first + _PART]).data.data)
+        self._sorted = spool.mapped(keys.array.dtype)
 
     def find(self, keys: Keys) -> Int64:
         """First place of each of these digests, or -1 where it is not in the list."""

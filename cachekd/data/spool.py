@@ -1,19 +1,21 @@
 """Spools: prepared samples and files wait on disk, not in memory, until they are used.
 
 Comes in: samples as they are prepared, and the bytes of files to be written later. Goes out: the
-same by place or by digest. Tokens and roles lie in files without a name in the folder for temporary
-files (``TMPDIR``), which vanish with the process. They are read, not mapped: mapped pages would
-count as memory of the process. What stays in memory of a sample is about 40 bytes.
+same by place or by digest. All lies in files without a name in the folder for temporary files
+(``TMPDIR``), which vanish with the process; nothing of a sample stays in memory. Samples are read,
+not mapped: mapped pages count as memory of the process until the system wants them back. Only what
+is searched is mapped (`spilled`, `Spool.mapped`), some tens of bytes a sample. What is small, below
+a megabyte, stays in memory.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 import tempfile
 import weakref
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -22,15 +24,16 @@ from cachekd.errors import StoreError
 from cachekd.types import Int64, Sample
 
 _WAITING_BYTES = 1 << 20
+_FACTS = struct.Struct("<qqdqii")  # end of its roles, prompt, weight, row, domain, source
+_PART = 1 << 16
+_Array = TypeVar("_Array", bound=np.ndarray[Any, Any])
 
 
 class Spool:
-    """Bytes that are appended, and read from anywhere."""
+    """Bytes that are appended, and read from anywhere; few of them stay in memory."""
 
     def __init__(self) -> None:
-        file = tempfile.TemporaryFile(prefix="cachekd-", buffering=0)  # noqa: SIM115
-        weakref.finalize(self, file.close)
-        self._file = file
+        self._file: Any = None  # made when there is much to write
         self._waiting = bytearray()
         self.size = 0
 
@@ -51,6 +54,8 @@ class Spool:
         Raises:
             StoreError: what was appended last does not fit on the disk.
         """
+        if self._file is None:
+            return self._waiting[start : start + size]
         if start + size > self.size - len(self._waiting):
             self._write()
         data = bytearray(size)
@@ -58,32 +63,67 @@ class Spool:
         assert found == size, "only what was appended is read"
         return data
 
+    def mapped(self, dtype: str | np.dtype[Any]) -> np.ndarray:
+        """All bytes as an array, mapped unless they are few (errors of `read`)."""
+        if self.size < _WAITING_BYTES:
+            return np.frombuffer(self.read(0, self.size), dtype)
+        self._write()
+        return np.memmap(self._file, dtype, "r").view(np.ndarray)
+
     def _write(self) -> None:
+        if self._file is None:
+            self._file = _temporary()
+            weakref.finalize(self, self._file.close)
         with memoryview(self._waiting) as left:
-            done = 0
-            while done < len(left):
-                try:
-                    done += self._file.write(left[done:])
-                except OSError as error:
-                    raise _full(error) from error
+            _write(self._file, left)
         self._waiting.clear()
+
+
+def _temporary() -> Any:
+    """A file without a name."""
+    try:
+        return tempfile.TemporaryFile(prefix="cachekd-", buffering=0)
+    except OSError as error:
+        raise _full(error) from error
+
+
+def _write(file: Any, data: memoryview) -> None:
+    done = 0
+    while done < len(data):
+        try:
+            done += file.write(data[done:])
+        except OSError as error:
+            raise _full(error) from error
 
 
 def _full(error: OSError) -> StoreError:
     return StoreError(
-        f"prepared data cannot be kept in {tempfile.gettempdir()}: {error}. Free space there, or "
-        "set TMPDIR to a folder on a larger disk"
+        f"what waits on disk cannot be kept in {tempfile.tempdir or '(TMPDIR)'}: {error}. Free "
+        "space there, or set TMPDIR to a folder on a larger disk"
     )
+
+
+def spilled(array: _Array) -> _Array:
+    """The same values, mapped from a file: the system takes their memory back when it wants to.
+
+    A small array stays as it is.
+
+    Raises:
+        StoreError: the disk is full; names the folder.
+    """
+    if array.nbytes < _WAITING_BYTES:
+        return array
+    with _temporary() as file:
+        _write(file, memoryview(np.ascontiguousarray(array).view(np.uint8).data).cast("B"))
+        mapped = np.memmap(file, array.dtype, "r", shape=array.shape)
+    return mapped.view(np.ndarray)  # type: ignore[return-value]
 
 
 class SpooledSamples(Sequence[Sample]):
     """Samples in the order they are appended; each is made anew when it is asked for."""
 
     def __init__(self) -> None:
-        self._tokens, self._roles = Spool(), Spool()
-        self._ends = array("q")
-        self._prompts, self._weights, self._rows = array("q"), array("d"), array("q")
-        self._domains, self._sources = array("i"), array("i")
+        self._tokens, self._roles, self._facts = Spool(), Spool(), Spool()
         self._names: dict[str, int] = {}
         self._texts: list[str] = []
 
@@ -91,15 +131,12 @@ class SpooledSamples(Sequence[Sample]):
         """Put a sample behind those that are there (errors of `Spool.append`)."""
         self._tokens.append(np.ascontiguousarray(sample.input_ids, np.int32).data)
         self._roles.append(np.ascontiguousarray(sample.roles, np.uint8).data)
-        self._ends.append(self._roles.size)
-        self._prompts.append(-1 if sample.prompt_length is None else sample.prompt_length)
-        self._weights.append(sample.weight)
-        self._rows.append(sample.row)
-        self._domains.append(self._number(sample.domain))
-        self._sources.append(self._number(sample.source))
+        prompt = -1 if sample.prompt_length is None else sample.prompt_length
+        names = self._number(sample.domain), self._number(sample.source)
+        self._facts.append(_FACTS.pack(self._roles.size, prompt, sample.weight, sample.row, *names))
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return self._facts.size // _FACTS.size
 
     @overload
     def __getitem__(self, place: int) -> Sample: ...
@@ -111,22 +148,28 @@ class SpooledSamples(Sequence[Sample]):
         if not -len(self) <= place < len(self):
             raise IndexError(f"there are {len(self)} samples; asked for number {place}")
         place %= len(self)
-        start = self._ends[place - 1] if place else 0
-        count = self._ends[place] - start
-        prompt = self._prompts[place]
+        before = min(place, 1)
+        facts = self._facts.read((place - before) * _FACTS.size, (before + 1) * _FACTS.size)
+        start = _FACTS.unpack_from(facts)[0] if before else 0
+        end, prompt, weight, row, domain, source = _FACTS.unpack_from(facts, before * _FACTS.size)
+        count = end - start
         return Sample(
             input_ids=np.frombuffer(self._tokens.read(4 * start, 4 * count), np.int32),
             roles=np.frombuffer(self._roles.read(start, count), np.uint8),
             prompt_length=None if prompt < 0 else prompt,
-            domain=self._texts[self._domains[place]],
-            weight=self._weights[place],
-            source=self._texts[self._sources[place]],
-            row=self._rows[place],
+            domain=self._texts[domain],
+            weight=weight,
+            source=self._texts[source],
+            row=row,
         )
 
     def lengths(self) -> Int64:
         """Tokens of each sample, [P]."""
-        lengths_P = np.array(self._ends, np.int64)
+        lengths_P = np.empty(len(self), np.int64)
+        for first in range(0, len(self), _PART):
+            part = lengths_P[first : first + _PART]
+            data = self._facts.read(first * _FACTS.size, len(part) * _FACTS.size)
+            part[:] = np.frombuffer(data, np.int64).reshape(-1, _FACTS.size // 8)[:, 0]
         lengths_P[1:] -= lengths_P[:-1].copy()
         return lengths_P
 

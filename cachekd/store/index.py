@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from cachekd.data import limits
 from cachekd.data.packed import Keys
+from cachekd.data.spool import spilled
 from cachekd.errors import CorruptCache
 from cachekd.types import Int64
 
 _MAGIC = b"CKDINDEX"
+_PART = 1 << 17
 _HEAD = struct.Struct("<8sIIQ")
 
 
@@ -63,17 +65,26 @@ class KeyIndex:
         heads = Keys(self._keys).heads
         if (heads[1:] == heads[:-1]).any():  # nearly never: then all of a key is compared
             return np.searchsorted(self._keys, keys.array)
-        wanted = keys.heads
-        order = np.argsort(wanted)  # neighbours are looked up in the same pages
-        at = np.empty(len(wanted), dtype=np.int64)
-        at[order] = np.searchsorted(heads, wanted[order])
+        at = np.empty(len(keys), dtype=np.int64)
+        for first in range(0, len(keys), _PART):
+            part = slice(first, first + _PART)
+            wanted = keys[part].heads
+            order = np.argsort(wanted)  # neighbours are looked up in the same pages
+            at[part][order] = np.searchsorted(heads, wanted[order])
         return at
 
     def dump(self) -> bytes:
         """Bytes of the index file."""
         head = _HEAD.pack(_MAGIC, 1, len(self.shards), len(self._keys))
         digests = b"".join(bytes.fromhex(shard) for shard in self.shards)
-        return head + digests + self._keys.tobytes() + self._places.astype("<u4").tobytes()
+        places = self._places.astype("<u4", copy=False)
+        return b"".join(
+            [head, digests, Keys(self._keys).data.data, np.ascontiguousarray(places).data]
+        )
+
+    def spilled(self) -> KeyIndex:
+        """The same, on disk: see `cachekd.data.spool.spilled`."""
+        return KeyIndex(self.shards, spilled(self._keys), spilled(self._places))
 
 
 def build_index(shards: Mapping[str, Sequence[bytes]]) -> KeyIndex:
@@ -84,22 +95,21 @@ def build_index(shards: Mapping[str, Sequence[bytes]]) -> KeyIndex:
     names = sorted(shards)
     counts = [len(shards[name]) for name in names]
     keys = Keys.joined([Keys.of(shards[name]) for name in names]).array
-    places = np.stack(
-        [
-            np.repeat(np.arange(len(names), dtype=np.uint32), counts),
-            np.concatenate([np.arange(count, dtype=np.uint32) for count in counts])
-            if counts
-            else np.zeros(0, dtype=np.uint32),
-        ]
-    )
-    order = np.argsort(keys, kind="stable")
-    keys, places = keys[order], places[:, order]
-    first = np.ones(len(keys), dtype=bool)
-    first[1:] = keys[1:] != keys[:-1]
-    return KeyIndex(names, keys[first], places[:, first])
+    order = np.argsort(keys, kind="stable").astype(np.uint32)
+    keys = keys[order]
+    if not (keys[1:] > keys[:-1]).all():
+        first = np.ones(len(keys), dtype=bool)
+        first[1:] = keys[1:] != keys[:-1]
+        keys, order = keys[first], order[first]
+    ends = np.cumsum(counts, dtype=np.uint32) if counts else np.zeros(0, np.uint32)
+    places = np.empty((2, len(keys)), dtype=np.uint32)
+    places[0] = np.searchsorted(ends, order, side="right")
+    begins = np.concatenate([np.zeros(1, np.uint32), ends])
+    places[1] = order - begins[places[0]]
+    return KeyIndex(names, keys, places)
 
 
-def load_index(name: str, data: bytes) -> KeyIndex:
+def load_index(name: str, data: bytes | memoryview) -> KeyIndex:
     """Parse an index file.
 
     Raises:

@@ -33,6 +33,7 @@ CARD = "README.md"
 FOLDERS = ("plans", "units", "samples", KIND, ATTENTION, "priors", "index", GENERATED)
 _LARGE = frozenset(["plan", "manifest"])
 _CRITICAL = "critical"
+_PART = 1 << 20
 _SEALED = re.compile(
     rf"{re.escape(CACHE)}|({KIND}|{ATTENTION})/capture\.json"
     r"|plans/[0-9a-f]{64}\.json|units/[0-9a-f]{64}-(0|[1-9][0-9]{0,8})\.json"
@@ -111,7 +112,10 @@ def manifest_name(generation: int) -> str:
 
 def _checksum(document: Mapping[str, Any]) -> str:
     bare = {key: value for key, value in document.items() if key != "checksum"}
-    return hashlib.sha256(canonical_json(bare).encode()).hexdigest()
+    text, digest = canonical_json(bare), hashlib.sha256()
+    for start in range(0, len(text), _PART):  # a plan may be large: it is not copied whole
+        digest.update(text[start : start + _PART].encode())
+    return digest.hexdigest()
 
 
 def dump_document(kind: str, content: Mapping[str, Any]) -> bytes:
@@ -122,7 +126,8 @@ def dump_document(kind: str, content: Mapping[str, Any]) -> bytes:
     """
     document = {"format": f"cachekd-{kind}", "version": VERSION, **content}
     document["checksum"] = _checksum(document)
-    data = (json.dumps(document, sort_keys=True, indent=1) + "\n").encode()
+    parts = json.JSONEncoder(sort_keys=True, indent=1).iterencode(document)
+    data = "".join([*parts, "\n"]).encode()
     most = most_bytes(kind)
     if len(data) > most:
         raise DataError(

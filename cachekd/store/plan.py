@@ -194,8 +194,11 @@ def cut(
 
 def _windowed(lengths_P: Int64, window: int) -> Int64:
     """Longest first within each window; equal lengths stay in their order."""
-    windows_P = np.arange(len(lengths_P)) // window
-    return np.lexsort((-lengths_P, windows_P)).astype(np.int64)
+    order_P = np.empty(len(lengths_P), dtype=np.int64)
+    for first in range(0, len(lengths_P), window):
+        part = slice(first, first + window)
+        order_P[part] = first + np.argsort(-lengths_P[part], kind="stable")
+    return order_P
 
 
 def _batches(lengths_P: Int64, budget: int) -> Iterator[PlannedBatch]:

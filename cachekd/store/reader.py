@@ -279,7 +279,7 @@ def _open_sealed(location: Location, name: str) -> Cache:
     if (manifest.source_id, manifest.capture_id, manifest.attention_id) != ids:
         raise CorruptCache(f"{url}: the seal is of another identity than cache.json")
     data = location.checked(index_name(manifest.index), manifest.index)
-    index = load_index(index_name(manifest.index), data.to_pybytes())
+    index = load_index(index_name(manifest.index), memoryview(data))
     samples = captured(load_samples(location, manifest.samples, manifest.written()), index)
     if len(samples.ids) != manifest.totals.get("samples"):
         raise CorruptCache(

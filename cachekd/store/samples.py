@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cachekd.data import limits
 from cachekd.data.digests import sample_digest, sample_key
-from cachekd.data.packed import Keys, Labels, Places
+from cachekd.data.packed import Keys, Labels, Places, has_copies
 from cachekd.errors import CorruptCache, DataError
 from cachekd.store.tables import (
     SAMPLES,
@@ -26,8 +26,8 @@ from cachekd.store.tables import (
     ints_or,
     list_column,
     numpy_of,
-    packed_of,
     read_table,
+    whole_of,
     write_table,
 )
 from cachekd.types import Int32, Int64, Role, Sample, UInt8
@@ -36,13 +36,15 @@ SHARD_ROWS = 100_000
 
 
 def sample_ids(samples: Sequence[Sample], keys: Keys) -> Keys:
-    """Content id of each sample; equal rows are numbered as they come."""
-    firsts = Keys.of(_id(sample, key, 0) for sample, key in zip(samples, keys, strict=True))
+    """Content id of each sample, on disk; equal rows are numbered as they come."""
+    firsts = Keys.spooled(_id(sample, key, 0) for sample, key in zip(samples, keys, strict=True))
+    if not has_copies(firsts):  # the common case, in a tenth of the time and half the memory
+        return firsts
     copies = Places(firsts).copies()
     ids = firsts.array.copy()
     for i in map(int, np.flatnonzero(copies)):
         ids[i] = _id(samples[i], keys[i], int(copies[i]))
-    return Keys(ids)
+    return Keys(ids).spilled()
 
 
 def _id(sample: Sample, key: bytes, copy: int) -> bytes:
@@ -218,7 +220,7 @@ def read_samples(name: str, data: pa.Buffer, rows: int = limits.TABLE_ROWS) -> p
 
 def _possible(table: pa.Table) -> bool:
     """Whether prompts have a length, and weights are finite and not below 0."""
-    prompts = ints_or(_whole(table["prompt_length"]), 0)
+    prompts = ints_or(whole_of(table["prompt_length"]), 0)
     weights = numpy_of(table["weight"])
     return bool(
         ((prompts >= 0) & (prompts <= limits.TOKENS)).all()
@@ -232,66 +234,3 @@ def _ascending(ends: Int32, counts: Int64) -> bool:
     firsts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     steps[firsts] = ends[firsts]
     return bool((steps > 0).all())
-
-
-def collect(tables: Iterable[tuple[pa.Table, bool]]) -> SampleTable:
-    """Samples of several shards in the order given; a sample id that was met is left out.
-
-    Args:
-        tables: each with whether the teacher wrote its responses.
-    """
-    parts = [_unpacked(*table) for table in tables] or [_unpacked(SAMPLES.empty_table(), False)]
-    samples = parts[0] if len(parts) == 1 else _joined(parts)
-    heads = np.sort(samples.ids.heads)
-    if (heads[1:] != heads[:-1]).all():  # the common case, in a tenth of the time
-        return samples
-    copies = Places(samples.ids).copies()
-    return samples.take(np.flatnonzero(copies == 0)) if copies.any() else samples
-
-
-def _joined(parts: Sequence[SampleTable]) -> SampleTable:
-    spans = [np.diff(part.span_offsets) for part in parts]
-    return SampleTable(
-        ids=Keys.joined([part.ids for part in parts]),
-        keys=Keys.joined([part.keys for part in parts]),
-        lengths=np.concatenate([part.lengths for part in parts]),
-        prompt_lengths=np.concatenate([part.prompt_lengths for part in parts]),
-        span_offsets=np.concatenate([[0], np.cumsum(np.concatenate(spans))]).astype(np.int64),
-        span_roles=np.concatenate([part.span_roles for part in parts]),
-        span_ends=np.concatenate([part.span_ends for part in parts]),
-        domains=Labels.joined([part.domains for part in parts]),
-        weights=np.concatenate([part.weights for part in parts]),
-        written=np.concatenate([part.written for part in parts]),
-    )
-
-
-def _unpacked(table: pa.Table, written: bool) -> SampleTable:
-    """Columns of one shard, copied so that the table can go."""
-    columns = {name: _whole(table[name]) for name in table.column_names}
-    roles, ends = (_list_values(columns[name]) for name in ("span_roles", "span_ends"))
-    domains = columns["domain"].dictionary_encode()
-    return SampleTable(
-        ids=packed_of(columns["sample_id"]),
-        keys=packed_of(columns["key"]),
-        lengths=numpy_of(columns["n_tokens"]).astype(np.int32),
-        prompt_lengths=ints_or(columns["prompt_length"], -1),
-        span_offsets=roles[0],
-        span_roles=roles[1].astype(np.uint8),
-        span_ends=ends[1].astype(np.int32),
-        domains=Labels(numpy_of(domains.indices).astype(np.int32), domains.dictionary.to_pylist()),
-        weights=numpy_of(columns["weight"]).astype(np.float64),
-        written=np.full(table.num_rows, written),
-    )
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    array = column.combine_chunks()
-    # An empty column keeps no chunk.
-    return pa.array([], column.type) if isinstance(array, pa.ChunkedArray) else array
-
-
-def _list_values(array: pa.Array) -> tuple[Int64, np.ndarray]:
-    """Offsets from 0 and flat values of a list column."""
-    offsets = numpy_of(array.offsets).astype(np.int64)
-    values = numpy_of(array.values)[offsets[0] : offsets[-1]]
-    return offsets - offsets[0], values

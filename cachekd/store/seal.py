@@ -18,6 +18,7 @@ from cachekd.errors import CorruptCache, StoreError, UnsealedCache
 from cachekd.store.attention_rows import check_query_rows
 from cachekd.store.card import card
 from cachekd.store.claims import Claims
+from cachekd.store.collected import collect
 from cachekd.store.content import content_of
 from cachekd.store.identity import Identity
 from cachekd.store.index import KeyIndex
@@ -42,7 +43,7 @@ from cachekd.store.manifest import (
     read_manifest,
 )
 from cachekd.store.problems import file_problem
-from cachekd.store.samples import SampleTable, collect, read_samples
+from cachekd.store.samples import SampleTable, read_samples
 from cachekd.store.state import CacheState, read_state
 
 
@@ -86,7 +87,7 @@ def checked_content(
 
     Raises: those of `seal`.
     """
-    index = state.index()
+    index = state.index().spilled()
     everything = load_samples(location, state.samples(), state.written())
     samples = captured(everything, index)
     missing = len(everything.ids) - len(samples.ids)
@@ -227,7 +228,8 @@ def load_samples(
     Raises:
         CorruptCache: a shard is missing, or its name is not the digest of its bytes.
     """
-    return collect((samples_table(location, digest), digest in written) for digest in digests)
+    tables = ((samples_table(location, digest), digest in written) for digest in digests)
+    return collect(tables, on_disk=True)
 
 
 def samples_table(location: Location, digest: str) -> pa.Table:

@@ -224,6 +224,13 @@ def ints_or(column: pa.Array, default: int) -> Int32:
     return values
 
 
+def whole_of(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    array = column.combine_chunks()
+    # An empty column keeps no chunk.
+    return pa.array([], column.type) if isinstance(array, pa.ChunkedArray) else array
+
+
 def packed_of(column: pa.Array) -> Keys:
     """Digests of a column, copied."""
     if not len(column):

@@ -13,6 +13,7 @@ from typing import Any
 from cachekd.data.digests import differences, json_id
 from cachekd.errors import CorruptCache, StoreError
 from cachekd.store.attention_shards import AttentionFacts
+from cachekd.store.collected import collect
 from cachekd.store.committed import without_samples
 from cachekd.store.content import content_of
 from cachekd.store.generated import generated_files
@@ -38,7 +39,7 @@ from cachekd.store.problems import (
     file_problem,
     problem_of,
 )
-from cachekd.store.samples import SampleTable, collect
+from cachekd.store.samples import SampleTable
 from cachekd.store.seal import captured, samples_table
 from cachekd.store.shards import ShardFacts
 from cachekd.store.state import CacheState

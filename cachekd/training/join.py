@@ -18,9 +18,9 @@ from cachekd.config import TrainConfig
 from cachekd.data.digests import differences
 from cachekd.data.spool import SpooledSamples
 from cachekd.errors import MismatchError
+from cachekd.store.collected import collect
 from cachekd.store.samples import (
     SampleTable,
-    collect,
     keys_of,
     read_samples,
     sample_ids,

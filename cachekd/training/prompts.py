@@ -19,7 +19,8 @@ from cachekd.config import DataConfig, RowsConfig
 from cachekd.data.alignment import response_starts
 from cachekd.data.packed import Keys
 from cachekd.errors import ConfigError, DataError
-from cachekd.store.samples import collect, keys_of, read_samples, sample_ids, write_samples
+from cachekd.store.collected import collect
+from cachekd.store.samples import keys_of, read_samples, sample_ids, write_samples
 from cachekd.training.cut import truncate
 from cachekd.training.loader import CacheDataset, summary
 from cachekd.training.order import Order

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachekd.data.alignment import LossMask, response_rows, trained_rows, trained_spans
-from cachekd.store.samples import collect, keys_of, read_samples, write_samples
+from cachekd.store.collected import collect
+from cachekd.store.samples import keys_of, read_samples, write_samples
 from cachekd.types import Role, Sample
 
 ROLES = st.lists(st.sampled_from(list(Role)), min_size=1, max_size=12)

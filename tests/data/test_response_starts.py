@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cachekd.data.alignment import response_starts
-from cachekd.store.samples import collect, read_samples, write_samples
+from cachekd.store.collected import collect
+from cachekd.store.samples import read_samples, write_samples
 from cachekd.types import Role, Sample
 
 A, U, T = Role.ASSISTANT, Role.USER, Role.TEMPLATE

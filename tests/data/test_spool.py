@@ -81,3 +81,20 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     held.append(b"x")
     with pytest.raises(StoreError, match=r"No space left.*set TMPDIR"):
         held.read(0, 1)
+
+
+def test_what_is_small_needs_no_disk_and_what_is_large_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(**_: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(spool.tempfile, "TemporaryFile", none)
+    held, small = Spool(), np.arange(1000)
+    held.append(small.data)
+    assert spool.spilled(small) is small and held.mapped(small.dtype).tolist() == small.tolist()
+    assert held.read(8, 8) == small[1:2].tobytes()
+    with pytest.raises(StoreError, match=r"No usable temporary directory.*set TMPDIR"):
+        spool.spilled(np.zeros(1 << 20))
+    with pytest.raises(StoreError, match=r"No usable temporary directory.*set TMPDIR"):
+        held.append(bytes(1 << 20))

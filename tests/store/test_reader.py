@@ -19,10 +19,11 @@ from tiny import chat_rows
 import cachekd
 from cachekd.data.digests import sample_key
 from cachekd.errors import CacheNotFound, CorruptCache, StoreError, UnsealedCache
+from cachekd.store.collected import collect
 from cachekd.store.io import Location
 from cachekd.store.layout import dump_document
 from cachekd.store.reader import Cache
-from cachekd.store.samples import collect, keys_of, read_samples, sample_ids, write_samples
+from cachekd.store.samples import keys_of, read_samples, sample_ids, write_samples
 from cachekd.store.seal import seal
 from cachekd.store.state import read_state
 from cachekd.store.verify import verify
@@ -182,8 +183,8 @@ roles = st.lists(st.sampled_from(list(Role)), min_size=2, max_size=40)
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(roles, st.none() | st.integers(0, 40), st.sampled_from(["", "a", "ü"])),
-                max_size=6))  # fmt: skip
-def test_samples_come_back(values: list[tuple[list[Role], int | None, str]]) -> None:
+                max_size=6), st.booleans())  # fmt: skip
+def test_samples_come_back(values: list[tuple[list[Role], int | None, str]], on_disk: bool) -> None:
     samples = [
         Sample(
             input_ids=np.arange(len(parts), dtype=np.int32) + 5,
@@ -204,7 +205,8 @@ def test_samples_come_back(values: list[tuple[list[Role], int | None, str]]) -> 
         )
         for part in (slice(0, half), slice(half, None), slice(0, half))
     ]
-    table = collect((table, place == 1) for place, table in enumerate(tables))
+    parts = [(table, place == 1) for place, table in enumerate(tables)]
+    table = collect(parts, on_disk=on_disk)
     assert table.ids == ids and table.keys == keys
     assert table.written.tolist() == [False] * half + [True] * (len(ids) - half)
     for i, sample in enumerate(samples):
