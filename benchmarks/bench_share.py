@@ -4,9 +4,10 @@ A made-up cache goes to a folder and to an S3 server on this machine, each into 
 turn by turn: by `push`, and by the filesystem's own recursive ``put`` with as many transfers at
 once, which checks nothing and, in a folder, waits for no disk; there the same copy with each file
 synced to the disk, as `push` does it, stands beside it. The same for `pull` and ``get``. Figures
-are medians of the repeats, as ratios: 1 is as fast as the plain copy. The rest is counted: files
-that a second push of an unchanged cache looks at and moves, requests of it, and what parts take of
-the whole.
+are medians of the repeats, as ratios: 1 is as fast as the plain copy. Memory is what a process
+grows by at its peak (``VmHWM``, which counts mapped pages of files too) while it moves one large
+shard, after it has moved a small cache. The rest is counted: files that a second push of an
+unchanged cache looks at and moves, requests of it, and what parts take of the whole.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from common import median, save
+from common import forget_peak, in_child, median, resident, save
 from synthetic import Shape, write_cache
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -36,6 +37,7 @@ from cachekd.sharing.push import push
 from cachekd.store.io import Location
 
 JOBS = 8
+SMALL = Shape(shards=4, documents=8, tokens=32, vocab=512, k=8)
 
 
 def seconds(act: Callable[[], object]) -> float:
@@ -98,6 +100,32 @@ def config(kind: Any, cache: Path, url: str, **further: Any) -> Any:
     return kind(cache=str(cache), location=url, jobs=JOBS, **further)
 
 
+def growth(kind: str, small: Path, cache: Path, base: str) -> int:
+    """Bytes that this process grows by while it pushes a cache, or pulls one that was pushed."""
+    act, settings = (push, PushConfig) if kind == "push" else (pull, PullConfig)
+    ends = [(small, f"{base}/small/cache"), (cache, f"{base}/large/cache")]
+    for number, (folder, url) in enumerate(ends):
+        here = folder if kind == "push" else folder.with_name(f"{folder.name}-{len(base)}")
+        before = resident("VmRSS")
+        if number:
+            forget_peak()
+        act(config(settings, here, url))
+    return resident("VmHWM") - before
+
+
+def memory(shape: Shape, work: Path, places: dict[str, str]) -> dict[str, Any]:
+    """Growth of processes that move a large shard, in MB."""
+    small, cache = work / "small", work / "large"
+    write_cache(small, SMALL)
+    size = write_cache(cache, shape)
+    found = {
+        f"{kind}_{name}": round(in_child(growth, kind, small, cache, base) / 1e6, 1)
+        for name, base in places.items()
+        for kind in ("push", "pull")
+    }
+    return {"shard_mb": round(size / 1e6, 1), "growth_mb": found}
+
+
 def second_push(cache: Path, server: str, url: str) -> dict[str, Any]:
     """What a push of what is there already looks at, moves and asks."""
     with faulty(server) as proxy:
@@ -128,12 +156,14 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=12)
     parser.add_argument("--documents", type=int, default=256, help="of a shard")
     parser.add_argument("--tokens", type=int, default=256, help="of a document")
+    parser.add_argument("--large", type=int, default=6800, help="documents of the large shard")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="small, once, saves nothing")
     args = parser.parse_args()
     shape = Shape(shards=args.shards, documents=args.documents, tokens=args.tokens)
     if args.quick:
-        shape, args.repeats = Shape(shards=4, documents=8, tokens=32, vocab=512, k=8), 1
+        shape, args.repeats = SMALL, 1
+        args.large = 16
     with tempfile.TemporaryDirectory() as folder, s3_server() as server:
         work = Path(folder)
         os.environ["CACHEKD_LOCAL_CACHE"] = str(work / "local-cache")
@@ -142,7 +172,10 @@ def main() -> None:
         os.environ.update(s3_environment(server))
         make_bucket(server, "bench")
         url = "s3://bench/team"
+        large = Shape(shards=1, documents=args.large, tokens=256)
+        places = {"folder": str(work / "memory"), "s3": "s3://bench/memory"}
         result = {
+            "memory": memory(large, work, places),
             "bytes": sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()),
             "files": sum(path.is_file() for path in cache.rglob("*")),
             "jobs": JOBS,

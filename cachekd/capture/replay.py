@@ -115,8 +115,24 @@ def keys_of_data(
         TeacherError: there is none of this name.
         DataError: a row cannot be used, or the cache does not say how rows became tokens.
     """
-    teacher = str(provenance.get("teacher"))
-    name = tokenizer or str(provenance.get("tokenizer") or teacher)
+    folder = _own_tokenizer(door, provenance, tokenizer_digest, tokenizer)
+    prepared = replay(
+        rows,
+        recorded_of(provenance, str(provenance.get("teacher"))),
+        load_tokenizer_of(folder),
+        longest=longest,
+        vocab_size=vocab_size,
+        on_long=on_long,
+        on_bad="skip",
+    )
+    return keys_of(prepared.samples)
+
+
+def _own_tokenizer(
+    door: str, provenance: Mapping[str, Any], digest: str, tokenizer: str | None
+) -> Path:
+    """Folder of a cache's tokenizer (arguments and errors of `keys_of_data`)."""
+    name = tokenizer or str(provenance.get("tokenizer") or provenance.get("teacher"))
     try:
         folder = resolve_model(name, provenance.get("revision"), weights=False)
     except TeacherError as error:
@@ -126,18 +142,8 @@ def keys_of_data(
         ) from error
     found = {"tokenizer": tokenizer_facts(folder).digest}
     names = ("the cache", f"the tokenizer {name}")
-    refuse_difference(door, {"tokenizer": tokenizer_digest}, found, *names)
-    recorded = recorded_of(provenance, teacher)
-    prepared = replay(
-        rows,
-        recorded,
-        load_tokenizer_of(folder),
-        longest=longest,
-        vocab_size=vocab_size,
-        on_long=on_long,
-        on_bad="skip",
-    )
-    return keys_of(prepared.samples)
+    refuse_difference(door, {"tokenizer": digest}, found, *names)
+    return folder
 
 
 def load_tokenizer_of(folder: Path, *, trust: bool = False) -> Any:

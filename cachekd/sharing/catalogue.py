@@ -100,8 +100,16 @@ class Entry:
         return dump_document(_KIND, {**plain, **lists, "sketch": packed})
 
 
-def enter(into: Location, identity: Identity, sealed: Manifest) -> str | None:
+def enter(
+    into: Location, identity: Identity, sealed: Manifest, near: Location | None = None
+) -> str | None:
     """Enter a cache in the catalogue beside it, in the place of older entries of it.
+
+    Args:
+        into: the cache.
+        identity: of it.
+        sealed: its newest seal.
+        near: where the same index and samples lie too, to be read from there.
 
     Returns:
         the entry's file, or None where there is no folder above, or none that can be written: then
@@ -112,7 +120,7 @@ def enter(into: Location, identity: Identity, sealed: Manifest) -> str | None:
         return None
     parent, folder = above
     try:
-        entry = entry_of(into, folder, identity, sealed)
+        entry = entry_of(into, folder, identity, sealed, near)
         name = _file(entry)
         parent.replace(name, entry.dump())
         for old, other in _read(parent):
@@ -124,11 +132,17 @@ def enter(into: Location, identity: Identity, sealed: Manifest) -> str | None:
     return parent.path(name)
 
 
-def entry_of(location: Location, folder: str, identity: Identity, sealed: Manifest) -> Entry:
-    """The entry of a sealed cache."""
-    name = index_name(sealed.index)
-    keys = load_index(name, location.checked(name, sealed.index)).keys
-    sources, longest = _samples(location, sealed)
+def entry_of(
+    location: Location,
+    folder: str,
+    identity: Identity,
+    sealed: Manifest,
+    near: Location | None = None,
+) -> Entry:
+    """The entry of a sealed cache (arguments as of `enter`)."""
+    name, held = index_name(sealed.index), near or location
+    keys = load_index(name, held.checked(name, sealed.index)).keys
+    sources, longest = _samples(held, sealed)
     threshold = min((1 << 64) - 1, (1 << 64) * _SKETCH_KEYS // max(1, len(keys)))
     at = location.entries().get(manifest_name(sealed.generation))
     kinds = ("logits",) if identity.attention_id is None else ("logits", "attention")

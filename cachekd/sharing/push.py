@@ -55,12 +55,16 @@ def _push(config: PushConfig, step: Step | None) -> dict[str, Any]:
             return {"from": source.url, **push_to_hub(config, content, step=step)}
     into = Location(config.location)
     whole = sealed_content(source)
-    refuse_other("push", whole, into)
+    if config.keys_only or config.drop_keys:
+        refuse_other("push", whole, into)  # before a changed copy is made
     with _travelling(config, whole) as content:
         done = transfer("push", content, into, jobs=config.jobs, dry_run=config.dry_run, step=step)
-    report = {"cache": source.url, "to": into.url, **done.report()}
-    if done.manifest is not None:
-        report["catalogue"] = enter(into, whole.identity, done.manifest)
+        report = {"cache": source.url, "to": into.url, **done.report()}
+        if done.manifest is not None:
+            mine, there = content.manifest, done.manifest
+            same = (mine.root, mine.index) == (there.root, there.index)
+            near = content.location if same else None
+            report["catalogue"] = enter(into, whole.identity, there, near)
     return report
 
 

@@ -85,10 +85,10 @@ def transfer(
         StoreError: a file cannot be read or written, or the disk is too small.
         Incomplete: stopped by a signal; the same call continues.
     """
-    refuse_other(door, content, into)
+    known = _sealed_there(into) if refuse_other(door, content, into) else {}
     with stop_on_signals() as flag:
         copier = Copier(content.location, into, jobs, step, lambda: flag.asked)
-        blobs, documents = _lacking(content, into, copier)
+        blobs, documents = _lacking(content, into, known, copier)
         total = sum(blob.size or 0 for blob in blobs.values())
         if dry_run:
             files = len(blobs) + len(documents)
@@ -104,10 +104,9 @@ def transfer(
 
 
 def _lacking(
-    content: Content, into: Location, copier: Copier
+    content: Content, into: Location, known: Mapping[str, str], copier: Copier
 ) -> tuple[dict[str, Blob], dict[str, str]]:
     """What a location does not hold: files named by their digest, and documents."""
-    known = _sealed_there(into)
     blobs = lacking(into, content.blobs, frozenset(known), copier)
     documents = {
         name: digest for name, digest in content.documents.items() if known.get(name) != digest
@@ -127,14 +126,19 @@ def _check_there(into: Location, blobs: Mapping[str, Blob]) -> None:
             )
 
 
-def refuse_other(door: str, content: Content, into: Location) -> None:
+def refuse_other(door: str, content: Content, into: Location) -> bool:
     """Refuse a location that holds a cache of another identity; warn of another provenance.
+
+    Returns:
+        whether it holds a cache.
 
     Raises:
         MismatchError: names each field that differs.
     """
-    if has_cache(into):
+    found = has_cache(into)
+    if found:
         refuse_pair(door, content.identity, read_identity(into), content.location.url, into.url)
+    return found
 
 
 def refuse_pair(door: str, left: Identity, right: Identity, left_url: str, right_url: str) -> None:
@@ -144,8 +148,8 @@ def refuse_pair(door: str, left: Identity, right: Identity, left_url: str, right
 
 
 def _sealed_there(into: Location) -> dict[str, str]:
-    """Files that the newest seal of a location names, with their digests; none without a seal."""
-    sealed = read_manifest(into) if has_cache(into) else None
+    """Files that the newest seal of a cache names, with their digests; none without a seal."""
+    sealed = read_manifest(into)
     if sealed is None:
         return {}
     shards = [facts.digest for facts in sealed.shards.values()]

@@ -74,10 +74,10 @@ def compact(location: Location, target: int, *, dry_run: bool) -> Compacted:
     if dry_run or not groups:
         return told if dry_run else replace(told, bytes_after=size)
     left = _unite(location, state, groups)
-    _seal_without(location, left)
-    for group in groups:
-        for key, _ in group:
-            location.remove(unit_name(*key))
+    old = [unit_name(*key) for group in groups for key, _ in group]
+    _seal_without(location, left, old)
+    for name in old:
+        location.remove(name)
     after = left.shards()
     size = sum(facts.bytes for facts in after.values())
     return replace(told, shards_after=len(after), bytes_after=size)
@@ -182,12 +182,15 @@ def _write(
     )
 
 
-def _seal_without(location: Location, left: CacheState) -> Manifest | None:
-    """Seal what is left, where the cache is sealed; an unsealed one is as it was without a seal."""
+def _seal_without(location: Location, left: CacheState, old: Sequence[str]) -> Manifest | None:
+    """Seal what is left, where the cache is sealed; an unsealed one is as it was without a seal.
+
+    Records of units that were united are not lost: those of the united shards stand for them.
+    """
     if read_manifest(location) is None:
         return None
     last = newest_generation(location)
     content, index_data = checked_content(location, left, leave_out=True)
-    sealed = publish(location, left.identity, content, index_data, after=last)
+    sealed = publish(location, left.identity, content, index_data, after=last, replaced=old)
     assert sealed is not None, "no other process works on the cache"
     return sealed

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from cachekd.data.digests import bytes_digest
-from cachekd.errors import ConfigError, CorruptCache
+from cachekd.errors import ConfigError
 from cachekd.store.generated import generated_files
 from cachekd.store.identity import refuse_difference, warn_of_difference
 from cachekd.store.identity_files import write_identity
@@ -19,6 +19,7 @@ from cachekd.store.layout import (
     unit_name,
 )
 from cachekd.store.manifest import Manifest, generations
+from cachekd.store.pieces import Checked
 from cachekd.store.seal import seal
 from cachekd.store.state import CacheState, is_committed, read_state
 
@@ -105,7 +106,4 @@ def copy_files(place: Location, named: Mapping[str, str], into: Location) -> Non
     """
     for name, digest in named.items():
         if not into.has(name, digest):
-            data = place.read(name)
-            if bytes_digest(data) != digest:
-                raise CorruptCache(f"{place.path(name)}: its bytes do not have the digest it names")
-            into.keep(name, data, digest)
+            into.take(name, Checked(place.path(name), digest, partial(place.pieces, name)))

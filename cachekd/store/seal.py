@@ -7,7 +7,7 @@ the same root whoever made them, and when.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -106,13 +106,16 @@ def checked_content(
     return content_of(location, state, samples, index)
 
 
-def left_out(before: Manifest, content: Mapping[str, Any]) -> dict[str, Any]:
+def left_out(
+    before: Manifest, content: Mapping[str, Any], replaced: Collection[str] = ()
+) -> dict[str, Any]:
     """The field ``repaired`` of a new seal: files of earlier ones that it does not name.
 
-    A file that was made anew is named again, and so it is gone from the next seal's list.
+    A file that was made anew is named again, and so it is gone from the next seal's list; one that
+    was replaced by others was never lost.
     """
     named = {*before.repaired, *before.files, *map(samples_name, before.samples)}
-    lost = named - {*content["files"], *map(samples_name, content["samples"])}
+    lost = named - {*content["files"], *map(samples_name, content["samples"]), *replaced}
     return {"repaired": sorted(lost)} if lost else {}
 
 
@@ -133,6 +136,7 @@ def publish(
     *,
     after: int,
     generation: int | None = None,
+    replaced: Collection[str] = (),
 ) -> Manifest | None:
     """Write the index, a seal with this content unless the newest has it, the hint and the card.
 
@@ -143,6 +147,7 @@ def publish(
         index_data: bytes of the index that it names.
         after: generation of the newest seal when the content was looked at, 0 if there was none.
         generation: of a damaged seal that this one replaces; else the next one is taken.
+        replaced: files of the newest seal that others stand for in this one.
 
     Returns:
         the newest seal, or None if another writer has sealed since: then nothing is sealed, and
@@ -154,7 +159,7 @@ def publish(
     location.sweep(FOLDERS)
     if generation is not None:
         location.replace(manifest_name(generation), seal_data(content, generation))
-    elif not _take(location, content, after):
+    elif not _take(location, content, after, replaced):
         return None
     sealed = read_manifest(location)
     assert sealed is not None, "there is one at least"
@@ -192,7 +197,9 @@ def seal_data(content: Mapping[str, Any], generation: int) -> bytes:
     return dump_document("manifest", {**content, "generation": generation})
 
 
-def _take(location: Location, content: Mapping[str, Any], after: int) -> bool:
+def _take(
+    location: Location, content: Mapping[str, Any], after: int, replaced: Collection[str]
+) -> bool:
     """Write the seal that follows one, unless that says the same; False if another was first."""
     if newest_generation(location) != after:
         return False
@@ -205,7 +212,7 @@ def _take(location: Location, content: Mapping[str, Any], after: int) -> bool:
                 f"{location.path(manifest_name(after))}: there is no higher generation; the file "
                 "was put there. Take it away, then seal again"
             )
-        content = {**left_out(before, content), **content, **origins(before, content)}
+        content = {**left_out(before, content, replaced), **content, **origins(before, content)}
     return location.create(manifest_name(after + 1), seal_data(content, after + 1))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from harness import ran
 from tiny import Ran
 
 import cachekd
@@ -56,6 +57,8 @@ def test_small_shards_become_few(cache: Path, shared: Path) -> None:
     assert not verify(str(cache)).problems
     same_records(cache, shared)
     assert clean(cache, compact=True)["shards_after"] == done["shards_after"]
+    manifest = cachekd.open_cache(str(cache)).manifest
+    assert manifest is not None and manifest.repaired == (), "records were united, none was lost"
 
 
 def test_shards_of_several_runs_are_united(cache: Path, make_cache: Maker, tmp_path: Path) -> None:
@@ -155,6 +158,13 @@ def test_stopped_anywhere_it_opens_as_before_or_after(
         if not stopped:
             break
     assert allowed > 10
+
+
+@pytest.mark.reliability
+def test_killed_at_some_changes_of_the_disk() -> None:
+    """By the system; records are equal before and after, and the same command ends the work."""
+    found = ran("share_kills.py", "gc", "--step", 7)
+    assert found["done"] == -(-found["changes"] // 7) > 7
 
 
 def test_a_cache_that_is_written_is_left_alone(cache: Path, cachekd: Callable[..., Ran]) -> None:
