@@ -12,13 +12,14 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import pyarrow as pa
 
 from cachekd.errors import CorruptCache
 from cachekd.store import disk
+from cachekd.store.at_once import Read
 from cachekd.store.listing import Entry, local_entries, local_folders
 from cachekd.store.temporary import (
     NOT_PLAIN,
@@ -81,8 +82,8 @@ class LocalFolder:
             return _read(f"{self.root}/{name}", base, folder, most)
 
     @contextmanager
-    def reader(self, folder: str, most: int | None) -> Iterator[Callable[[str], bytes]]:
-        """Within: reads files of a sub-folder that is opened but once (see `read`)."""
+    def reader(self, folder: str, most: int | None, names: Iterable[str]) -> Iterator[Read]:
+        """Within: reads these files of a sub-folder that is opened but once (see `read`)."""
         with self.opened(folder) as opened:
             yield lambda base: _read(f"{self.root}/{folder}/{base}", base, opened, most)
 

@@ -54,14 +54,25 @@ def test_the_bound_holds_and_the_oldest_goes(tmp_path: Path) -> None:
         assert cache.get("x", digest(body(0)), SIZE, source.of(body(0))).to_pybytes() == body(0)
     assert source.asked == 8, "what is used again stays"
     assert source.peak == 3 * SIZE and held(tmp_path / "c") == 3 * SIZE
-    assert cache.holds(digest(body(0))) and not cache.holds(digest(body(1)))
+    assert cache.held() == {digest(body(number)) for number in (0, 6, 7)}
 
 
 def test_a_file_that_is_mapped_may_go(tmp_path: Path) -> None:
     cache, source = LocalCache(str(tmp_path), SIZE), Source(tmp_path)
     first = cache.get("x", digest(body(1)), SIZE, source.of(body(1)))
     cache.get("x", digest(body(2)), SIZE, source.of(body(2)))
-    assert first.to_pybytes() == body(1) and not cache.holds(digest(body(1)))
+    assert first.to_pybytes() == body(1) and cache.held() == {digest(body(2))}
+
+
+def test_any_process_can_tell_that_something_was_taken_away(tmp_path: Path) -> None:
+    cache, other = (LocalCache(str(tmp_path / "c"), limit) for limit in (2 * SIZE, 3 * SIZE))
+    assert cache.evictions() == -1 and cache.held() == frozenset()
+    source = Source(tmp_path / "c")
+    for number in range(5):
+        cache.get("x", digest(body(number)), SIZE, source.of(body(number)))
+        assert cache.evictions() == other.evictions() == max(0, number - 1)
+    assert other.held() == {digest(body(number)) for number in (3, 4)}
+    assert (tmp_path / "c" / ".lock").stat().st_blocks == 0, "a count takes no room"
 
 
 def test_a_damaged_file_is_fetched_again(tmp_path: Path) -> None:
