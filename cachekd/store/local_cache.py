@@ -59,8 +59,7 @@ class LocalCache:
     def evictions(self) -> int:
         """How many files any process has taken away for others; -1 where there is no folder.
 
-        It is the size of the file for locks, which holds no bytes: one look tells whether what was
-        here may have gone.
+        It is the size of the file for locks, which holds no bytes, so that one look tells it.
         """
         try:
             return os.stat(f"{self.root}/{LOCK}", follow_symlinks=False).st_size
@@ -234,7 +233,8 @@ class LocalCache:
                 if not left:
                     what = f"{found[0]} bytes with sha256 {found[1]}"
                     raise altered(path, f"expected {size} bytes with sha256 {digest}, found {what}")
-            disk.rename(name, digest, folder)
+            with self._alone(folder):  # who counts meanwhile may see neither name
+                disk.rename(name, digest, folder)
             self._checked.add(digest)
             count("files_fetched")
             count("bytes_fetched", size)
