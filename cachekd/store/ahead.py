@@ -46,7 +46,8 @@ class Ahead:
 
     def __init__(self, files: Sequence[Wanted], limit: int) -> None:
         self._files, self._limit = files, limit
-        self._next = self._place = self._waiting = 0
+        self._next = self._read = self._waiting = 0  # files in [_read, _next) wait to be read
+        self._place = 0
         self._change = threading.Condition()
         self._ended = False
 
@@ -71,7 +72,12 @@ class Ahead:
     def _at(self, place: int) -> None:
         with self._change:
             self._place = place
-            self._change.notify_all()
+            read = self._read
+            while self._read < self._next and self._files[self._read].place <= place:
+                self._waiting -= self._files[self._read].size
+                self._read += 1
+            if self._read > read:  # else there is no more room than before
+                self._change.notify_all()
 
     def _run(self) -> None:
         while (file := self._take()) is not None:
@@ -84,20 +90,14 @@ class Ahead:
     def _take(self) -> Wanted | None:
         """The next file that is not read yet, when there is room for it."""
         with self._change:
-            while not self._ended:
-                while self._next < len(self._files) and self._passed(self._next):
-                    self._next += 1
-                if self._next == len(self._files):
-                    return None
+            while not self._ended and self._next < len(self._files):
                 file = self._files[self._next]
-                before = sum(
-                    one.size for one in self._files[: self._next] if one.place > self._place
-                )
-                if not before or before + file.size <= self._limit:
+                if file.place < self._place:  # the reader was first
+                    self._next = self._read = self._next + 1
+                elif not self._waiting or self._waiting + file.size <= self._limit:
                     self._next += 1
+                    self._waiting += file.size
                     return file
-                self._change.wait()
+                else:
+                    self._change.wait()
         return None
-
-    def _passed(self, number: int) -> bool:
-        return self._files[number].place < self._place

@@ -81,8 +81,9 @@ def _unit_digests(location: Location, state: CacheState) -> dict[str, str]:
     if not state.units:
         return {}
     names = [unit_name(plan, number) for plan, number in state.units]
-    with location.reader("units") as read:
-        return {name: bytes_digest(read(name.rpartition("/")[2])) for name in names}
+    bases = [name.rpartition("/")[2] for name in names]
+    with location.reader("units", bases) as read:
+        return {name: bytes_digest(read(base)) for name, base in zip(names, bases, strict=True)}
 
 
 def _written(plan: Plan) -> dict[str, Any]:

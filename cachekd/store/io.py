@@ -9,7 +9,7 @@ that are named by their digest are read through `cachekd.store.local_cache`.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache, StoreError
+from cachekd.store.at_once import Read
 from cachekd.store.listing import Entry
 from cachekd.store.local import LocalFolder, in_existing, nearest
 from cachekd.store.local_cache import LocalCache, local_cache, refuse_other
@@ -74,8 +75,7 @@ class Location:
 
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
-        check_name(name)
-        with self._told(name):
+        with self._told(check_name(name)):
             return self._files.exists(name)
 
     def names(self, folder: str = "") -> list[str]:
@@ -119,11 +119,11 @@ class Location:
             return self._files.read(name, most)
 
     @contextmanager
-    def reader(self, folder: str, most: int | None = None) -> Iterator[Callable[[str], bytes]]:
-        """Within: reads many files of one sub-folder, as `read` does, for less."""
+    def reader(self, folder: str, names: Iterable[str], most: int | None = None) -> Iterator[Read]:
+        """Within: reads these files of one sub-folder in their order, as `read` does, for less."""
         with ExitStack() as stack:
             with self._told(check_name(folder)):
-                read_base = stack.enter_context(self._files.reader(folder, most))
+                read_base = stack.enter_context(self._files.reader(folder, most, names))
 
             def read(base: str) -> bytes:
                 name = check_name(f"{folder}/{base}")

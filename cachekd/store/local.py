@@ -19,6 +19,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from cachekd.store import disk
+from cachekd.store.at_once import Read
 from cachekd.store.listing import Entry, local_entries, local_folders
 from cachekd.store.names import not_plain, too_large
 from cachekd.store.pieces import PIECE_BYTES
@@ -84,8 +85,8 @@ class LocalFolder:
             return _read(f"{self.root}/{name}", base, folder, most)
 
     @contextmanager
-    def reader(self, folder: str, most: int | None) -> Iterator[Callable[[str], bytes]]:
-        """Within: reads files of a sub-folder that is opened but once (see `read`)."""
+    def reader(self, folder: str, most: int | None, names: Iterable[str]) -> Iterator[Read]:
+        """Within: reads these files of a sub-folder that is opened but once (see `read`)."""
         with self.opened(folder) as opened:
             yield lambda base: _read(f"{self.root}/{folder}/{base}", base, opened, most)
 

@@ -18,7 +18,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import pyarrow as pa
@@ -54,10 +54,21 @@ class LocalCache:
         self.root, self.limit = folder, limit
         self._folder = LocalFolder(folder)
         self._checked: set[str] = set()
+        self._known: dict[str, int] = {}  # bytes of files that were looked at
 
-    def holds(self, digest: str) -> bool:
-        """Whether a file is here now."""
-        return self._folder.exists(digest)
+    def evictions(self) -> int:
+        """How many files any process has taken away for others; -1 where there is no folder.
+
+        It is the size of the file for locks, which holds no bytes, so that one look tells it.
+        """
+        try:
+            return os.stat(f"{self.root}/{LOCK}", follow_symlinks=False).st_size
+        except FileNotFoundError:
+            return -1
+
+    def held(self) -> frozenset[str]:
+        """Digests of the files that are here now."""
+        return frozenset(filter(_DIGEST.fullmatch, self._folder.names()))
 
     def get(self, path: str, digest: str, size: int, chunks: Chunks) -> pa.Buffer:
         """The bytes of a file, mapped; fetched if they are not here.
@@ -122,11 +133,11 @@ class LocalCache:
 
     def _begin(self, folder: int, digest: str, size: int) -> tuple[str, int] | None:
         """A new file of this size on its way, which is locked; None if it cannot be now."""
-        with self._alone(folder):
+        with self._alone(folder) as lock:
             sizes = self._sizes(folder)
             if digest in sizes or any(name.startswith(f"{PART}{digest}") for name in sizes):
                 return None
-            if not self._make_room(folder, sizes, size):
+            if not self._make_room(folder, lock, sizes, size):
                 return None
             name = f"{PART}{digest}-{secrets.token_hex(8)}"
             file = disk.open_new(name, folder)
@@ -141,30 +152,33 @@ class LocalCache:
         return name, file
 
     @contextmanager
-    def _alone(self, folder: int) -> Iterator[None]:
-        """Within, no other process or thread counts what is here."""
+    def _alone(self, folder: int) -> Iterator[int]:
+        """Within, no other process or thread counts what is here; gives the file for locks."""
         with _threads[0]:  # a process has the bytes of a file locked, not a thread
             file = disk.open_lock(LOCK, folder)
             try:
                 while disk.try_lock_bytes(file, 0) is False:
                     time.sleep(_POLL_SECONDS / 10)
-                yield
+                yield file
             finally:
                 disk.close(file)
 
     def _sizes(self, folder: int) -> dict[str, int]:
-        """Bytes of each file that is here or on its way, oldest use first."""
-        found: dict[str, tuple[int, int]] = {}
+        """Bytes of each file that is here or on its way; what is here is looked at once."""
+        found: dict[str, int] = {}
         for name in disk.names(folder):
             part = name.startswith(PART)
             if not part and not _DIGEST.fullmatch(name):
                 continue
             if part and self._given_up(folder, name):
                 continue
+            if name in self._known:
+                found[name] = self._known[name]
+                continue
             with suppress(FileNotFoundError):
-                about = disk.look(name, folder)
-                found[name] = about.st_mtime_ns, about.st_size
-        return {name: size for name, (_, size) in sorted(found.items(), key=lambda item: item[1])}
+                found[name] = disk.look(name, folder).st_size
+        self._known = {name: size for name, size in found.items() if not name.startswith(PART)}
+        return found
 
     def _given_up(self, folder: int, name: str) -> bool:
         """Take away what a process that is gone had begun to fetch."""
@@ -181,19 +195,30 @@ class LocalCache:
         finally:
             disk.close(file)
 
-    def _make_room(self, folder: int, sizes: dict[str, int], size: int) -> bool:
+    def _make_room(self, folder: int, lock: int, sizes: dict[str, int], size: int) -> bool:
         """Take away what was used longest ago; False where what is on its way needs the room."""
         held = sum(sizes.values())
-        for name, own in sizes.items():
+        if held + size <= self.limit:
+            return True
+        for name in self._oldest_first(folder, sizes):
             if held + size <= self.limit:
                 break
+            with suppress(FileNotFoundError):
+                disk.unlink(name, folder)
+            count("local_files_evicted")
+            disk.cut(lock, os.fstat(lock).st_size + 1)  # see `evictions`
+            self._checked.discard(name)
+            held -= sizes[name]
+        return held + size <= self.limit
+
+    def _oldest_first(self, folder: int, names: Iterable[str]) -> list[str]:
+        """Of these the files that are here, what was used longest ago first."""
+        used: dict[str, int] = {}
+        for name in names:
             if not name.startswith(PART):
                 with suppress(FileNotFoundError):
-                    disk.unlink(name, folder)
-                count("local_files_evicted")
-                self._checked.discard(name)
-                held -= own
-        return held + size <= self.limit
+                    used[name] = disk.look(name, folder).st_mtime_ns
+        return sorted(used, key=used.__getitem__)
 
     def _fetch(
         self, folder: int, part: tuple[str, int], path: str, digest: str, size: int, chunks: Chunks
@@ -208,7 +233,8 @@ class LocalCache:
                 if not left:
                     what = f"{found[0]} bytes with sha256 {found[1]}"
                     raise altered(path, f"expected {size} bytes with sha256 {digest}, found {what}")
-            disk.rename(name, digest, folder)
+            with self._alone(folder):  # who counts meanwhile may see neither name
+                disk.rename(name, digest, folder)
             self._checked.add(digest)
             count("files_fetched")
             count("bytes_fetched", size)

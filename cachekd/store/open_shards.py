@@ -1,8 +1,8 @@
 """The open shards of a cache that is read, each checked in whole when it is opened.
 
 Comes in: the facts of the shards, by digest. Goes out: `Shard` and `AttentionShard`. Those of a
-local cache stay open; of a remote one, those whose file the local cache still holds, so that no
-disk is used for what was taken away.
+local cache stay open; of a remote one, those whose file the local cache still holds, which is
+looked at whenever one is read: no disk is used for long for what was taken away.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class OpenShards:
         self._groups = Groups()
         self._open: OrderedDict[str, Shard] = OrderedDict()
         self._attention_open: dict[str, AttentionShard] = {}
+        self._evictions = -1  # of the local cache, when it was last looked at
 
     def __reduce__(self) -> tuple[object, ...]:
         return OpenShards, self._made_of
@@ -62,8 +63,9 @@ class OpenShards:
             facts, capture = self._facts[digest], self._identity.capture_id
             shard = Shard(self._location, facts, capture, self._groups, self.priors)
             self._open[digest] = shard
-            self._let_go()
+            self._let_go_oldest()
         self._open.move_to_end(digest)
+        self._let_go_evicted(digest)
         return self._open[digest]
 
     def attention(self, digest: str) -> AttentionShard:
@@ -77,25 +79,34 @@ class OpenShards:
             self._attention_open[digest] = AttentionShard(
                 self._location, self._attention_facts[digest], self._identity.attention_id
             )
-            self._let_go()
+        self._let_go_evicted(digest)
         return self._attention_open[digest]
 
     def beside(self, digest: str) -> AttentionFacts | None:
         """Facts of the shard of attention that goes with a shard of logits, if one does."""
         return self._attention_facts.get(digest)
 
-    def _let_go(self) -> None:
-        """Close what the local cache no longer holds, but the newest."""
-        if self._location.cache is not None:
-            here = self._location.cache.holds
-            for digest in [*self._open][:-1]:
-                if not here(digest):
-                    del self._open[digest]
-            for digest in [*self._attention_open][:-1]:
-                if not here(self._attention_facts[digest].digest):
-                    del self._attention_open[digest]
-        elif not self._location.local:
-            held = sum(self._facts[digest].bytes for digest in self._open)
-            while held > _MEMORY_BYTES_HELD and len(self._open) > 1:
-                digest, _ = self._open.popitem(last=False)
-                held -= self._facts[digest].bytes
+    def _let_go_evicted(self, reading: str) -> None:
+        """Close what the local cache no longer holds, but the shards that are read now."""
+        if self._location.cache is None:
+            return
+        evictions = self._location.cache.evictions()
+        if evictions == self._evictions:  # one look, however many shards are open
+            return
+        self._evictions = evictions
+        here = self._location.cache.held()
+        for digest in [*self._open]:
+            if digest != reading and digest not in here:
+                del self._open[digest]
+        for digest in [*self._attention_open]:
+            if digest != reading and self._attention_facts[digest].digest not in here:
+                del self._attention_open[digest]
+
+    def _let_go_oldest(self) -> None:
+        """Close what was used longest ago, where shards of a remote cache are held in memory."""
+        if self._location.local or self._location.cache is not None:
+            return
+        held = sum(self._facts[digest].bytes for digest in self._open)
+        while held > _MEMORY_BYTES_HELD and len(self._open) > 1:
+            digest, _ = self._open.popitem(last=False)
+            held -= self._facts[digest].bytes

@@ -13,12 +13,13 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from cachekd.errors import ConfigError, StoreError
+from cachekd.store.at_once import Read, read_at_once
 from cachekd.store.listing import Entry, entries_of, folders_of
 from cachekd.store.multipart import put
 from cachekd.store.names import shown, too_large
@@ -112,10 +113,11 @@ class RemoteFolder:
                 return b""
             raise
 
-    @contextmanager
-    def reader(self, folder: str, most: int | None) -> Iterator[Callable[[str], bytes]]:
-        """Within: reads files of a sub-folder, as `read` does."""
-        yield lambda base: self.read(f"{folder}/{base}", most)
+    def reader(
+        self, folder: str, most: int | None, names: Iterable[str]
+    ) -> AbstractContextManager[Read]:
+        """Within: reads these files of a sub-folder, as `read` does."""
+        return read_at_once(names, lambda base: self.read(f"{folder}/{base}", most))
 
     def map(self, name: str) -> pa.Buffer:
         """All bytes of a file, in memory."""

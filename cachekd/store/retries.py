@@ -23,9 +23,11 @@ FIRST_SECONDS, MOST_SECONDS = 0.1, 5.0
 TOTAL_SECONDS, CONTACT_SECONDS = 120.0, 20.0
 # Conflict (a conditional put beside another), throttled, and what servers say when they are ill.
 _STATUSES = frozenset([408, 409, 425, 429, 500, 502, 503, 504])
+# Also the end of an upload in parts that was done already, its answer lost: the next put finds out.
+_NO_UPLOAD = "NoSuchUpload"
 _CODES = frozenset(
     "SlowDown RequestTimeout InternalError ServiceUnavailable XAmzContentSHA256Mismatch BadDigest "
-    "IncompleteBody ConditionalRequestConflict OperationAborted".split()
+    f"IncompleteBody ConditionalRequestConflict OperationAborted {_NO_UPLOAD}".split()
 )
 _CLASSES = frozenset(
     # aiohttp, botocore, fsspec, httpx and requests: connections, and bodies that are not whole
@@ -122,7 +124,7 @@ def lacks(error: BaseException) -> bool:
 
     fsspec's HTTP says so of anything that went wrong; its cause tells.
     """
-    if not isinstance(error, FileNotFoundError):
+    if not isinstance(error, FileNotFoundError) or code_of(error) == _NO_UPLOAD:
         return False
     causes = list(chain(error))[1:]
     statuses = [status for status in map(status_of, causes) if status is not None]

@@ -248,7 +248,7 @@ def _records(
     """Commit records of these names."""
     if not names:
         return
-    with location.reader("units", most_bytes("unit")) as read:
+    with location.reader("units", names, most_bytes("unit")) as read:
         for name in names:
             try:
                 yield name, load_unit(f"units/{name}", read(name))

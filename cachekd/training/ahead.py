@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from cachekd.training.loader import CacheDataset
     from cachekd.training.order import Index
 
+# What a loader and its workers may have been told to read, and not read yet: the shards of these
+# samples still need their room.
+_LAG = 256
 _log = logging.getLogger(__name__)
 
 
@@ -81,6 +84,6 @@ def followed(shards: Shards, samples: Int64, order: Iterator[Index]) -> Iterator
     place = 0
     with Ahead(shards.wanted(samples), shards.limit // 2).running() as at:
         for index in order:
-            at(place)
+            at(place - _LAG)
             place += len(index) if isinstance(index, tuple) else 1
             yield index

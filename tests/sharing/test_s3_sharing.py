@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+import json
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
-from runs import train
+from forking import Forked, command
+from runs import TRAINING
 from s3_faults import Bucket, Fault
 from tiny import Family
 
@@ -138,27 +139,34 @@ def test_a_push_that_is_given_up_is_no_cache_and_goes_on(
 def test_two_pushers_and_one_trainer_at_once(
     s3: Bucket, shared: Path, make_cache: Maker, family: Family, tmp_path: Path
 ) -> None:
+    """Processes of their own; whoever looks meanwhile sees whole caches alone."""
     send(shared, s3.url())
     others = [tmp_path / "one", tmp_path / "two"]
     for number, other in enumerate(others):
         make_cache(other, rows_of(6, first=100 * (number + 1)))
-    s3.proxy.plan.append(Fault("503", None, times=8))
-    failed: list[BaseException] = []
-
-    def sender(cache: Path) -> None:
-        try:
-            send(cache, s3.url())
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=sender, args=(other,)) for other in others]
-    for thread in threads:
-        thread.start()
-    settings: dict[str, Any] = {"objective": "kd"}
-    train(family, (s3.url(),), tmp_path / "out", **settings)  # type: ignore[arg-type]
-    for thread in threads:
-        thread.join()
-    assert not failed
-    assert (tmp_path / "out" / "model.safetensors").exists()
-    assert len(cachekd.open_cache(s3.url())) == 24
+    sets = [keys_of(cache) for cache in (shared, *others)]
+    s3.proxy.plan[:] = [Fault("503", None, times=8), Fault("lost", "PUT", "logits/", times=2)]
+    settings = [part for name, value in TRAINING.items() for part in (f"--{name}", value)]
+    run = ["--cache", s3.url(), "--student", family.student, "--output-dir", tmp_path / "out"]
+    processes = [
+        Forked(command("train", *run, *settings), tmp_path / "trainer"),
+        *(Forked(command("push", other, s3.url()), tmp_path / f"{other}-log") for other in others),
+    ]
+    seen = [sets[0]]
+    while not all(process.ended() for process in processes):
+        seen.append(keys_of(s3.url()))
+    ended = [process.end() for process in processes]
+    assert [one.code for one in ended] == [0, 0, 0], ended
+    seen.append(keys_of(s3.url()))
+    assert seen[-1] == set().union(*sets) and len(seen[-1]) == 24
+    for before, after in pairwise(seen):
+        assert before <= after, "nothing that was seen goes away"
+    assert all(own <= one or not own & one for one in seen for own in sets), "all of a push or none"
+    trained = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert trained["status"] == "done" and (tmp_path / "out" / "model.safetensors").exists()
     assert not verify(s3.url()).problems
+
+
+def keys_of(cache: object) -> set[bytes]:
+    """Keys of all records of a sealed cache, each of which is read."""
+    return {record.key for record in cachekd.open_cache(str(cache))}

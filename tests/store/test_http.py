@@ -14,6 +14,7 @@ import pytest
 import cachekd
 from cachekd.errors import CachekdError, StoreError
 from cachekd.store import retries
+from cachekd.store.local_cache import LocalCache
 
 
 class Served:
@@ -60,7 +61,7 @@ def shards_of(asked: list[str]) -> list[str]:
 
 
 def test_records_are_those_of_the_folder_and_nothing_is_listed(
-    served: Served, sealed: Path
+    served: Served, sealed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, on_disk = cachekd.open_cache(served.url), cachekd.open_cache(str(sealed))
     assert cache.root == on_disk.root and len(cache) == len(on_disk) > 0
@@ -72,8 +73,12 @@ def test_records_are_those_of_the_folder_and_nothing_is_listed(
     shards = shards_of(served.asked)
     assert shards and len({*shards}) == len(shards), "each is fetched once"
     served.asked.clear()
+    looks: list[str] = []
+    held = LocalCache.held
+    monkeypatch.setattr(LocalCache, "held", lambda self: (looks.append(self.root), held(self))[1])
     assert [record.key for record in cachekd.open_cache(served.url)] == [r.key for r in cache]
     assert not shards_of(served.asked), "read here"
+    assert len(looks) == 1, "nothing was taken away: no shard is looked for again"
 
 
 def test_altered_shards_are_refused_by_name(served: Served) -> None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import Forked
 
 from cachekd.errors import CorruptCache, StoreError
 from cachekd.store import disk
 from cachekd.store.local_cache import PART, LocalCache
 
 SIZE = 1000
+FILES, LIMIT = 12, 5 * SIZE  # of several processes
 
 
 def body(number: int) -> bytes:
@@ -54,14 +60,25 @@ def test_the_bound_holds_and_the_oldest_goes(tmp_path: Path) -> None:
         assert cache.get("x", digest(body(0)), SIZE, source.of(body(0))).to_pybytes() == body(0)
     assert source.asked == 8, "what is used again stays"
     assert source.peak == 3 * SIZE and held(tmp_path / "c") == 3 * SIZE
-    assert cache.holds(digest(body(0))) and not cache.holds(digest(body(1)))
+    assert cache.held() == {digest(body(number)) for number in (0, 6, 7)}
 
 
 def test_a_file_that_is_mapped_may_go(tmp_path: Path) -> None:
     cache, source = LocalCache(str(tmp_path), SIZE), Source(tmp_path)
     first = cache.get("x", digest(body(1)), SIZE, source.of(body(1)))
     cache.get("x", digest(body(2)), SIZE, source.of(body(2)))
-    assert first.to_pybytes() == body(1) and not cache.holds(digest(body(1)))
+    assert first.to_pybytes() == body(1) and cache.held() == {digest(body(2))}
+
+
+def test_any_process_can_tell_that_something_was_taken_away(tmp_path: Path) -> None:
+    cache, other = (LocalCache(str(tmp_path / "c"), limit) for limit in (2 * SIZE, 3 * SIZE))
+    assert cache.evictions() == -1 and cache.held() == frozenset()
+    source = Source(tmp_path / "c")
+    for number in range(5):
+        cache.get("x", digest(body(number)), SIZE, source.of(body(number)))
+        assert cache.evictions() == other.evictions() == max(0, number - 1)
+    assert other.held() == {digest(body(number)) for number in (3, 4)}
+    assert (tmp_path / "c" / ".lock").stat().st_blocks == 0, "a count takes no room"
 
 
 def test_a_damaged_file_is_fetched_again(tmp_path: Path) -> None:
@@ -111,3 +128,56 @@ def test_what_a_dead_process_had_begun_goes(tmp_path: Path) -> None:
     source = Source(tmp_path)
     LocalCache(str(tmp_path), SIZE).get("x", digest(body(1)), SIZE, source.of(body(1)))
     assert [p.name for p in tmp_path.iterdir() if p.name != ".lock"] == [digest(body(1))]
+
+
+def slowly(number: int) -> Callable[[], Iterator[bytes]]:
+    def chunks() -> Iterator[bytes]:
+        for start in range(0, SIZE, 250):
+            time.sleep(0.001)
+            yield body(number)[start : start + 250]
+
+    return chunks
+
+
+def reading(folder: Path, seed: int) -> Callable[[], None]:
+    """A process that reads all files several times, in an order of its own."""
+
+    def run() -> None:
+        cache, draw = LocalCache(str(folder), LIMIT), random.Random(seed)
+        for _ in range(4):
+            for number in draw.sample(range(FILES), FILES):
+                data = cache.get(f"x{number}", digest(body(number)), SIZE, slowly(number))
+                assert data.to_pybytes() == body(number)
+
+    return run
+
+
+def held_alone(cache: LocalCache) -> int:
+    """Bytes of the folder while nobody may begin a file or take one away."""
+    sizes: dict[str, int] = {}
+    with cache._folder.opened("", make=True) as folder, cache._alone(folder):
+        for name in os.listdir(folder):
+            with suppress(FileNotFoundError):  # renamed just now: it has its other name
+                if name != ".lock":
+                    sizes[name.removeprefix(PART)[:64]] = os.stat(name, dir_fd=folder).st_size
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("kills", [False, True])
+def test_several_processes_fill_it_and_one_of_them_dies(tmp_path: Path, kills: bool) -> None:
+    folder = tmp_path / "held"
+    cache = LocalCache(str(folder), LIMIT)
+    processes = [Forked(reading(folder, seed), tmp_path / f"log-{seed}") for seed in range(4)]
+    peaks, killed = [0], False
+    while not all(process.ended() for process in processes):
+        peaks.append(held_alone(cache))
+        if kills and not killed and any(name.startswith(PART) for name in os.listdir(folder)):
+            processes[0].send(signal.SIGKILL)
+            killed = True
+    codes = [process.end().code for process in processes]
+    assert codes == [-signal.SIGKILL if kills else 0, 0, 0, 0]
+    assert LIMIT - SIZE < max(peaks) <= LIMIT, "it is used, and never more of it"
+    cache.get("x", digest(body(99)), SIZE, slowly(99))
+    assert held(folder) <= LIMIT and not [*folder.glob(f"{PART}*")], "what the dead began is gone"
+    whole = {digest(body(number)): body(number) for number in (*range(FILES), 99)}
+    assert all((folder / name).read_bytes() == whole[name] for name in cache.held())
