@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -244,7 +245,7 @@ def encode(settings: Compressor, ids_RK: Int64, logprobs_RK: Float32) -> tuple[U
     parts = [exact]
     if settings.polynomial_terms:
         rest_RT = logprobs_RK[:, settings.exact_k :].astype(np.float64)
-        factors = np.linalg.lstsq(_terms(settings).T, rest_RT.T, rcond=None)[0].T
+        factors = rest_RT @ _solver(settings)
         parts.append(_bytes(factors.astype(np.float32), settings.term_dtype))
     return np.concatenate(parts, axis=1), pack(ids_RK, width_of(settings.d))
 
@@ -257,6 +258,12 @@ def _terms(settings: Compressor) -> Float64:
         normalized=settings.normalize_t,
         dtype=settings.term_dtype,
     )
+
+
+@lru_cache(maxsize=4)
+def _solver(settings: Compressor) -> Float64:
+    """What gives coefficients of least squares from values, float64 [k - exact_k, terms]."""
+    return np.asarray(np.linalg.pinv(_terms(settings)), np.float64)
 
 
 def _floats(data_RB: UInt8, dtype: str) -> Float32:

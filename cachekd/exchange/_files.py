@@ -242,13 +242,16 @@ def list_of(array: pa.Array) -> tuple[Int64, pa.Array]:
 def numbers(values: pa.Array, dtype: Any) -> np.ndarray:
     """Values of a number column; nulls are NaN, of whole numbers -1.
 
+    Words of 64 bits may stand as signed numbers.
+
     Raises:
         DataError: they are no numbers.
     """
+    words = np.dtype(dtype) == np.uint64 and pa.types.is_signed_integer(values.type)
     try:
-        found = values.cast(pa.from_numpy_dtype(dtype))
+        found = values.cast(pa.from_numpy_dtype(dtype), safe=not words)
         if found.null_count:
             found = found.fill_null(-1 if np.issubdtype(dtype, np.integer) else float("nan"))
         return numpy_of(found)
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"expected numbers; found {values.type}: {error}") from error

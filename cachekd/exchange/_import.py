@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -62,12 +62,12 @@ def import_cache(config: ImportConfig, *, progress: Show | None = None) -> dict[
     sound = [one for one in documents if problem_of(one, tokenizer.vocab_size) is None]
     law = law_of(config, reading, sound, tokenizer.vocab_size)
     shifts = refuse_other_shift(sound, config.shift, tokenizer.vocab_size, law.values)
-    work = _Work(config, law)
+    checked = {document: check(document, law) for document in sound}
+    work = _Work(config, law, checked)
     _refuse_first(work, first)
-    checked = [check(document, law) for document in sound]
-    rows = "all" if all(map(_is_whole, checked)) else "response"
+    rows = "all" if all(map(_is_whole, checked.values())) else "response"
     identity = asserted_identity(config, tokenizer, reading, law.values, rows)
-    learned_from = [one.logits for one in checked]
+    learned_from = [one.logits for one in checked.values()]
     store = Store(config, identity, learned_from, expected_of(config, reading, first, documents))
     work.run(store, chain(first, reading.documents), rows, reading.total, progress)
     sealed = seal(store.location)
@@ -108,11 +108,18 @@ def _refuse_first(work: _Work, first: list[Found]) -> None:
 
 
 class _Work:
-    """Documents on their way to the store, and what was left out of them."""
+    """Documents on their way to the store, and what was left out of them.
 
-    def __init__(self, config: ImportConfig, law: Law) -> None:
+    Args:
+        config: what becomes of bad rows.
+        law: what documents are checked by.
+        checked: the first documents, which were checked already; let go at the first commit.
+    """
+
+    def __init__(self, config: ImportConfig, law: Law, checked: Mapping[Document, Checked]) -> None:
         self._config = config
         self.law = law
+        self._checked = checked
         self.clear()
 
     def clear(self) -> None:
@@ -151,6 +158,7 @@ class _Work:
         self._counts["documents_read"] = done
 
     def _commit(self, store: Store, items: list[Item], left_out: Counter[str]) -> None:
+        self._checked = {}
         samples, keys = store.add(items, left_out)
         self._counts["new_samples"] += samples
         self._counts["new_documents"] += keys
@@ -169,7 +177,7 @@ class _Work:
             self._refuse(f"{where}: {problem}")
             self.left_out[_kind(problem or "")] += 1
             return None
-        checked = check(found, self.law)
+        checked = self._checked.get(found) or check(found, self.law)
         sample = _sample(found)
         bad = self._bad_rows(checked, sample, rows)
         for reason, own in bad.items():

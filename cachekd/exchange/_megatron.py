@@ -221,7 +221,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _micro_batch(values: Any, low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(high, np.ndarray) and isinstance(low, np.ndarray) and high.dtype == np.uint8:
+    if isinstance(high, np.ndarray) and isinstance(low, np.ndarray) and high.ndim == 1:
         high = _spread(high, low)
     arrays = (values, low, high)
     if not all(isinstance(one, np.ndarray) and one.ndim == 3 for one in arrays):
@@ -234,8 +234,11 @@ def _micro_batch(values: Any, low: Any, high: Any) -> tuple[np.ndarray, np.ndarr
 
 def _spread(packed: np.ndarray, low: np.ndarray) -> np.ndarray:
     """Bits of all entries, packed eight a byte, as an array of the entries' shape."""
-    if packed.shape != ((low.size + 7) // 8,):
-        raise ValueError(f"bit_17 of shape {packed.shape} for {low.size} entries, packed in bytes")
+    if packed.dtype != np.uint8 or len(packed) != (low.size + 7) // 8:
+        raise ValueError(
+            f"bit_17 of shape {packed.shape} and {packed.dtype} for {low.size} entries; expected "
+            "bytes of eight bits"
+        )
     return np.unpackbits(packed, count=low.size).reshape(low.shape)
 
 

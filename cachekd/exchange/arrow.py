@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from cachekd.config import ExportConfig, ImportConfig
-from cachekd.errors import ConfigError
+from cachekd.errors import ConfigError, DataError
 from cachekd.exchange import Document, Reading, Writing
 from cachekd.exchange._files import list_of, numbers, tables
 from cachekd.exchange._lists import documents_of, list_column, nested_rows, ragged, text_column
@@ -102,17 +102,6 @@ def _document(
     for name, length in lengths.items():
         if length != len(tokens) - 1:
             return f"{name} has {length} rows beside {len(tokens)} token ids"
-    there = batch.schema.names
-    roles = _list(batch, "roles", place, np.int64) if "roles" in there else None
-    if roles is not None and not {*roles.tolist()} <= {*Role}:
-        return "roles hold numbers that are no roles"
-    prompt = batch.column("prompt_length")[place].as_py() if "prompt_length" in there else None
-    weight = batch.column("weight")[place].as_py() if "weight" in there else 1.0
-    domain = batch.column("domain")[place].as_py() if "domain" in there else ""
-    if prompt is not None and not 0 <= prompt <= len(tokens):
-        return f"prompt_length {prompt} of {len(tokens)} token ids"
-    if not (isinstance(weight, int | float) and 0 <= weight < float("inf")):
-        return f"weight {weight}; expected a number of at least 0"
     return Document(
         source=source,
         row=row,
@@ -120,13 +109,39 @@ def _document(
         counts=counts,
         ids=ids,
         logprobs=logs,
-        roles=None if roles is None else roles.astype(np.uint8),
-        prompt_length=prompt,
-        domain=domain or "",
-        weight=float(weight),
         next_logprob=columns.get("next_logprob"),
         scalars={own: columns[name] for name, own in scalars.items()},
+        **_facts(batch, place, len(tokens)),
     )
+
+
+def _facts(batch: pa.RecordBatch, place: int, length: int) -> dict[str, Any]:
+    """Roles, prompt, weight and domain of a document, as far as they are there.
+
+    Raises:
+        DataError: one of them cannot be.
+    """
+    there = batch.schema.names
+
+    def one(name: str, missing: Any) -> Any:
+        return batch.column(name)[place].as_py() if name in there else missing
+
+    roles = _list(batch, "roles", place, np.int64) if "roles" in there else None
+    prompt, weight, domain = one("prompt_length", None), one("weight", 1.0), one("domain", "")
+    if roles is not None and not {*roles.tolist()} <= {*Role}:
+        raise DataError("roles hold numbers that are no roles")
+    if prompt is not None and not (type(prompt) is int and 0 <= prompt <= length):
+        raise DataError(f"prompt_length {prompt!r:.40} of {length} token ids")
+    if type(weight) not in (int, float) or not 0 <= weight < float("inf"):
+        raise DataError(f"weight {weight!r:.40}; expected a number of at least 0")
+    if not isinstance(domain, str | None):
+        raise DataError(f"domain {domain!r:.40}; expected text")
+    return {
+        "roles": None if roles is None else roles.astype(np.uint8),
+        "prompt_length": prompt,
+        "weight": float(weight),
+        "domain": domain or "",
+    }
 
 
 def _list(batch: pa.RecordBatch, name: str, place: int, dtype: Any) -> np.ndarray:

@@ -124,7 +124,7 @@ def _caches(facts: Mapping[str, Any]) -> Table:
 
 def _source(cache: Mapping[str, Any]) -> str:
     """Whose targets a cache holds; of an import nothing proves it."""
-    return cache["source_id"][:12] + (" (asserted)" if cache.get("asserted") else "")
+    return f"{cache['source_id'][:12]}{' (asserted)' if cache.get('asserted') else ''}"
 
 
 def _pairs(title: str, header: str, values: Mapping[str, str]) -> Table:

@@ -16,7 +16,9 @@ from tiny import Family
 
 from cachekd import open_cache
 from cachekd.errors import DataError
+from cachekd.exchange._bits import unpack_words
 from cachekd.exchange._curves import curve, legacy_curve, values_of
+from cachekd.exchange._files import numbers
 from cachekd.types import Record
 
 K, EXACT, DEGREE = 10, 4, 3
@@ -175,3 +177,15 @@ def test_large_terms_cancel_exactly() -> None:
     for place in (1, 2, 3, 50, 96):
         parts = [Fraction(float(f)) / place**power for power, f in enumerate(factors[0])]
         assert abs(found[0, place - 1] - float(sum(parts))) <= 1e-6 * abs(float(sum(parts)))
+
+
+def test_words_may_stand_as_signed_numbers() -> None:
+    """Four ids of sixteen bits fill a word, whose highest bit is a sign to some writers."""
+    ids = np.array([[65_535, 1, 40_000, 65_534, 7]])
+    signed = np.array([words(ids[0], 16)], np.uint64).view(np.int64)
+    assert (signed < 0).any()
+    found = numbers(pa.array(signed[0]), np.uint64).reshape(1, -1)
+    assert unpack_words(found, 16, 5).tolist() == ids.tolist()
+    for values in (pa.array([0.5]), pa.array(["a"]), pa.array([None], pa.int64())):
+        with pytest.raises(DataError, match="expected numbers"):
+            numbers(values, np.uint64)

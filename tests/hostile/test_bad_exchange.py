@@ -71,6 +71,33 @@ def test_a_bad_row_is_named_or_left_out(
     assert kept.json["documents_left_out"] or kept.json["rows_left_out"]
 
 
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({"prompt_length": 9}, "prompt_length 9 of 3"),
+        ({"prompt_length": "one"}, "prompt_length 'one'"),
+        ({"weight": -1.0}, "weight -1.0"),
+        ({"weight": "much"}, "weight 'much'"),
+        ({"domain": 7}, "domain 7"),
+        ({"roles": [0, 0, 99]}, "no roles"),
+        ({"roles": [0]}, "roles of 1 tokens"),
+        ({"tail": [0.0]}, "tail has 1 rows"),
+        ({"tail": None}, "expected a column of lists"),
+    ],
+)
+def test_bad_facts_of_plain_lists_are_named_or_left_out(
+    brought: Callable[..., Ran], changed: dict[str, Any], found: str
+) -> None:
+    good = {"input_ids": [7, 8, 10], "token_ids": [[8], [9]], "logprobs": [[-0.5], [-0.5]]}
+    rows = [{**good, "tail": [-1.0, -1.0]} if "tail" in changed else good]
+    rows.append({**good, "input_ids": [7, 8, 9], **changed})
+    refused = brought(rows, name="arrow")
+    assert refused.code == 1 and "data.jsonl row 1" in refused.err and found in refused.err
+    assert "Traceback" not in refused.err
+    kept = brought(rows, "--on-bad", "skip", "--json", name="arrow")
+    assert kept.code == 0 and kept.json["samples"] == 1, kept.err
+
+
 def test_another_format_is_named(brought: Callable[..., Ran], tmp_path: Path) -> None:
     refused = brought([GOOD], name="distillkit")
     assert "compressed_logprobs" in refused.err and "--format axolotl" in refused.err
