@@ -190,11 +190,8 @@ class RemoteFolder:
 
     def remove(self, name: str) -> None:
         """Take a file away; no error if there is none."""
-        if self.exists(name):
-            try:
-                self._call(name, lambda fs, path: fs.rm_file(path))
-            except FileNotFoundError:  # another was first, or an earlier try was
-                return
+        with suppress(FileNotFoundError):  # another was first, or an earlier try was
+            self._call(name, lambda fs, path: fs.rm_file(path))
 
     def _call(self, name: str, call: Callable[[Any, str], T]) -> T:
         """What a call on a path gives, tried again where that may help."""
