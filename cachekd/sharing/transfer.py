@@ -93,7 +93,6 @@ def transfer(
         total, files = sum(blob.size or 0 for blob in blobs.values()), len(blobs) + len(documents)
         if dry_run:
             return Transfer(moved=copier.moved, files=files, bytes=total, manifest=None)
-        into.check_writable()
         _check_room(into, total)
         with unrepaired(into, make=True):
             copier.copy(blobs)
@@ -165,6 +164,8 @@ def _known(door: str, content: Content, into: Location) -> dict[str, str]:
 
 
 def _check_room(into: Location, needed: int) -> None:
+    """Refuse a location that cannot be written, or has too little room."""
+    into.check_writable()
     free = into.free_bytes()
     if free is not None and needed > free:
         raise StoreError(
