@@ -25,6 +25,7 @@ from cachekd.store.io import Location
 from cachekd.store.layout import manifest_name
 from cachekd.store.manifest import load_seal, read_manifest
 from cachekd.store.merge import merge
+from cachekd.store.recode import recode
 from cachekd.store.remote import RemoteFolder
 from cachekd.store.seal import newest_generation, seal, seal_data
 from cachekd.store.verify import verify
@@ -113,6 +114,7 @@ def test_push_pull_and_merge_wait_for_a_collection_to_end(
             lambda: send(shared, team),
             lambda: fetch(shared, team),
             lambda: merge([str(shared)], str(team)),
+            lambda: recode([str(shared)], str(team)),
         ):
             with pytest.raises(StoreError, match="repaired or collected"):
                 act()
