@@ -29,7 +29,7 @@ from cachekd.store.state import CacheState, read_state
 
 _FOLDERS = ("samples", "logits", "attention", "priors", "index")
 _SUFFIXES = (".parquet", ".safetensors", "")
-_BATCH = 64  # files that go before it is looked again
+_BATCH = 256  # files that go before it is looked again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

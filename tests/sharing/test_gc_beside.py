@@ -19,7 +19,7 @@ from cachekd.config import GcConfig
 from cachekd.errors import DataError, StoreError
 from cachekd.sharing import copier
 from cachekd.sharing.content import sealed_content
-from cachekd.store import compact, gc
+from cachekd.store import collect, compact, gc
 from cachekd.store.collect import Garbage
 from cachekd.store.io import Location
 from cachekd.store.layout import manifest_name
@@ -87,6 +87,25 @@ def test_what_a_push_came_to_need_meanwhile_stays(
     shards = len(list((shared / "logits").glob("*.parquet")))
     assert (pushed[0]["files_moved"] >= 2 * shards) == (relied is None), "records, and shards"
     assert done["files"] == 2, "only the seal that was superseded long ago, and its index"
+    assert not verify(str(team)).problems and samples_at(team) == 12
+
+
+def test_it_is_looked_again_before_each_few_files(
+    shared: Path, team: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copier, "RELIED_SECONDS", 1e9)
+    monkeypatch.setattr(collect, "_BATCH", 1)
+    real, went = collect.remove_all, list[str]()
+
+    def then_pushed(location: Location, names: Sequence[str]) -> None:
+        real(location, names)
+        went.extend(names)
+        if len(went) == 1:
+            send(shared, team)
+
+    monkeypatch.setattr(collect, "remove_all", then_pushed)
+    assert clean(team)["files"] == 2
+    assert went[0] == manifest_name(1) and went[1].startswith("index/")
     assert not verify(str(team)).problems and samples_at(team) == 12
 
 
