@@ -3,10 +3,10 @@
 A made-up cache goes to a folder and to an S3 server on this machine, each into an empty place,
 turn by turn: by `push`, and by the filesystem's own recursive ``put`` with as many transfers at
 once, which checks nothing and, in a folder, waits for no disk; there the same copy with each file
-synced to the disk, as `push` does it, stands beside it. The same for `pull` and ``get``. Figures
-are medians of the repeats, as ratios: 1 is as fast as the plain copy. Memory is what a process
-grows by at its peak (``VmHWM``, which counts mapped pages of files too) while it moves one large
-shard, after it has moved a small cache. The rest is counted: files that a second push of an
+synced to the disk, as `push` and `pull` do it, stands beside it. The same for `pull` and ``get``.
+Figures are medians of the repeats, as ratios: 1 is as fast as the plain copy. Memory is what a
+process grows by at its peak (``VmHWM``, which counts mapped pages of files too) while it moves one
+large shard, after it has moved a small cache. The rest is counted: files that a second push of an
 unchanged cache looks at and moves, requests of it, and what parts take of the whole.
 """
 
@@ -52,7 +52,7 @@ def plain_put(cache: Path, url: str) -> None:
     filesystem.put(f"{cache}/", f"{path}/", recursive=True, batch_size=JOBS)
 
 
-def plain_get(url: str, folder: Path) -> None:
+def plain_get(url: str, folder: str) -> None:
     filesystem, path = fsspec.core.url_to_fs(url)
     filesystem.get(f"{path}/", f"{folder}/", recursive=True, batch_size=JOBS)
 
@@ -68,27 +68,38 @@ def synced(copy: Callable[[], object], folder: str) -> None:
 
 def timed(cache: Path, base: str, work: Path, repeats: int) -> dict[str, Any]:
     """Ratios of push and pull to the plain copy, at one kind of place."""
-    found: dict[str, list[float]] = {name: [] for name in ("push", "put", "pull", "get")}
+    found: dict[str, list[float]] = {}
     local = "://" not in base
     for number in range(repeats):
         pushed, put = f"{base}/pushed-{number}/cache", f"{base}/put-{number}/cache"
+        here = {name: str(work / f"{name}{number}") for name in ("pull", "get", "synced")}
         turns: list[tuple[str, Callable[[], object]]] = [
             ("push", lambda url=pushed: push(config(PushConfig, cache, url))),
             ("put", lambda url=put: plain_put(cache, url)),
-            ("pull", lambda url=pushed, n=number: pull(config(PullConfig, work / f"pull{n}", url))),
-            ("get", lambda url=put, n=number: plain_get(url, work / f"get{n}")),
+            ("pull", lambda url=pushed, to=here["pull"]: pull(config(PullConfig, to, url))),
+            ("get", lambda url=put, to=here["get"]: plain_get(url, to)),
+            (
+                "get_synced",
+                lambda url=put, to=here["synced"]: synced(lambda: plain_get(url, to), to),
+            ),
         ]
         if local:
             sync = f"{base}/synced-{number}/cache"
-            turns.append(("synced", lambda url=sync: synced(lambda: plain_put(cache, url), url)))
+            turns.append(
+                ("put_synced", lambda url=sync: synced(lambda: plain_put(cache, url), url))
+            )
         for name, act in turns:
             found.setdefault(name, []).append(seconds(act))
-        for name in (f"pull{number}", f"get{number}"):
-            shutil.rmtree(work / name)
+        for folder in here.values():
+            shutil.rmtree(folder)
     medians = {name: median(values) for name, values in found.items()}
-    pairs = {"push_over_put": ("push", "put"), "pull_over_get": ("pull", "get")}
+    pairs = {
+        "push_over_put": ("push", "put"),
+        "pull_over_get": ("pull", "get"),
+        "pull_over_synced": ("pull", "get_synced"),
+    }
     if local:
-        pairs |= {"push_over_synced": ("push", "synced"), "pull_over_synced": ("pull", "synced")}
+        pairs["push_over_synced"] = ("push", "put_synced")
     ratios = {
         name: median([a / b for a, b in zip(found[one], found[other], strict=True)])
         for name, (one, other) in pairs.items()
@@ -96,7 +107,7 @@ def timed(cache: Path, base: str, work: Path, repeats: int) -> dict[str, Any]:
     return {**ratios, "seconds": medians}
 
 
-def config(kind: Any, cache: Path, url: str, **further: Any) -> Any:
+def config(kind: Any, cache: Path | str, url: str, **further: Any) -> Any:
     return kind(cache=str(cache), location=url, jobs=JOBS, **further)
 
 

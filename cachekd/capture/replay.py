@@ -68,13 +68,7 @@ def replay(
     Raises:
         DataError: a row cannot be used.
     """
-    settings = DataConfig(
-        **{item.name: getattr(rows, item.name) for item in fields(RowsConfig)},
-        prompt_template=recorded["prompt_template"],
-        add_eos=recorded["add_eos"],
-        on_long=on_long,
-        on_bad=on_bad,
-    )
+    settings = _settings(rows, recorded, on_long=on_long, on_bad=on_bad)
     tokenizer.chat_template = recorded["chat_template"]
     tokenizer.bos_token, tokenizer.eos_token = recorded["bos_token"], recorded["eos_token"]
     return prepare(
@@ -84,6 +78,16 @@ def replay(
         context_length=int(np.iinfo(np.int32).max) if on_long == "fail" else longest,
         vocab_size=vocab_size,
         clock=datetime.fromisoformat(recorded["clock"]),
+    )
+
+
+def _settings(rows: RowsConfig, recorded: Mapping[str, Any], **further: Any) -> DataConfig:
+    """How these rows are prepared as a capture did it."""
+    return DataConfig(
+        **{item.name: getattr(rows, item.name) for item in fields(RowsConfig)},
+        prompt_template=recorded["prompt_template"],
+        add_eos=recorded["add_eos"],
+        **further,
     )
 
 

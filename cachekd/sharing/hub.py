@@ -78,8 +78,7 @@ def push_to_hub(
     for names in _parts(sorted(blobs)):
         with _at_hand(content, {name: blobs[name] for name in names}, config.jobs) as paths:
             repo.commit(paths, f"Add {len(names)} files of a cachekd cache")
-            size = sum(path.stat().st_size for path in paths.values())
-        moved.add(files=len(names), bytes=size)
+            moved.add(files=len(names), bytes=sum(p.stat().st_size for p in paths.values()))
         if step is not None:
             step(moved.bytes, max(total, moved.bytes))
     _seal(config, repo, content, copier, moved)

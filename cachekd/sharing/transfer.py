@@ -85,13 +85,12 @@ def transfer(
         StoreError: a file cannot be read or written, or the disk is too small.
         Incomplete: stopped by a signal; the same call continues.
     """
-    known = _sealed_there(into) if refuse_other(door, content, into) else {}
+    known = _known(door, content, into)
     with stop_on_signals() as flag:
         copier = Copier(content.location, into, jobs, step, lambda: flag.asked)
         blobs, documents = _lacking(content, into, known, copier)
-        total = sum(blob.size or 0 for blob in blobs.values())
+        total, files = sum(blob.size or 0 for blob in blobs.values()), len(blobs) + len(documents)
         if dry_run:
-            files = len(blobs) + len(documents)
             return Transfer(moved=copier.moved, files=files, bytes=total, manifest=None)
         into.check_writable()
         _check_room(into, total)
@@ -147,9 +146,9 @@ def refuse_pair(door: str, left: Identity, right: Identity, left_url: str, right
     warn_of_difference(door, left.provenance, right.provenance, left_url, right_url)
 
 
-def _sealed_there(into: Location) -> dict[str, str]:
-    """Files that the newest seal of a cache names, with their digests; none without a seal."""
-    sealed = read_manifest(into)
+def _known(door: str, content: Content, into: Location) -> dict[str, str]:
+    """Files that the newest seal of a location names, with their digests; none without a seal."""
+    sealed = read_manifest(into) if refuse_other(door, content, into) else None
     if sealed is None:
         return {}
     shards = [facts.digest for facts in sealed.shards.values()]
@@ -181,7 +180,9 @@ def _commit(
     A commit record that another writer has made of the same unit stays.
     """
     write_identity(into, content.identity)
-    refuse_other(door, content, into)  # another writer may have been first
+    own = all(into.has(name, digest) for name, digest in content.identity_files().items())
+    if not own:
+        refuse_other(door, content, into)  # another writer may have been first
     others: list[str] = []
 
     def one(name: str) -> None:
@@ -192,8 +193,7 @@ def _commit(
 
     for folder in _FOLDERS:  # a record comes after its plan
         copier.each([name for name in documents if name.startswith(folder)], one)
-    identity = content.identity_files().items()
-    return not others and all(into.has(name, digest) for name, digest in identity)
+    return own and not others
 
 
 def _put(into: Location, name: str, data: bytes) -> bool:

@@ -45,9 +45,13 @@ def read_identity(location: Location) -> Identity:
     Raises:
         CacheNotFound: there is none.
     """
-    if not has_cache(location):
-        if location.lists and location.names("plans"):
+    there = has_cache(location)
+    if not there and location.lists and location.names("plans"):
+        # Looked at again: plans come after it, and a writer may have come between these looks.
+        there = has_cache(location)
+        if not there:
             raise location.missing(CACHE)
+    if not there:
         raise CacheNotFound(
             f"no cache at {location.url}: it has no {CACHE}. Check the path, or make one with "
             "cachekd precompute"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -18,6 +19,7 @@ from cachekd.config import PushConfig
 from cachekd.errors import CachekdError, CacheNotFound, Incomplete, StoreError, UnsealedCache
 from cachekd.sharing.copier import Copier
 from cachekd.sharing.push import push
+from cachekd.store.identity_files import read_identity
 from cachekd.store.io import Location
 from cachekd.store.verify import verify
 
@@ -174,6 +176,25 @@ def test_two_pushers_and_a_reader_at_once(shared: Path, make_cache: Maker, tmp_p
     assert set(seen) <= {0, 8, 12, 20}
     assert len(package.open_cache(there)) == 20
     assert not verify(there).problems
+
+
+def test_a_cache_that_comes_while_somebody_looks_is_none_or_whole(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes after a reader found no cache.json, and before it asks whether there are plans."""
+    there, names, looks = tmp_path / "there", Location.names, [0]
+
+    def come_meanwhile(self: Location, folder: str = "") -> list[str]:
+        looks[0] += folder == "plans" and self.url == str(there)
+        if looks[0] == 2:
+            looks[0] += 1
+            shutil.copytree(shared, there)
+        return names(self, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Location, "names", come_meanwhile)
+        found = read_identity(Location(str(there)))
+    assert looks[0] > 2 and found == read_identity(Location(str(shared)))
 
 
 def test_another_identity_is_refused_field_by_field(
