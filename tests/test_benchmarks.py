@@ -98,3 +98,15 @@ def test_sharing_is_measured_against_a_plain_copy() -> None:
     assert found["second_push"]["files_moved"] == found["second_push"]["bytes_moved"] == 0
     assert 0 < found["parts"]["shards_of_one_record"] < 1
     assert found["s3"]["push_over_put"] > 0 and found["folder"]["pull_over_get"] > 0
+
+
+@pytest.mark.slow
+def test_training_from_s3_is_measured_against_a_folder() -> None:
+    found = _quick("bench_remote.py")
+    for series in (*found["loader"].values(), found["training"]):
+        assert series["held_bytes"] > 0
+        assert all(0 < series[f"{way}_over_local"]["cpu"]["median"] for way in ("cold", "warm"))
+    for name in ("0 workers", "2 workers"):
+        assert found["bound"][name]["peak_over_bound"] <= 1 < found["bound"]["cache_over_bound"]
+    few, many = found["many_shards"].values()
+    assert few["epoch"]["repeats"] == 1 and few["requests"] <= many["requests"] < 100

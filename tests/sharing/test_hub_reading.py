@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_hub import FakeHub
@@ -54,11 +55,15 @@ def server(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]
 def test_records_are_those_of_the_folder(server: HubServer, shared: Path) -> None:
     there, here = cachekd.open_cache(URL), cachekd.open_cache(str(shared))
     assert there.root == here.root and len(there) == len(here) == 12
+    opened = len(server.asked)
     for one, two in zip(there, here, strict=True):
         assert one.key == two.key
         assert one.logits.logprobs.tobytes() == two.logits.logprobs.tobytes()
     files = [path for path in server.asked if "/resolve/" in path and ".parquet" in path]
     assert files and len({*files}) == len(files), "each is fetched once"
+    listed = sum("/tree/main/logits" in path for path in server.asked[opened:])
+    shards = [path for path in files if "/logits/" in path]
+    assert listed <= 2 < len(shards), "and not looked for each"
     server.asked.clear()
     assert [one.key for one in cachekd.open_cache(URL)] == [one.key for one in here]
     assert not [path for path in server.asked if ".parquet" in path], "held here"
@@ -70,6 +75,7 @@ def test_a_student_is_trained_from_it(server: HubServer, family: Family, tmp_pat
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_goes_where_the_environment_says(server: HubServer) -> None:
     code = "from cachekd_cli.main import main; main()"
     environment = {**os.environ, "HF_ENDPOINT": server.url, "CACHEKD_STORAGE_OPTIONS": ""}
@@ -82,11 +88,12 @@ def test_the_command_line_goes_where_the_environment_says(server: HubServer) -> 
     assert done.returncode == 0 and "12" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("kind", ["503", "500", "429", "cut", "short", "flip", "plain"])
+@pytest.mark.reliability
+@pytest.mark.parametrize("kind", ["503", "429", "cut", "short", "flip", "plain"])
 def test_what_a_network_does_is_tried_again(
     server: HubServer, shared: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None))
     with faulty(server.url) as proxy:
         monkeypatch.setenv("CACHEKD_STORAGE_OPTIONS", f"endpoint={proxy.url}")
         proxy.plan[:] = [Fault(kind, "GET", "/resolve/.*parquet", times=2, at=100)]
