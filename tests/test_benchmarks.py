@@ -108,3 +108,15 @@ def test_exchange_gives_back_what_formats_can_hold() -> None:
     assert 0 < formats["megatron, float16"]["error"]["logprob"] < 0.01
     assert 0 < formats["distillkit, bfloat16"]["error"]["logprob"] < 0.1
     assert formats["axolotl, renormalised"]["error"].keys() == {"logprob"}
+
+
+@pytest.mark.slow
+def test_training_from_s3_is_measured_against_a_folder() -> None:
+    found = _quick("bench_remote.py")
+    for series in (*found["loader"].values(), found["training"]):
+        assert series["held_bytes"] > 0
+        assert all(series[f"{way}_over_local"]["cpu"]["median"] > 0 for way in ("cold", "warm"))
+    for name in ("0 workers", "2 workers"):
+        assert found["bound"][name]["peak_over_bound"] <= 1 < found["bound"]["cache_over_bound"]
+    few, many = found["many_shards"].values()
+    assert few["epoch"]["repeats"] == 1 and few["requests"] <= many["requests"] < 100

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
+from s3_faults import Fault, faulty
 
 import cachekd
 from cachekd.errors import CachekdError, StoreError
-from cachekd.store import retries
+from cachekd.store import remote, retries
 from cachekd.store.local_cache import LocalCache
 
 
 class Served:
-    """A folder behind a server that has no ranges; it keeps what was asked for."""
+    """A folder behind a server; it keeps what was asked for.
+
+    Attributes:
+        ranges: whether it heeds ranges.
+        lie: by how many bytes the lengths are wrong that it tells without a body.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.ranges, self.lie = folder, False, 0
         self.asked: list[str] = []
-        asked = self.asked
-
-        class Handler(SimpleHTTPRequestHandler):
-            def log_message(self, format: str, *args: object) -> None:
-                asked.append(self.path)
-
-        self._server = ThreadingHTTPServer(
-            ("127.0.0.1", 0), partial(Handler, directory=str(folder))
-        )
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, served=self))
         self.url = f"http://127.0.0.1:{self._server.server_port}/cache"
         self._thread = Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
@@ -40,6 +40,33 @@ class Served:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    def __init__(self, *args: Any, served: Served) -> None:
+        self._served = served
+        super().__init__(*args, directory=str(served.folder))
+
+    def log_message(self, format: str, *args: object) -> None:
+        self._served.asked.append(self.path)
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if keyword == "Content-Length" and self.command == "HEAD":
+            value = str(int(value) + self._served.lie)
+        super().send_header(keyword, value)
+
+    def do_GET(self) -> None:
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        path = Path(self.translate_path(self.path))
+        if not (found and self._served.ranges and path.is_file()):
+            return super().do_GET()
+        whole, first, last = path.read_bytes(), int(found[1]), int(found[2])
+        part = whole[first : last + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(whole)}")
+        self.end_headers()
+        self.wfile.write(part)
 
 
 @pytest.fixture
@@ -79,6 +106,48 @@ def test_records_are_those_of_the_folder_and_nothing_is_listed(
     assert [record.key for record in cachekd.open_cache(served.url)] == [r.key for r in cache]
     assert not shards_of(served.asked), "read here"
     assert len(looks) == 1, "nothing was taken away: no shard is looked for again"
+
+
+def same_records(url: str, sealed: Path) -> bool:
+    return all(
+        one.key == two.key and one.logits.logprobs.tobytes() == two.logits.logprobs.tobytes()
+        for one, two in zip(cachekd.open_cache(url), cachekd.open_cache(str(sealed)), strict=True)
+    )
+
+
+def test_a_server_with_ranges_is_read_in_pieces(
+    served: Served, sealed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "CHUNK_BYTES", 1000)
+    served.ranges = True
+    assert same_records(served.url, sealed)
+    shards, pieces = [*(sealed / "logits").glob("*.parquet")], shards_of(served.asked)
+    assert len(pieces) == sum(-(-shard.stat().st_size // 1000) for shard in shards) > len(shards)
+
+
+@pytest.mark.parametrize("kind", ["cut", "short", "flip", "plain", "503"])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_bodies_that_are_not_whole_are_asked_for_again(
+    served: Served, sealed: Path, ranges: bool, kind: str
+) -> None:
+    """Ended before the length that was told, told too short, other bytes, or all for a range."""
+    served.ranges = ranges
+    with faulty(served.url) as proxy:
+        proxy.plan[:] = [Fault(kind, "GET", "/logits/.*parquet|/index/", times=2, at=100)]
+        assert same_records(f"{proxy.url}/cache", sealed)
+        assert proxy.faults() == {kind: 2}
+
+
+@pytest.mark.parametrize("lie", [-10, 10])
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_server_that_lies_about_lengths_is_refused(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranges: bool, lie: int
+) -> None:
+    monkeypatch.setattr(retries, "TOTAL_SECONDS", 0.1)
+    served.ranges, served.lie = ranges, lie
+    with pytest.raises(StoreError, match=r"/index/[0-9a-f]{64}: "):
+        cachekd.open_cache(served.url)
+    assert [path.name for path in (tmp_path / "local").iterdir()] == [".lock"]
 
 
 def test_altered_shards_are_refused_by_name(served: Served) -> None:
