@@ -98,6 +98,8 @@ def test_sharing_is_measured_against_a_plain_copy() -> None:
     assert found["second_push"]["files_moved"] == found["second_push"]["bytes_moved"] == 0
     assert 0 < found["parts"]["shards_of_one_record"] < 1
     assert found["s3"]["push_over_put"] > 0 and found["folder"]["pull_over_get"] > 0
+    moved = {f"{act}_{place}" for act in ("push", "pull") for place in ("folder", "s3")}
+    assert found["memory"]["growth_mb"].keys() == moved
 
 
 @pytest.mark.slow
