@@ -120,5 +120,5 @@ def test_training_from_s3_is_measured_against_a_folder() -> None:
         assert all(series[f"{way}_over_local"]["cpu"]["median"] > 0 for way in ("cold", "warm"))
     for name in ("0 workers", "2 workers"):
         assert found["bound"][name]["peak_over_bound"] <= 1 < found["bound"]["cache_over_bound"]
-    few, many = found["many_shards"].values()
+    few, many = found["some_shards"], found["many_shards"]
     assert few["epoch"]["repeats"] == 1 and few["requests"] <= many["requests"] < 100
