@@ -131,7 +131,7 @@ def read(folder: Path, _count: int) -> dict[str, Any]:
         numbers = iter(range(len(cache)))
         while block := list(islice(numbers, BLOCK)):
             cache.read(block)
-    row["held_group_bytes"] = cache._groups._bytes
+    row["held_group_bytes"] = cache._shards._groups._bytes
     row["cache_bytes"] = cache.totals["bytes"]
     return row
 

@@ -99,7 +99,9 @@ SELECTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_caches(folder: Path, sizes: Sizes, times: int, names: tuple[str, ...]) -> None:
+def write_caches(
+    folder: Path, sizes: Sizes, times: int, names: tuple[str, ...], **further: Any
+) -> None:
     """Capture each selection of a teacher into ``folder/<name>``."""
     from cachekd import PrecomputeConfig
     from cachekd.capture import precompute
@@ -120,6 +122,7 @@ def write_caches(folder: Path, sizes: Sizes, times: int, names: tuple[str, ...])
                 threads=1,
                 writers=0,
                 **SELECTIONS[name],
+                **further,
             )
         )
 

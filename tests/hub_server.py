@@ -27,7 +27,7 @@ TOKEN = "hf_test-token-canary"
 _REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 _ROUTES = (
     ("GET", rf"/api/datasets/{_REPO}(/revision/(?P<rev>\w+))?", "info"),
-    ("GET", rf"/api/datasets/{_REPO}/tree/(?P<rev>\w+)(/(?P<path>.*))?", "tree"),
+    ("GET", rf"/api/datasets/{_REPO}/tree/(?P<rev>\w+)(/(?P<path>.*?))?/?", "tree"),
     ("POST", rf"/api/datasets/{_REPO}/paths-info/(?P<rev>\w+)", "paths"),
     ("GET|HEAD", rf"/datasets/{_REPO}/resolve/(?P<rev>\w+)/(?P<path>.*)", "resolve"),
     ("POST", r"/api/repos/create", "make"),
@@ -44,16 +44,17 @@ class HubServer(ThreadingHTTPServer):
 
     Attributes:
         hub: the repos.
+        token: what every request must show, or None.
         lfs: large files by their sha256.
-        asked: method and route of each request that was answered.
+        asked: method, route and path of each request that was answered.
     """
 
     daemon_threads = True
 
-    def __init__(self) -> None:
+    def __init__(self, hub: FakeHub, token: str | None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.hub, self.lfs = FakeHub(), dict[str, bytes]()
-        self.asked: list[tuple[str, str]] = []
+        self.hub, self.token, self.lfs = hub, token, dict[str, bytes]()
+        self.asked: list[tuple[str, str, str]] = []
         self.lock = threading.Lock()
 
     @property
@@ -76,13 +77,24 @@ class HubServer(ThreadingHTTPServer):
         siblings = [{"rfilename": name} for name in files]
         return _json({"id": repo, "sha": sha, "private": True, "siblings": siblings, "tags": []})
 
-    def tree(self, body: bytes, repo: str, rev: str, path: str | None) -> Answer:
+    def tree(self, body: bytes, repo: str, rev: str, path: str | None, query: str) -> Answer:
+        """The entries of a folder; all below it if it is asked so."""
         _, files = self.files(repo, rev)
         below = f"{path}/" if path else ""
-        found = {name: _entry(name, data) for name, data in files.items() if name.startswith(below)}
-        folders = {name.rpartition("/")[0] for name in found} - {"", path or ""}
+        inside = [name for name in files if name.startswith(below)]
+        if not inside:
+            return _lacks("EntryNotFound")
+        folders = {
+            name[:end]
+            for name in inside
+            for end in range(len(below) + 1, len(name))
+            if name[end] == "/"
+        }
+        if "recursive=true" not in query.lower():
+            inside = [name for name in inside if "/" not in name[len(below) :]]
+            folders = {name for name in folders if "/" not in name[len(below) :]}
         listed = [{"type": "directory", "path": one, "oid": "0" * 40} for one in sorted(folders)]
-        return _json([*listed, *found.values()]) if found else _lacks("EntryNotFound")
+        return _json([*listed, *(_entry(name, files[name]) for name in inside)])
 
     def paths(self, body: bytes, repo: str, rev: str) -> Answer:
         _, files = self.files(repo, rev)
@@ -161,21 +173,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        self._send(*self._answer(unquote(urlsplit(self.path).path), body))
+        asked = urlsplit(self.path)
+        self._send(*self._answer(unquote(asked.path), asked.query, body))
 
     do_HEAD = do_POST = do_PUT = do_GET
 
-    def _answer(self, path: str, body: bytes) -> Answer:
-        signed = self.headers.get("authorization") == f"Bearer {TOKEN}"
+    def _answer(self, path: str, query: str, body: bytes) -> Answer:
+        token, shown = self.server.token, self.headers.get("authorization")
+        signed = token is None or shown == f"Bearer {token}"
         for methods, pattern, name in _ROUTES:
             found = re.fullmatch(pattern, path)
             if found and self.command in methods.split("|"):
                 if not signed and name != "store":
-                    return _json({"error": "Invalid credentials"}, 401)
+                    return _lacks("RepoNotFound", 401)  # as the hub says of what is private
+                given = found.groupdict() | ({"query": query} if name == "tree" else {})
                 with self.server.lock:
-                    self.server.asked.append((self.command, name))
+                    self.server.asked.append((self.command, name, path))
                     try:
-                        return getattr(self.server, name)(body, **found.groupdict())  # type: ignore[no-any-return]
+                        return getattr(self.server, name)(body, **given)  # type: ignore[no-any-return]
                     except KeyError:
                         return _lacks("RepoNotFound")
         return _json({"error": f"no such route: {self.command} {path}"}, 501)
@@ -212,15 +227,15 @@ def _json(value: Any, status: int = 200) -> Answer:
     return status, {"Content-Type": "application/json"}, json.dumps(value).encode()
 
 
-def _lacks(code: str) -> Answer:
-    status, headers, data = _json({"error": code}, 404)
+def _lacks(code: str, status: int = 404) -> Answer:
+    status, headers, data = _json({"error": code}, status)
     return status, {**headers, "X-Error-Code": code}, data
 
 
 @contextmanager
-def hub_server() -> Iterator[HubServer]:
-    """Within: an empty hub."""
-    server = HubServer()
+def hub_server(hub: FakeHub | None = None, token: str | None = TOKEN) -> Iterator[HubServer]:
+    """Within: a hub, empty where none is given."""
+    server = HubServer(hub or FakeHub(), token)
     with serving(server, threading.Event()):
         yield server
 

@@ -98,6 +98,8 @@ def test_sharing_is_measured_against_a_plain_copy() -> None:
     assert found["second_push"]["files_moved"] == found["second_push"]["bytes_moved"] == 0
     assert 0 < found["parts"]["shards_of_one_record"] < 1
     assert found["s3"]["push_over_put"] > 0 and found["folder"]["pull_over_get"] > 0
+    moved = {f"{act}_{place}" for act in ("push", "pull") for place in ("folder", "s3")}
+    assert found["memory"]["growth_mb"].keys() == moved
 
 
 @pytest.mark.slow
@@ -108,3 +110,15 @@ def test_exchange_gives_back_what_formats_can_hold() -> None:
     assert 0 < formats["megatron, float16"]["error"]["logprob"] < 0.01
     assert 0 < formats["distillkit, bfloat16"]["error"]["logprob"] < 0.1
     assert formats["axolotl, renormalised"]["error"].keys() == {"logprob"}
+
+
+@pytest.mark.slow
+def test_training_from_s3_is_measured_against_a_folder() -> None:
+    found = _quick("bench_remote.py")
+    for series in (*found["loader"].values(), found["training"]):
+        assert series["held_bytes"] > 0
+        assert all(series[f"{way}_over_local"]["cpu"]["median"] > 0 for way in ("cold", "warm"))
+    for name in ("0 workers", "2 workers"):
+        assert found["bound"][name]["peak_over_bound"] <= 1 < found["bound"]["cache_over_bound"]
+    few, many = found["some_shards"], found["many_shards"]
+    assert few["epoch"]["repeats"] == 1 and few["requests"] <= many["requests"] < 100

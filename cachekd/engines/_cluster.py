@@ -110,7 +110,7 @@ def _fit(node: dict[str, float], cpus: int, gpus: float) -> int:
     return min(counts, default=1)
 
 
-def _reach(given: str | None, variable: str | None) -> None:
+def _reach(given: str | None, variable: str | None = None) -> None:
     """Refuse an address at which nobody listens: Ray itself would try for a minute.
 
     Args:

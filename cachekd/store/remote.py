@@ -153,7 +153,10 @@ class RemoteFolder:
                 raise ShortBody(f"expected {length} bytes at {start} of {path}, found {len(data)}")
             return data
 
-        return self._call(name, read)
+        try:  # a file of this name can have no other bytes: what was listed before may be believed
+            return self._call(name, read, fresh=False)
+        except FileNotFoundError:
+            return self._call(name, read)
 
     def create(self, name: str, data: bytes) -> bool:
         """Make a file, whole or not at all; False if another one has its name.
@@ -192,14 +195,18 @@ class RemoteFolder:
         with suppress(FileNotFoundError):  # another was first, or an earlier try was
             self._call(name, lambda fs, path: fs.rm_file(path))
 
-    def _call(self, name: str, call: Callable[[Any, str], T]) -> T:
-        """What a call on a path gives, tried again where that may help."""
+    def _call(self, name: str, call: Callable[[Any, str], T], *, fresh: bool = True) -> T:
+        """What a call on a path gives, tried again where that may help.
+
+        Fresh: what the filesystem remembers of listings and look-ups is not believed.
+        """
         if self._process != os.getpid():  # connections are not shared with the parent
             self._connect()
         path = f"{self._path}/{name}" if name else self._path
 
         def once() -> T:
-            self._fs.invalidate_cache()
+            if fresh:
+                self._fs.invalidate_cache()
             return call(self._fs, path)
 
         try:

@@ -278,9 +278,9 @@ def test_a_seal_asks_for_each_record_once_and_for_no_size(
     location.remove(manifest_name(1))
     real = RemoteFolder._call
 
-    def counted(self: RemoteFolder, name: str, call: Any) -> Any:
+    def counted(self: RemoteFolder, name: str, call: Any, **further: bool) -> Any:
         asked.append(name)
-        return real(self, name, call)
+        return real(self, name, call, **further)
 
     monkeypatch.setattr(RemoteFolder, "_call", counted)
     assert seal(location).files == manifest.files

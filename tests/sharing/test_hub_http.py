@@ -47,7 +47,7 @@ def test_there_and_back(hub: tuple[HubServer, FaultProxy], shared: Path, tmp_pat
     server, proxy = hub
     code, told = run(proxy, tmp_path, "push", shared, URL, "--license", "apache-2.0")
     assert code == 0, told
-    assert {"make", "batch", "store", "card", "commit"} <= {route for _, route in server.asked}
+    assert {"make", "batch", "store", "card", "commit"} <= {route for _, route, _ in server.asked}
     names = Location(str(shared)).names("logits")
     digests = {name.partition(".")[0] for name in names if name.endswith(".parquet")}
     assert digests < server.lfs.keys(), "shards are large files, named by the sha256 they have"
@@ -60,7 +60,7 @@ def test_there_and_back(hub: tuple[HubServer, FaultProxy], shared: Path, tmp_pat
     server.asked.clear()
     code, told = run(proxy, tmp_path, "push", shared, URL, "--license", "apache-2.0", "--json")
     assert code == 0 and json.loads(told.splitlines()[0])["files_moved"] == 0, told
-    assert not {"store", "commit"} & {route for _, route in server.asked}
+    assert not {"store", "commit"} & {route for _, route, _ in server.asked}
 
 
 @pytest.mark.reliability
@@ -78,7 +78,7 @@ def test_a_push_that_was_cut_off_goes_on_and_a_pull_beside_it_is_refused(
     server.asked.clear()
     code, told = run(proxy, tmp_path, "push", shared, URL)
     assert code == 0, told
-    assert ("PUT", "store") not in server.asked, "no shard travels again"
+    assert "store" not in {route for _, route, _ in server.asked}, "no shard travels again"
     folder = server.hub.folder("team/news", tmp_path / "there")
     assert cachekd.open_cache(str(folder)).root == cachekd.open_cache(str(shared)).root
 

@@ -64,6 +64,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_happens_in_the_middle_of_it(s3: Bucket, place: Location, name: str) -> None:
     fault = FAULTS[name]
