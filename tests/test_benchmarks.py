@@ -93,6 +93,16 @@ def test_every_stage_of_the_store_runs_at_every_size() -> None:
 
 
 @pytest.mark.slow
+def test_the_short_run_of_compaction_asks_for_each_shard_a_few_times() -> None:
+    found = _quick("bench_gc.py")
+    (memory,) = found["memory"]
+    assert memory["shards_after"] < memory["shards_before"] and memory["grew_by_mb"] > 0
+    few, more = found["requests"]["4"], found["requests"]["8"]
+    assert (more["seal"] - few["seal"]) / 4 == 2, "its record and its samples"
+    assert (more["compact_and_collect"] - few["compact_and_collect"]) / 4 <= 7
+
+
+@pytest.mark.slow
 def test_sharing_is_measured_against_a_plain_copy() -> None:
     found = _quick("bench_share.py")
     assert found["second_push"]["files_moved"] == found["second_push"]["bytes_moved"] == 0
