@@ -10,6 +10,7 @@
     │   ├── UnsealedCache   the cache is not finished
     │   └── CorruptCache    a file of the cache is missing, altered or cannot be decoded
     ├── WorkerError         a process that reads samples for training died, or had no memory
+    ├── NonFiniteLoss       the loss of a training step, or its gradient, is nan or infinite
     ├── MismatchError       two things that must belong together do not (wrong pair)
     └── Incomplete          stopped in good order; the same command continues
 
@@ -82,6 +83,10 @@ class CorruptCache(StoreError):
 
 class WorkerError(CachekdError):
     """A process of cachekd died, did not start, or had no memory left."""
+
+
+class NonFiniteLoss(CachekdError):
+    """The loss of a training step or its gradient is nan or infinite: the step was not taken."""
 
 
 class MismatchError(CachekdError):

@@ -3,15 +3,19 @@
 What it keeps of the real one (0.33): arguments that it does not know are errors; ``max_logprobs``
 is 20 unless raised, -1 is the vocabulary; prompts are token ids where no tokenizer was loaded, and
 leave room for a token; ``prompt_logprobs`` is None at the first place, of each other the prompt's
-own token and then the k best, which may hold it again; ranks count from 1.
+own token and then the k best, which may hold it again; ranks count from 1. It takes the first of
+the GPUs that it sees, and its workers meet in a group of their own, which they open at a free port.
 """
 
 from __future__ import annotations
 
 import importlib.machinery
+import os
+import socket
 import sys
 import types
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -116,6 +120,9 @@ class LLM:
             )
         if max_num_batched_tokens < max_num_seqs:
             raise ValueError("max_num_batched_tokens must be greater than or equal to max_num_seqs")
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        self.devices = None if seen is None else seen.split(",")[:tensor_parallel_size]
+        _meet()
         self.longest = max_model_len or longest
         self.vocab = config.vocab_size
         self.most = self.vocab if max_logprobs == -1 else max_logprobs
@@ -169,6 +176,17 @@ class LLM:
                 [int((row >= own).sum()), *range(1, count + 1)],
             )
         return RequestOutput(ids, flat)
+
+
+def _meet() -> None:
+    """A worker that meets itself; nobody else serves the address."""
+    from torch.distributed import rendezvous
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}?rank=0&world_size=1"
+    next(iter(rendezvous(address, timeout=timedelta(seconds=2))))
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:

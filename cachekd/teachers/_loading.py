@@ -6,12 +6,12 @@ Comes in: settings and the facts of a teacher. Goes out: the model, and what its
 from __future__ import annotations
 
 import importlib.util
-import os
 from typing import Any
 
 from cachekd.config import ModelConfig, PrecomputeConfig, ScoringConfig
 from cachekd.errors import ConfigError, TeacherError
 from cachekd.teachers import TeacherFacts
+from cachekd.teachers._launched import own_number
 
 
 def load_model(
@@ -55,10 +55,10 @@ def own_device() -> str:
 
     if not torch.cuda.is_available():
         return "cpu"
-    number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID")
-    if number is None or not number.isdecimal():
+    number = own_number()
+    if number is None:
         return "cuda"
-    place = int(number) % torch.cuda.device_count()
+    place = number % torch.cuda.device_count()
     torch.cuda.set_device(place)  # where libraries put what they load themselves
     return f"cuda:{place}"
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cachekd.config import PrecomputeConfig, ScoringConfig, check_vllm
 from cachekd.errors import ConfigError, TeacherError
 from cachekd.teachers import Selection, TeacherFacts
+from cachekd.teachers._launched import engine_environment
 from cachekd.teachers._memory import one_memory_error
 from cachekd.teachers._vllm_flat import flat_targets
 from cachekd.types import Int32, TopKLogits
@@ -51,31 +52,14 @@ def identify(config: PrecomputeConfig | ScoringConfig) -> TeacherFacts:
 
 
 def load(config: PrecomputeConfig | ScoringConfig, facts: TeacherFacts) -> EngineTeacher:
-    """Start the engine.
+    """Start the engine; of several processes of a machine each has GPUs of its own.
 
     Raises:
         TeacherError: it does not know the model, or has no room for it.
     """
-    import vllm
-
-    tokens = config.batch_tokens if isinstance(config, PrecomputeConfig) else 4096
     try:
-        with one_memory_error():
-            engine = vllm.LLM(
-                model=str(facts.folder),
-                skip_tokenizer_init=True,
-                trust_remote_code=config.trust_remote_code,
-                dtype=facts.dtype,
-                tensor_parallel_size=config.tensor_parallel_size,
-                gpu_memory_utilization=config.gpu_memory_utilization,
-                max_model_len=facts.context_length + 1,
-                max_num_seqs=_SEQUENCES,
-                max_num_batched_tokens=max(tokens, _SEQUENCES),
-                max_logprobs=-1,  # as many as the vocabulary has; the default is 20
-                logprobs_mode="raw_logprobs",
-                enable_prefix_caching=False,  # a cached prefix is not scored
-                seed=0,
-            )
+        with one_memory_error(), engine_environment(config.tensor_parallel_size):
+            engine = _started(config, facts)
     except MemoryError as error:
         raise TeacherError(
             f"teacher {config.teacher} cannot be loaded by vLLM: out of memory: {error}. Nothing "
@@ -83,10 +67,38 @@ def load(config: PrecomputeConfig | ScoringConfig, facts: TeacherFacts) -> Engin
         ) from error
     except Exception as error:  # the engine and code of models have errors of their own
         raise TeacherError(
-            f"teacher {config.teacher} cannot be loaded by vLLM {vllm.__version__}: {error}. "
+            f"teacher {config.teacher} cannot be loaded by vLLM {_version()}: {error}. "
             "Nothing was written. Check that this vLLM knows its architecture, or use --backend hf"
         ) from error
     return EngineTeacher(engine, config.tensor_parallel_size)
+
+
+def _started(config: PrecomputeConfig | ScoringConfig, facts: TeacherFacts) -> Any:
+    """The engine, with the arguments that its answers need."""
+    import vllm
+
+    tokens = config.batch_tokens if isinstance(config, PrecomputeConfig) else 4096
+    return vllm.LLM(
+        model=str(facts.folder),
+        skip_tokenizer_init=True,
+        trust_remote_code=config.trust_remote_code,
+        dtype=facts.dtype,
+        tensor_parallel_size=config.tensor_parallel_size,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        max_model_len=facts.context_length + 1,
+        max_num_seqs=_SEQUENCES,
+        max_num_batched_tokens=max(tokens, _SEQUENCES),
+        max_logprobs=-1,  # as many as the vocabulary has; the default is 20
+        logprobs_mode="raw_logprobs",
+        enable_prefix_caching=False,  # a cached prefix is not scored
+        seed=0,
+    )
+
+
+def _version() -> str:
+    import vllm
+
+    return str(vllm.__version__)
 
 
 class EngineTeacher:
@@ -100,11 +112,10 @@ class EngineTeacher:
     def numerics(self) -> Mapping[str, Any]:
         """The engine, its version and how many devices hold the model."""
         import torch
-        import vllm
 
         return {
             "engine": "vllm",
-            "version": vllm.__version__,
+            "version": _version(),
             "torch": torch.__version__,
             "devices": self._devices,
         }

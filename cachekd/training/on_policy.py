@@ -252,7 +252,7 @@ class OnPolicyTrainer(DistillTrainer):
         return summed(gather_object([own]))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        save_engine(self.engine, Path(output_dir), self.args.process_index)
+        save_engine(self.engine, Path(output_dir), self.args.process_index, self.args.world_size)
         super()._save_rng_state(output_dir)
 
     def leave_group(self) -> None:
@@ -263,7 +263,8 @@ class OnPolicyTrainer(DistillTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            load_engine(self.engine, Path(checkpoint), self.args.process_index)
+            rank, processes = self.args.process_index, self.args.world_size
+            load_engine(self.engine, Path(checkpoint), rank, processes)
 
 
 def _data(visited: Sequence[Visited]) -> list[Record]:

@@ -133,6 +133,7 @@ def _write(inputs: Inputs, trainer: DistillTrainer, facts: dict[str, Any]) -> No
         "history": trainer.state.log_history,
         "best_step": trainer.state.best_global_step,
         "empty_batches": trainer.total(trainer.empty_batches),
+        "skipped_steps": trainer.finite.skipped,
         "throughput": trainer.meter.figures(trainer.accelerator),
         "rollouts": trainer.rollout_figures(),
     }

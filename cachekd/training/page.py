@@ -75,6 +75,10 @@ def _intro(facts: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"{facts['empty_batches']:,} batches had no trained row; they counted nothing."
         )
+    if facts["skipped_steps"]:
+        notes.append(
+            f"{facts['skipped_steps']:,} steps had no finite gradient in fp16, and were left out."
+        )
     return notes
 
 

@@ -42,6 +42,7 @@ def train(config: TrainConfig, *, progress: Progress | None = None) -> dict[str,
         MismatchError: caches, student and objective do not belong together.
         Incomplete: a signal asked for an end; a checkpoint was saved.
         WorkerError: a worker of the data loader died.
+        NonFiniteLoss: a step's loss or gradient is nan or infinite; no weight was changed by it.
     """
     with using(config):
         return _train(config, progress)

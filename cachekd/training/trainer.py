@@ -22,6 +22,7 @@ from cachekd.objectives import build
 from cachekd.training.attention import StudentAttention
 from cachekd.training.base import RunTrainer
 from cachekd.training.eval_text import TextDataset
+from cachekd.training.finite import FiniteCallback
 from cachekd.training.forward import check_packing
 from cachekd.training.head import StudentHead
 from cachekd.training.loss import batch_loss
@@ -54,6 +55,7 @@ class DistillTrainer(RunTrainer):
 
     Raises:
         ConfigError: one process drives several devices.
+        NonFiniteLoss: (of ``train``) a step's loss or gradient is nan or infinite.
     """
 
     loss_is_scaled_for_ga = True
@@ -88,6 +90,8 @@ class DistillTrainer(RunTrainer):
         # already divided by the size of the accumulated batch.
         self.model_accepts_loss_kwargs = True
         self.add_callback(_FollowEpoch(self))
+        self.finite = FiniteCallback(self.accelerator)
+        self.add_callback(self.finite)
 
     # Loss
 
@@ -107,12 +111,19 @@ class DistillTrainer(RunTrainer):
         output = self._objective_output(model, inputs, self.train_dataset)
         self.empty_batches += not len(inputs["rows"])
         _add(self._window, output)
+        self.finite.add({"loss": output.loss_sum, **output.metrics})
         total = output.weight_sum if num_items_in_batch is None else num_items_in_batch
         loss = output.loss_sum / torch.as_tensor(total).clamp(min=_TINY)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # The denominator is that of all processes, and gradients are averaged over them.
             loss = loss * self.accelerator.num_processes
         return (loss, None) if return_outputs else loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None:  # DeepSpeed may not know it
+            self.finite.add_gradient(norm)
+        return norm
 
     def _objective_output(self, model: Any, batch: Batch, dataset: Any) -> ObjectiveOutput:
         head = self._proven_head(model)

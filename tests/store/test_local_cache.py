@@ -141,12 +141,12 @@ def slowly(number: int) -> Callable[[], Iterator[bytes]]:
     return chunks
 
 
-def reading(folder: Path, seed: int) -> Callable[[], None]:
+def reading(folder: Path, seed: int, rounds: int = 4) -> Callable[[], None]:
     """A process that reads all files several times, in an order of its own."""
 
     def run() -> None:
         cache, draw = LocalCache(str(folder), LIMIT), random.Random(seed)
-        for _ in range(4):
+        for _ in range(rounds):
             for number in draw.sample(range(FILES), FILES):
                 data = cache.get(f"x{number}", digest(body(number)), SIZE, slowly(number))
                 assert data.to_pybytes() == body(number)
@@ -169,7 +169,9 @@ def held_alone(cache: LocalCache) -> int:
 def test_several_processes_fill_it_and_one_of_them_dies(tmp_path: Path, kills: bool) -> None:
     folder = tmp_path / "held"
     cache = LocalCache(str(folder), LIMIT)
-    processes = [Forked(reading(folder, seed), tmp_path / f"log-{seed}") for seed in range(4)]
+    rounds = [1_000_000 if kills else 4, 4, 4, 4]  # who is killed would not end by itself
+    readers = [reading(folder, seed, many) for seed, many in enumerate(rounds)]
+    processes = [Forked(read, tmp_path / f"log-{seed}") for seed, read in enumerate(readers)]
     peaks, killed = [0], False
     while not all(process.ended() for process in processes):
         peaks.append(held_alone(cache))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from tiny import Family, Ran, chat_rows, write_rows
 import cachekd
 from cachekd.config import PrecomputeConfig
 from cachekd.errors import CachekdError, ConfigError, DataError, MismatchError, TeacherError
+from cachekd.plugins import find
 from cachekd.teachers import Selection
 from cachekd.teachers._vllm_engine import EngineTeacher, check_selection
 
@@ -90,6 +92,47 @@ def test_units_say_what_made_them(
     numerics = json.loads(unit.read_text())["numerics"]
     assert (numerics["engine"], numerics["version"]) == ("vllm", fake_engine.VERSION)
     assert numerics["devices"] == 1
+
+
+@pytest.mark.parametrize(
+    ("visible", "number", "size", "taken"),
+    [
+        (None, None, 1, None),  # nobody says which process this is: the engine chooses
+        (None, "2", 1, ["2"]),
+        (None, "1", 2, ["2", "3"]),
+        ("4,5,GPU-6f,7", "2", 1, ["GPU-6f"]),
+        ("4,5,GPU-6f,7", "1", 2, ["GPU-6f", "7"]),
+        ("5", "3", 1, ["5"]),  # one that Slurm gave to this process alone
+        ("4,5,GPU-6f,7", "6", 1, ["GPU-6f"]),  # more processes than GPUs
+    ],
+)
+def test_each_process_of_a_machine_has_an_engine_on_gpus_of_its_own(
+    family: Family,
+    rows: Path,
+    tmp_path: Path,
+    engine: type[LLM],
+    monkeypatch: pytest.MonkeyPatch,
+    visible: str | None,
+    number: str | None,
+    size: int,
+    taken: list[str] | None,
+) -> None:
+    """As torchrun starts it, whose own store would have the engine's workers wait for ever."""
+    launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": "0", "WORLD_SIZE": "1"}
+    launched |= {"TORCHELASTIC_USE_AGENT_STORE": "True"} if number else {}
+    given = {**launched, "CUDA_VISIBLE_DEVICES": visible, "LOCAL_RANK": number}
+    for name, value in given.items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    config = _config(family, rows, tmp_path / "cache", tensor_parallel_size=size)
+    facts = find("teachers", "vllm").identify(config)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    seen = 4 if visible is None else len(visible.split(","))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    find("teachers", "vllm").load(config, facts, 1)
+    assert engine.made[0].devices == taken
+    assert {name: os.environ.get(name) for name in given} == given
 
 
 def test_verify_scores_again_with_the_engine_and_with_no_other(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,22 @@ def test_an_adapter_that_is_sharded_writes_and_goes_on(family: Family, tmp_path:
     checkpoint = ("--resume-from-checkpoint", sharded / "checkpoint-2")
     _train(family, data, sharded, 2, *SHARDED, *flags, *checkpoint)
     _assert_same(one, sharded, after=2)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on_within_a_collection(
+    family: Family, tmp_path: Path
+) -> None:
+    """All prompts are one collection, of which half is trained on when the number changes."""
+    data = write_rows(tmp_path / "data.jsonl", chat_rows(16))
+    flags = (*MINILLM, "--collect", 16)
+    one, grown, shrunk = (tmp_path / name for name in ("one", "grown", "shrunk"))
+    _train(family, data, one, 1, *flags)
+    shutil.copytree(one, grown)
+    _train(family, data, shrunk, 2, *flags)
+    for out, then in ((grown, 2), (shrunk, 1)):
+        checkpoint = ("--resume-from-checkpoint", out / "checkpoint-2")
+        _train(family, data, out, then, *flags, *checkpoint)
+        _assert_same(one, out, after=2)
+        left = {path.name for path in (out / "checkpoint-4").glob("rollouts_*")}
+        assert left == {f"rollouts_{rank}.json" for rank in range(then)}
