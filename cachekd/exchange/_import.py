@@ -34,6 +34,7 @@ from cachekd.types import Role, Sample
 
 _MOST_ENTRIES = 1 << 23  # held at once
 _MISSING = "trained rows without targets"
+_OTHER_ROWS = "it trains on rows that the targets of the same token ids, which came before it, lack"
 _log = logging.getLogger(__name__)
 Show = Callable[[int, int | None], None]
 
@@ -125,6 +126,8 @@ class _Work:
     def clear(self) -> None:
         """Count from the beginning."""
         self.left_out: Counter[str] = Counter()
+        self._told: Counter[str] = Counter()
+        self._partly = False
         self._rows: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
 
@@ -139,7 +142,7 @@ class _Work:
         """Commit all documents."""
         items: list[Item] = []
         tokens = entries = done = 0
-        told: Counter[str] = Counter()
+        self._partly = rows == "response"
         for found in documents:
             item = self.item(found, rows)
             done += 1
@@ -147,19 +150,26 @@ class _Work:
                 items.append(item)
                 tokens, entries = tokens + item.logits.rows + 1, entries + len(item.logits.ids)
             if tokens >= self._config.unit_tokens or entries >= _MOST_ENTRIES:
-                self._commit(store, items, self.left_out - told)
-                told, items, tokens, entries = self.left_out.copy(), [], 0, 0
+                self._commit(store, items)
+                items, tokens, entries = [], 0, 0
                 if progress is not None:
                     progress(done, total)
-        if items or self.left_out - told:
-            self._commit(store, items, self.left_out - told)
+        if items or self.left_out - self._told:
+            self._commit(store, items)
         if progress is not None:
             progress(done, total)
         self._counts["documents_read"] = done
 
-    def _commit(self, store: Store, items: list[Item], left_out: Counter[str]) -> None:
+    def _commit(self, store: Store, items: list[Item]) -> None:
         self._checked = {}
-        samples, keys = store.add(items, left_out)
+        lacking = store.lacking(items) if self._partly else {}
+        for i, count in lacking.items():
+            sample = items[i].sample
+            self._refuse(f"{sample.source} row {sample.row}: {_OTHER_ROWS} ({count} rows)")
+            self.left_out[_OTHER_ROWS] += 1
+        kept = [item for i, item in enumerate(items) if i not in lacking]
+        samples, keys = store.add(kept, self.left_out - self._told)
+        self._told = self.left_out.copy()
         self._counts["new_samples"] += samples
         self._counts["new_documents"] += keys
 

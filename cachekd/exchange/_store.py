@@ -17,8 +17,11 @@ from cachekd.capture.trial import prior_budget
 from cachekd.codecs import CodecHeader
 from cachekd.codecs._priors import Prior
 from cachekd.config import ImportConfig
+from cachekd.data.alignment import LossMask, trained_rows
 from cachekd.data.digests import bytes_digest, sample_digest, sample_key
 from cachekd.data.packed import Keys, Places
+from cachekd.exchange import Mask
+from cachekd.exchange._committed import CommittedRows
 from cachekd.exchange._seen import Seen
 from cachekd.plugins import find
 from cachekd.store.commit import ScoredUnit, Sink, write_unit
@@ -75,10 +78,12 @@ class Store:
         refuse_other(self.location, identity)  # another process may be first
         state = read_state(self.location, skip_broken_units=True)
         self._sequence = 1 + max((plan.sequence for plan in state.plans.values()), default=0)
+        self._runs = {plan.run for plan in state.plans.values()}
         self._done = Seen(state.done_keys())
         names = state.samples()
         self._held = Seen(load_samples(self.location, names, state.written()).ids if names else ())
         self._met = Seen()
+        self._rows = CommittedRows(self.location)
         self._prior, self._header = self._encoding(state.priors(), learned_from, tokens)
 
     def _encoding(
@@ -102,6 +107,31 @@ class Store:
         prior = best_prior(learned_from[:enough], header, tokens, budget)
         return prior, replace(header, prior=write_prior(self.location, prior))
 
+    def lacking(self, items: Sequence[Item]) -> dict[int, int]:
+        """Items that train on rows which the record of their token ids lacks, and how many rows.
+
+        Equal token ids have one record: the one that is committed, else of these the fullest.
+
+        Args:
+            items: in the order of the source.
+        """
+        keys = Keys.of(sample_key(item.sample.input_ids) for item in items)
+        done = self._done.counts(keys) > 0
+        best = _fullest(items, keys, np.flatnonzero(~done))
+        # A sample that is held trains on what its record has.
+        open_ = np.flatnonzero(self._held.counts(_firsts(items, keys)) == 0)
+        found = {}
+        for i in open_.tolist():
+            own = best.get(keys[i])
+            if own == i:
+                continue
+            held_N = self._rows.of(keys[i]) if own is None else _has(items[own])
+            sample = items[i].sample
+            wanted_N = trained_rows(sample.roles, sample.prompt_length, LossMask.AUTO)
+            if count := int((wanted_N & ~held_N).sum()):
+                found[i] = count
+        return found
+
     def add(self, items: Sequence[Item], skipped: Mapping[str, int]) -> tuple[int, int]:
         """Commit documents; how many samples and how many keys of them are new.
 
@@ -113,36 +143,41 @@ class Store:
         ids = self._ids(items, keys)
         fresh = np.flatnonzero(self._held.counts(ids) == 0).tolist()
         best = _fullest(items, keys, np.flatnonzero(self._done.counts(keys) == 0))
-        if not fresh and not best:
+        settings = {**_CUTTING, "unit_tokens": self._config.unit_tokens}
+        # The end of a source may hold nothing but what is left out.
+        parts = settings if items else {**settings, "skipped": dict(skipped)}
+        run = run_digest(ids, self._identity.capture_id, parts)
+        told = run in self._runs
+        if not (fresh or best or (skipped and not items and not told)):
             return 0, 0
         shards = self._write_samples(items, keys, ids, fresh)
         missing = list(best.values())
         lengths = [len(items[i].sample.input_ids) for i in missing]
         widest = max((len(items[i].logits.ids) // items[i].logits.rows for i in missing), default=1)
         width = _SCALARS_BYTES + _ENTRY_BYTES * (1 + widest)
-        settings = {**_CUTTING, "unit_tokens": self._config.unit_tokens}
         order, units = cut(lengths, bytes_per_token=width, **settings)
         work = [missing[int(i)] for i in order]
         plan = Plan(
-            run=run_digest(ids, self._identity.capture_id, settings),
+            run=run,
             capture_id=self._identity.capture_id,
             sequence=self._sequence,
             keys=Keys.of(keys[i] for i in work),
             units=units,
             threads=1,
             samples=shards,
-            skipped=dict(skipped),
+            skipped={} if told else dict(skipped),
             changed={},
         )
         self._write_units(plan, [items[i] for i in work])
         self._sequence += 1
+        self._runs.add(run)
         self._held.add(ids.take(fresh))
         self._done.add(Keys.of(best))
         return len(fresh), len(missing)
 
     def _ids(self, items: Sequence[Item], keys: Keys) -> Keys:
         """Content ids of samples; equal ones are numbered as they come."""
-        firsts = Keys.of(_id(item.sample, key, 0) for item, key in zip(items, keys, strict=True))
+        firsts = _firsts(items, keys)
         copies = self._met.counts(firsts) + Places(firsts).copies()
         self._met.add(firsts)
         again = np.flatnonzero(copies)
@@ -213,6 +248,11 @@ def refuse_other(location: Location, identity: Identity) -> None:
     )
 
 
+def _firsts(items: Sequence[Item], keys: Keys) -> Keys:
+    """Content ids of samples as if none were equal."""
+    return Keys.of(_id(item.sample, key, 0) for item, key in zip(items, keys, strict=True))
+
+
 def _id(sample: Sample, key: bytes, copy: int) -> bytes:
     parts = (key, sample.roles, sample.prompt_length, sample.domain, sample.weight)
     return sample_digest(*parts, copy=copy)
@@ -226,6 +266,13 @@ def _fullest(items: Sequence[Item], keys: Keys, new: Int64) -> dict[bytes, int]:
         if _rows(items[i]) > _rows(items[held]):
             best[keys[i]] = i
     return best
+
+
+def _has(item: Item) -> Mask:
+    """Rows with targets, or left out as bad ones, bool [L-1]."""
+    held_N = np.diff(item.logits.offsets) > 0
+    held_N[list(item.bad_rows)] = True
+    return held_N
 
 
 def _rows(item: Item) -> int:

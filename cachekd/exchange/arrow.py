@@ -27,6 +27,10 @@ from cachekd.types import Record, Role, TopKLogits
 
 _COLUMNS = ("input_ids", "token_ids", "logprobs")
 _NORM = "lognorm_"
+_SAMPLED = (
+    "the column weights marks sampled entries, whose seed and settings a table does not tell; only "
+    "exact heads are imported"
+)
 
 
 class ArrowLists:
@@ -39,10 +43,7 @@ class ArrowLists:
         """See `cachekd.exchange.Format.read`."""
         batches, names, total = tables(config.source, _COLUMNS, "arrow")
         if "weights" in names:
-            raise ConfigError(
-                "arrow: the column weights marks sampled entries, whose seed and settings a table "
-                "does not tell; only exact heads are imported"
-            )
+            raise ConfigError(f"arrow: {_SAMPLED}")
         scalars: dict[str, str] = {name: name for name in ("tail", "entropy") if name in names}
         scalars |= {n: f"lognorm:{float(n[len(_NORM) :])}" for n in names if n.startswith(_NORM)}
         document = partial(_document, scalars=scalars, next_="next_logprob" in names)
@@ -89,6 +90,8 @@ def _document(
     next_: bool,
 ) -> Document | str:
     """A document, or what is wrong with its lists."""
+    if "weights" in batch.schema.names and batch.column("weights")[place].is_valid:
+        return _SAMPLED
     counts, ids = nested_rows(batch.column("token_ids"), place, np.int64)
     own, logs = nested_rows(batch.column("logprobs"), place, np.float32)
     if len(counts) != len(own) or (counts != own).any():
