@@ -116,7 +116,8 @@ def _write(
             rows += sum(record.logits.rows for record in records)
             if writer is None:
                 parts.append(folder / f"part-{len(parts):05d}")
-                writer = pq.ParquetWriter(parts[-1], writing.schema, compression="zstd")
+                settings: Any = {"compression": "zstd", "write_page_checksum": True}
+                writer = pq.ParquetWriter(parts[-1], writing.schema, **settings)
             writer.write_batch(writing.table(records))
             if parts[-1].stat().st_size >= shard_bytes:
                 writer.close()
