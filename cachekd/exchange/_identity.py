@@ -32,7 +32,7 @@ def asserted_identity(
         rows: all or response.
     """
     source = {
-        "asserted": {"teacher": config.teacher, "revision": config.revision},
+        "asserted": {"teacher": public_name(config.teacher), "revision": config.revision},
         "weights": None,
         "config": {},
         "adapter": None,

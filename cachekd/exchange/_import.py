@@ -28,6 +28,7 @@ from cachekd.exchange._rows import Checked, Law, check, problem_of
 from cachekd.exchange._shift import refuse_other_shift
 from cachekd.exchange._store import Item, Store
 from cachekd.plugins import find
+from cachekd.store.identity import Identity
 from cachekd.store.seal import seal
 from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.types import Role, Sample
@@ -72,7 +73,7 @@ def import_cache(config: ImportConfig, *, progress: Show | None = None) -> dict[
     store = Store(config, identity, learned_from, expected_of(config, reading, first, documents))
     work.run(store, chain(first, reading.documents), rows, reading.total, progress)
     sealed = seal(store.location)
-    _tell(plugin, config, identity.capture["imported"], law)
+    _tell(plugin, config, store.location.url, identity)
     return {
         "cache": store.location.url,
         "format": config.format,
@@ -260,13 +261,14 @@ def _sample(document: Document) -> Sample:
     )
 
 
-def _tell(plugin: Format, config: ImportConfig, known: dict[str, Any], law: Law) -> None:
+def _tell(plugin: Format, config: ImportConfig, cache: str, identity: Identity) -> None:
     """Warn once of what the format does not hold, and what stands for it."""
+    known = identity.capture["imported"]
     _log.warning(
         "%s: its teacher, %s, is asserted and not known. %s holds no %s; tail: %s, log-probability "
         "of the next token: %s, entropy: %s",
-        config.cache,
-        config.teacher,
+        cache,
+        identity.source["asserted"]["teacher"],
         config.format,
         ", ".join(plugin.lacks),
         known["tail"],

@@ -30,9 +30,10 @@ from cachekd.errors import ConfigError, DataError
 from cachekd.exchange import Reading, Writing
 from cachekd.exchange._distillkit import Compressor, encode, settings_of
 from cachekd.exchange._distillkit_rows import CURRENT, LEGACY, documents
-from cachekd.exchange._files import File, files_of, tables
+from cachekd.exchange._files import tables
 from cachekd.exchange._lists import IGNORED, list_column, nested
 from cachekd.exchange._rectangular import extent_of, lost_of, rectangle
+from cachekd.exchange._sources import File, files_of
 from cachekd.store.reader import Cache
 from cachekd.types import Int64, Record
 

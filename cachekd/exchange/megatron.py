@@ -19,8 +19,9 @@ import numpy as np
 from cachekd.config import ExportConfig, ImportConfig
 from cachekd.errors import ConfigError, DataError
 from cachekd.exchange import Broken, Document, Found, Reading, Writing
-from cachekd.exchange._files import Batch, File, files_of, list_of, numbers, tables
+from cachekd.exchange._files import Batch, list_of, numbers, tables
 from cachekd.exchange._megatron import Payload, order_of, payloads, ranks_of
+from cachekd.exchange._sources import File, files_of
 from cachekd.store.reader import Cache
 from cachekd.types import Int64
 

@@ -18,8 +18,8 @@ from cachekd.data.models import resolve_model
 from cachekd.errors import ConfigError, DataError
 from cachekd.exchange import Broken, Found, Reading, Writing
 from cachekd.exchange._choices import document_of
-from cachekd.exchange._files import File, files_of
 from cachekd.exchange._json_lines import lines, object_of
+from cachekd.exchange._sources import File, files_of
 from cachekd.exchange._vocabulary import Vocabulary
 from cachekd.store.reader import Cache
 

@@ -237,7 +237,7 @@ class RemoteFolder:
     def _told(self, name: str, error: Exception) -> str:
         """What a user is told of an error that stays, without secrets."""
         tries = "".join(f" ({note})" for note in getattr(error, "__notes__", [])[-1:])
-        why, advice = _explained(error)
+        why, advice = explained(error)
         return f"{self.root}/{name}".rstrip("/") + f": {self._clean(why)}{tries}. {advice}"
 
     def _clean(self, text: str) -> str:
@@ -279,7 +279,7 @@ def exists(error: BaseException) -> bool:
     return isinstance(error, FileExistsError) or code_of(error) == "PreconditionFailed"
 
 
-def _explained(error: Exception) -> tuple[str, str]:
+def explained(error: Exception) -> tuple[str, str]:
     """Why something cannot be done, and what to do."""
     name, code = type(error).__name__, code_of(error)
     if code == "NoSuchBucket":
