@@ -49,8 +49,7 @@ def export_cache(config: ExportConfig, *, progress: Show | None = None) -> dict[
     """
     started = time.monotonic()
     plugin: Format = find("exchange", config.format)
-    out = Path(config.out)
-    _check_out(config.out, out)
+    out = _checked_out(config.out)
     cache = open_cache(config.cache, attention=False)
     writing = plugin.write(config, cache)
     lost = [*writing.lost, *(["attention"] if cache.identity.attention is not None else [])]
@@ -74,11 +73,24 @@ def export_cache(config: ExportConfig, *, progress: Show | None = None) -> dict[
     }
 
 
-def _check_out(given: str, out: Path) -> None:
+def _checked_out(given: str) -> Path:
+    """The folder that is made, in full: one that can get its name by a rename.
+
+    Raises:
+        ConfigError: there is something else of that name, or it is no folder of this machine.
+    """
     if "://" in given:
         raise ConfigError(f"out: expected a folder of this machine; found {shown(given)}")
+    out = Path(os.path.abspath(given))
+    if out.is_symlink() or out.is_mount() or out == Path.cwd():
+        kind = "a link" if out.is_symlink() else "a mount point or the folder you are in"
+        raise ConfigError(
+            f"out: {out} is {kind}, which cannot be replaced by what is written; name a folder "
+            "below it"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out: {out} is there already, and not empty; name another folder")
+    return out
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class ArrowLists:
         if "weights" in names:
             raise ConfigError(f"arrow: {_SAMPLED}")
         scalars: dict[str, str] = {name: name for name in ("tail", "entropy") if name in names}
-        scalars |= {n: f"lognorm:{float(n[len(_NORM) :])}" for n in names if n.startswith(_NORM)}
+        scalars |= {name: _norm(name) for name in names if name.startswith(_NORM)}
         document = partial(_document, scalars=scalars, next_="next_logprob" in names)
         return Reading(
             documents=documents_of(batches, document),
@@ -116,6 +116,24 @@ def _document(
         scalars={own: columns[name] for name, own in scalars.items()},
         **_facts(batch, place, len(tokens)),
     )
+
+
+def _norm(name: str) -> str:
+    """The scalar of a column ``lognorm_<T>``.
+
+    Raises:
+        DataError: it names no temperature.
+    """
+    try:
+        temperature = float(name[len(_NORM) :])
+    except ValueError:
+        temperature = 0.0
+    if not 0 < temperature < float("inf"):
+        raise DataError(
+            f"arrow: expected columns {_NORM}<temperature>, such as {_NORM}2.0; found "
+            f"{name!r:.80}. Rename it"
+        )
+    return f"lognorm:{temperature}"
 
 
 def _facts(batch: pa.RecordBatch, place: int, length: int) -> dict[str, Any]:
