@@ -56,6 +56,13 @@ class ImportConfig:
         "first rows speak for another.",
         group="Format",
     )
+    rows: str = option(
+        "auto",
+        "Rows that documents have: all, or at least those that are trained (response); auto: as "
+        "the first documents have them.",
+        choices=("auto", "all", "response"),
+        group="Rows",
+    )
     on_bad: str = option(
         "fail",
         "What to do with documents and rows that cannot be used: fail, or leave them out, counted "

@@ -103,6 +103,7 @@ class Writing:
         schema: of the Parquet files.
         table: rows of some records.
         files: further files of the folder, by name.
+        width: entries of a row, at most or in the mean: wide rows are written fewer at a time.
         lost: what of this cache the format cannot hold.
         notes: how it is to be used, for the folder's README.
     """
@@ -110,6 +111,7 @@ class Writing:
     schema: pa.Schema
     table: Callable[[Sequence[Record]], pa.RecordBatch]
     files: Mapping[str, str]
+    width: int
     lost: Sequence[str]
     notes: str
 

@@ -27,6 +27,7 @@ from cachekd.store.names import shown
 from cachekd.store.reader import Cache, open_cache
 
 _TOKENS = 1 << 14
+_ENTRIES = 1 << 26  # at once: lists count their values in 32 bits
 _TEMPORARY = ".exporting-"
 _log = logging.getLogger(__name__)
 Show = Callable[[int, int], None]
@@ -123,7 +124,7 @@ def _write(
     writer: pq.ParquetWriter | None = None
     rows = 0
     try:
-        for numbers in _groups(cache):
+        for numbers in _groups(cache, writing.width):
             records = cache.read(numbers)
             rows += sum(record.logits.rows for record in records)
             if writer is None:
@@ -142,12 +143,13 @@ def _write(
     return _named(parts), rows
 
 
-def _groups(cache: Cache) -> Iterator[range]:
-    """Numbers of samples that are written at once: some ten thousand tokens."""
+def _groups(cache: Cache, width: int) -> Iterator[range]:
+    """Numbers of samples that are written at once: some ten thousand tokens, fewer of wide rows."""
+    most = max(1, min(_TOKENS, _ENTRIES // max(1, width)))
     start = tokens = 0
     for number, length in enumerate(cache.lengths.tolist()):
         tokens += length
-        if tokens >= _TOKENS or number == len(cache) - 1:
+        if tokens >= most or number == len(cache) - 1:
             yield range(start, number + 1)
             start, tokens = number + 1, 0
 

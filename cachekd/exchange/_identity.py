@@ -43,17 +43,7 @@ def asserted_identity(
         "vocab_size": tokenizer.vocab_size,
     }
     source_id = json_id(source)
-    temperatures = sorted(
-        {1.0, *(float(n.partition(":")[2]) for n in reading.scalars if n.startswith("lognorm:"))}
-    )
-    capture = {
-        "attn_implementation": "unknown",
-        "selection": {"kind": "imported", "format": config.format},
-        "rows": rows,
-        "logprobs": {"values": config.logits_values},
-        "temperatures": temperatures,
-        "imported": _known(reading, values),
-    }
+    capture = _capture(config, reading, values, rows)
     return Identity(
         source_id=source_id,
         source=source,
@@ -67,6 +57,19 @@ def asserted_identity(
             "cachekd": __version__,
         },
     )
+
+
+def _capture(config: ImportConfig, reading: Reading, values: str, rows: str) -> dict[str, Any]:
+    """How the targets were made, as far as that is known."""
+    norms = (name.partition(":")[2] for name in reading.scalars if name.startswith("lognorm:"))
+    return {
+        "attn_implementation": "unknown",
+        "selection": {"kind": "imported", "format": config.format},
+        "rows": rows,
+        "logprobs": {"values": config.logits_values},
+        "temperatures": sorted({1.0, *map(float, norms)}),
+        "imported": _known(reading, values),
+    }
 
 
 def _known(reading: Reading, values: str) -> Mapping[str, Any]:

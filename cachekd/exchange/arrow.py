@@ -69,10 +69,12 @@ class ArrowLists:
         further = [float(t) for t in cache.identity.capture["temperatures"] if t != 1.0]
         drawn = "sampled" in str(cache.identity.capture["selection"].get("kind"))
         schema = _schema(names, further, drawn)
+        totals = cache.totals
         return Writing(
             schema=schema,
             table=lambda records: _table(records, schema, names, further, drawn),
             files={},
+            width=totals.get("entries", 0) // max(1, totals.get("targets", 0)),
             lost=list(ArrowLists.lacks),
             notes=(
                 "Open it with `datasets.load_dataset`. Row t is the distribution over "

@@ -68,6 +68,7 @@ class Axolotl:
             schema=_SCHEMA,
             table=lambda records: _table(records, extent.k, renormalised),
             files={},
+            width=extent.k,
             lost=lost,
             notes=(
                 "Rows are tokenised: name the folder as a dataset of a config with "

@@ -97,6 +97,7 @@ class DistillKit:
             schema=schema,
             table=lambda records: _table(records, settings, schema),
             files={SETTINGS: text},
+            width=k,
             lost=lost,
             notes=(
                 "Put the settings of `compression_config.yaml` under `teacher: "

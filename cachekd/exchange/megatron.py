@@ -25,6 +25,8 @@ from cachekd.exchange._sources import File, files_of
 from cachekd.store.reader import Cache
 from cachekd.types import Int64
 
+_IDS = 1 << 17
+
 
 class Megatron:
     """See the module's text."""
@@ -46,6 +48,11 @@ class Megatron:
             raise ConfigError(
                 "tokens: Megatron-LM's tars hold no token ids; give files with the input_ids of "
                 "the samples, in the order of training, with --tokens"
+            )
+        if vocab_size > _IDS:
+            raise DataError(
+                f"megatron: tars hold token ids of 17 bits, below {_IDS}; the tokenizer has "
+                f"{vocab_size} tokens, so that higher ids were cut. Save them in another format"
             )
         ranks = ranks_of(files_of(config.source, [".tar"]))
         tokens, _, _ = tables(config.tokens, ("input_ids",), "a file of tokens")
