@@ -75,6 +75,7 @@ class Work:
                     progress(done, total)
         if items or self.left_out - self._told:
             self._commit(store, items)
+        store.flush()
         if progress is not None:
             progress(done, total)
         self._counts["documents_read"] = done

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from tiny import Family
 from cachekd import open_cache
 from cachekd.data.packed import Keys
 from cachekd.errors import DataError
+from cachekd.exchange import _gathered, _store
 from cachekd.exchange._seen import Seen
 from cachekd.store.io import Location
 from cachekd.store.state import read_state
@@ -108,3 +111,34 @@ def test_a_bad_last_line_is_in_a_plan_once(family: Family, tmp_path: Path) -> No
         plans = read_state(Location(str(tmp_path / "in"))).plans.values()
         assert sum(count for plan in plans for count in plan.skipped.values()) == 1
     assert not verify(str(tmp_path / "in")).findings
+
+
+def test_many_commits_share_few_plans_and_survive_a_stop(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at any place and continued, the same command ends in the same cache."""
+    targets = {"target_token_ids": [[8], [9]], "target_logprobs": [[-0.5]] * 2}
+    rows = [{"input_ids": [7, i // 16, 20 + i % 16], **targets} for i in range(40)]
+    monkeypatch.setattr(_gathered, "_SHARE", 4)
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    settings = {"format": "axolotl", "unit_tokens": 1, "shift": 0}
+    whole = brought_in(path, family, tmp_path / "whole", **settings)
+    plans = list((tmp_path / "whole" / "plans").iterdir())
+    assert whole["shards"] == 40 and len(plans) < 4 + 4 * math.log(40 / 4) + 2
+    assert len(list((tmp_path / "whole" / "samples").iterdir())) == len(plans)
+    assert not verify(str(tmp_path / "whole")).findings
+    made = _store.write_shard
+
+    def stopped(*arguments: object) -> object:
+        left.pop()
+        return made(*arguments)
+
+    for most in (1, 14, 60):
+        left = [0] * most
+        monkeypatch.setattr(_store, "write_shard", stopped)
+        with contextlib.suppress(IndexError):
+            brought_in(path, family, tmp_path / "in", **settings)
+    report = brought_in(path, family, tmp_path / "in", **settings)
+    assert report["root"] == whole["root"] and "new_documents" not in report
+    done = read_state(Location(str(tmp_path / "in")))
+    assert sum(map(len, (plan.keys for plan in done.plans.values()))) == 40
