@@ -81,7 +81,8 @@ class Reading:
     Attributes:
         documents: in the order of the source, each read when it is asked for.
         values: what the format says the values are (see `ImportConfig.values`); auto: it does not.
-        next_known: whether the log-probability of every predicted token is stored.
+        next_known: whether the log-probability of every predicted token is stored; None: where the
+            first documents tell all of theirs.
         scalars: names of the scalars that every document has.
         total: documents, where that is known beforehand.
         notes: what the source says of itself, for the provenance; JSON types.
@@ -89,7 +90,7 @@ class Reading:
 
     documents: Iterator[Found]
     values: str
-    next_known: bool = False
+    next_known: bool | None = False
     scalars: tuple[str, ...] = ()
     total: int | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 from cachekd.config import ImportConfig
 from cachekd.data.models import resolve_model
 from cachekd.errors import DataError
-from cachekd.exchange import Document, Format, Found
+from cachekd.exchange import Document, Format, Found, Reading
 from cachekd.exchange._identity import asserted_identity
-from cachekd.exchange._look import expected_of, law_of, looked, rows_of_first
-from cachekd.exchange._rows import check, problem_of
+from cachekd.exchange._look import expected_of, law_of, looked, rows_of_first, with_next
+from cachekd.exchange._rows import Checked, Law, check, problem_of
 from cachekd.exchange._shift import refuse_other_shift
 from cachekd.exchange._store import Store
 from cachekd.exchange._work import Show, Work
@@ -50,31 +52,65 @@ def import_cache(config: ImportConfig, *, progress: Show | None = None) -> dict[
     plugin: Format = find("exchange", config.format)
     tokenizer = tokenizer_facts(resolve_model(config.tokenizer, weights=False))
     reading = plugin.read(config, tokenizer.vocab_size)
-    first = looked(reading)
-    documents = [found for found in first if isinstance(found, Document)]
-    sound = [one for one in documents if problem_of(one, tokenizer.vocab_size) is None]
-    law = law_of(config, reading, sound, tokenizer.vocab_size)
-    shifts = refuse_other_shift(sound, config.shift, tokenizer.vocab_size, law.values)
-    checked = {document: check(document, law) for document in sound}
-    work = Work(config, law, checked)
-    _refuse_first(work, first)
-    rows = rows_of_first(config, list(checked.values()))
-    identity = asserted_identity(config, tokenizer, reading, law.values, rows)
-    learned_from = [one.logits for one in checked.values()]
-    store = Store(config, identity, learned_from, expected_of(config, reading, first, documents))
-    work.run(store, chain(first, reading.documents), rows, reading.total, progress)
+    start = _start(config, reading, tokenizer.vocab_size)
+    work = Work(config, start.law, start.checked)
+    _refuse_first(work, start.first)
+    identity = asserted_identity(config, tokenizer, reading, start.law, start.rows)
+    learned_from = [one.logits for one in start.checked.values()]
+    store = Store(config, identity, learned_from, start.tokens)
+    work.run(store, chain(start.first, reading.documents), start.rows, reading.total, progress)
     sealed = seal(store.location)
     _tell(plugin, config, store.location.url, identity)
     return {
         **_facts(config, store.location.url, identity),
-        "values": law.values,
-        **({"text_logprob_by_shift": shifts} if shifts else {}),
+        "values": start.law.values,
+        **({"text_logprob_by_shift": start.shifts} if start.shifts else {}),
         **work.report(),
         "generation": sealed.generation,
         "root": sealed.root,
         **sealed.totals,
         "seconds": time.monotonic() - started,
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """What the first documents tell of all.
+
+    Attributes:
+        first: these documents, which are taken off the source.
+        checked: targets of those that can be used.
+        law: what all documents are checked by.
+        rows: all or response.
+        shifts: mean log-probability of the text's tokens by shift.
+        tokens: about how many the source has.
+    """
+
+    first: list[Found]
+    checked: Mapping[Document, Checked]
+    law: Law
+    rows: str
+    shifts: Mapping[str, float]
+    tokens: int
+
+
+def _start(config: ImportConfig, reading: Reading, vocab_size: int) -> _Start:
+    """Look at the first documents (errors of `import_cache`)."""
+    first = looked(reading)
+    documents = [found for found in first if isinstance(found, Document)]
+    sound = [one for one in documents if problem_of(one, vocab_size) is None]
+    law = law_of(config, reading, sound, vocab_size)
+    shifts = refuse_other_shift(sound, config.shift, vocab_size, law.values)
+    checked = {document: check(document, law) for document in sound}
+    targets = list(checked.values())
+    return _Start(
+        first=first,
+        checked=checked,
+        law=with_next(law, config, reading, targets),
+        rows=rows_of_first(config, targets),
+        shifts=shifts,
+        tokens=expected_of(config, reading, first, documents),
+    )
 
 
 def _facts(config: ImportConfig, cache: str, identity: Identity) -> dict[str, Any]:

@@ -6,6 +6,7 @@ documents are checked by.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -56,7 +57,15 @@ def law_of(
         tolerance=config.mass_tolerance,
         rescale=config.rescale,
         scalars=reading.scalars,
+        next_known=config.next_logprob == "auto" and reading.next_known is True,
     )
+
+
+def with_next(law: Law, config: ImportConfig, reading: Reading, checked: list[Checked]) -> Law:
+    """The same, and whether next tokens are told, where the first documents show that."""
+    if reading.next_known is not None or config.next_logprob != "auto":
+        return law
+    return replace(law, next_known=not any(one.untold for one in checked))
 
 
 def _seen(documents: list[Document], vocab_size: int) -> str:

@@ -35,8 +35,11 @@ _REASONS = (
     "log-probabilities of the next token that cannot be",
     "a stored tail, entropy or normaliser that cannot be (NaN, a tail above 1, an entropy below 0)",
     "entries and a stored tail that do not add up to mass 1 (the column holds its logarithm?)",
+    "a log-probability of the next token that is not told, though others are",
 )
-_NAN, _ID, _ABOVE, _TWICE, _MASS, _NOT_ONE, _NEXT, _SCALAR, _APART = range(1, len(_REASONS))
+_NAN, _ID, _ABOVE, _TWICE, _MASS, _NOT_ONE, _NEXT, _SCALAR, _APART, _UNTOLD = range(
+    1, len(_REASONS)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,7 @@ class Law:
         tolerance: how far a row's mass may be above 1.
         rescale: divide rows of more mass by it.
         scalars: names of scalars that are stored as they are; then nothing is derived of them.
+        next_known: whether every row tells the log-probability of its next token.
     """
 
     vocab_size: int
@@ -58,6 +62,7 @@ class Law:
     tolerance: float = 0.005
     rescale: bool = False
     scalars: tuple[str, ...] = ()
+    next_known: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,6 +75,7 @@ class Checked:
         rescaled: rows that were divided by their mass.
         empty: entries without mass, which are left out.
         cut: stored rows that predict no token of the document.
+        untold: rows that do not tell the log-probability of their next token, which is no entry.
     """
 
     logits: TopKLogits
@@ -77,6 +83,7 @@ class Checked:
     rescaled: int
     empty: int
     cut: int
+    untold: int
 
 
 def problem_of(document: Document, vocab_size: int) -> str | None:
@@ -117,6 +124,9 @@ def check(document: Document, law: Law) -> Checked:
     logs_n, rescaled_N = _scaled(reasons_N, row_n, logs_n, law)
     reasons_N[~(given_N <= law.tolerance) & ~np.isnan(given_N)] = _NEXT
     _find_scalars(reasons_N, row_n, logs_n, columns)
+    untold_N = _untold(document, row_n, ids_n, given_N) & (reasons_N == 0)
+    if law.next_known:
+        reasons_N[untold_N] = _UNTOLD
     good_n = reasons_N[row_n] == 0
     row_n, ids_n, logs_n = row_n[good_n], ids_n[good_n], np.minimum(logs_n[good_n], 0.0)
     if not _in_order(row_n, ids_n, logs_n):
@@ -133,7 +143,15 @@ def check(document: Document, law: Law) -> Checked:
         rescaled=int((rescaled_N & (reasons_N == 0)).sum()),
         empty=int((~kept_n).sum()),
         cut=int((document.counts[~inside_R] > 0).sum()),
+        untold=int(untold_N.sum()),
     )
+
+
+def _untold(document: Document, row_n: Int64, ids_n: Int64, given_N: Float32) -> Mask:
+    """Rows with entries of which none is the next token, and that do not tell it, bool [rows]."""
+    held_N = np.bincount(row_n, minlength=len(given_N)) > 0
+    held_N[row_n[ids_n == document.input_ids[1:][row_n]]] = False
+    return np.asarray(held_N & np.isnan(given_N))
 
 
 def _in_order(row_n: Int64, ids_n: Int64, logs_n: np.ndarray) -> bool:

@@ -155,6 +155,7 @@ _HINTS = {
     "above 0": "; logits are read with --values logits",
     "mass that is not 1": "; values that only looked normalised in the first rows are read with "
     "--values logprobs",
+    "that is not told": "; a bound is taken with --next-logprob bound",
     _PARTLY: "; targets of trained rows alone are read with --rows response",
 }
 

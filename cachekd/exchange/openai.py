@@ -47,6 +47,7 @@ class OpenAI:
         return Reading(
             documents=_documents(files, vocabulary),
             values="logprobs",
+            next_known=None,
             total=sum(map(_lines, files)),
         )
 

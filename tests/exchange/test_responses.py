@@ -11,7 +11,10 @@ from exchanging import brought_in, write_lines
 from tiny import Family
 
 from cachekd import open_cache
-from cachekd.errors import DataError
+from cachekd.errors import ConfigError, DataError
+from cachekd.exchange import _look
+from cachekd.objectives import build
+from cachekd.training.checks import check_needs
 
 TEMPLATE = (
     "{% if tools %}{{ tools[0]['name'] }}{% endif %}{% if think %}the{% endif %}"
@@ -87,3 +90,25 @@ def test_choices_beside_a_broken_one_are_kept(family: Family, tmp_path: Path) ->
     assert sum(report["documents_left_out"].values()) == 1
     found = {record.input_ids.tolist()[-1] for record in open_cache(str(tmp_path / "in"))}
     assert found == {7, 8, 9}
+
+
+def test_next_tokens_that_are_all_told_are_no_bounds(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first two documents tell theirs; the third is too unlikely for the server to say."""
+    monkeypatch.setattr(_look, "_LOOKED_AT", 2)
+    lines = [{"prompt_token_ids": [3, 4], "choices": [answer(token)]} for token in (7, 8, 9)]
+    told = write_lines(tmp_path / "told.jsonl", lines)
+    report = brought_in(told, family, tmp_path / "told", format="openai")
+    assert report["imported"]["next_logprob"] == "stored"
+    check_needs(build("dkd", {}).needs(), [open_cache(str(tmp_path / "told"))])
+    place = lines[2]["choices"][0]["logprobs"]["content"][0]
+    place |= {"logprob": -9999.0, "top_logprobs": [{"token": "token_id:5", "logprob": -0.5}]}
+    path = write_lines(tmp_path / "a.jsonl", lines)
+    with pytest.raises(DataError, match=r"row 2: .*not told.*--next-logprob bound"):
+        brought_in(path, family, tmp_path / "strict", format="openai")
+    settings = {"format": "openai", "next_logprob": "bound"}
+    report = brought_in(path, family, tmp_path / "in", **settings)
+    assert report["imported"]["next_logprob"] == "bound where it is no entry"
+    with pytest.raises(ConfigError, match="log-probability is a bound"):
+        check_needs(build("dkd", {}).needs(), [open_cache(str(tmp_path / "in"))])

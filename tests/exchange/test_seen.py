@@ -118,13 +118,13 @@ def test_many_commits_share_few_plans_and_survive_a_stop(
 ) -> None:
     """Stopped at any place and continued, the same command ends in the same cache."""
     targets = {"target_token_ids": [[8], [9]], "target_logprobs": [[-0.5]] * 2}
-    rows = [{"input_ids": [7, i // 16, 20 + i % 16], **targets} for i in range(40)]
-    monkeypatch.setattr(_gathered, "_SHARE", 4)
+    rows = [{"input_ids": [7, i // 16, 20 + i % 16], **targets} for i in range(24)]
+    monkeypatch.setattr(_gathered, "_SHARE", 3)
     path = write_lines(tmp_path / "a.jsonl", rows)
     settings = {"format": "axolotl", "unit_tokens": 1, "shift": 0}
     whole = brought_in(path, family, tmp_path / "whole", **settings)
     plans = list((tmp_path / "whole" / "plans").iterdir())
-    assert whole["shards"] == 40 and len(plans) < 4 + 4 * math.log(40 / 4) + 2
+    assert whole["shards"] == 24 and len(plans) < 3 + 3 * math.log(24 / 3) + 2
     assert len(list((tmp_path / "whole" / "samples").iterdir())) == len(plans)
     assert not verify(str(tmp_path / "whole")).findings
     made = _store.write_shard
@@ -133,7 +133,7 @@ def test_many_commits_share_few_plans_and_survive_a_stop(
         left.pop()
         return made(*arguments)
 
-    for most in (1, 14, 60):
+    for most in (1, 9, 30):
         left = [0] * most
         monkeypatch.setattr(_store, "write_shard", stopped)
         with contextlib.suppress(IndexError):
@@ -141,4 +141,4 @@ def test_many_commits_share_few_plans_and_survive_a_stop(
     report = brought_in(path, family, tmp_path / "in", **settings)
     assert report["root"] == whole["root"] and "new_documents" not in report
     done = read_state(Location(str(tmp_path / "in")))
-    assert sum(map(len, (plan.keys for plan in done.plans.values()))) == 40
+    assert sum(map(len, (plan.keys for plan in done.plans.values()))) == 24
