@@ -45,6 +45,8 @@ class _Place:
             if isinstance(error, CachekdError) or lacks(error):
                 raise
             why, advice = explained(error)
+            if isinstance(error, ValueError):  # a server without ranges, or an answer that is none
+                advice = "Copy the file to this machine first"
             text = re.sub(r"//[^/@\s]*@", "//...@", re.sub(r"\?[^\s'\"]*", "?...", why))
             raise DataError(f"{shown(self.url)}: it cannot be read: {text}. {advice}") from error
 

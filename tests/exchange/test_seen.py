@@ -113,6 +113,7 @@ def test_a_bad_last_line_is_in_a_plan_once(family: Family, tmp_path: Path) -> No
     assert not verify(str(tmp_path / "in")).findings
 
 
+@pytest.mark.slow
 def test_many_commits_share_few_plans_and_survive_a_stop(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
