@@ -50,11 +50,25 @@ class ImportConfig:
         choices=("auto", "logprobs", "renormalised", "logits"),
         group="Format",
     )
+    next_logprob: str = option(
+        "auto",
+        "Log-probability of the next token: auto: as told, where the format or all of the first "
+        "rows tell it, so that a row without is bad; bound: where it is not told, a bound.",
+        choices=("auto", "bound"),
+        group="Format",
+    )
     shift: int | None = option(
         None,
         "Tokens by which rows stand later than the format says; default 0, refused where the "
         "first rows speak for another.",
         group="Format",
+    )
+    rows: str = option(
+        "auto",
+        "Rows that documents have: all, or at least those that are trained (response); auto: as "
+        "the first documents have them.",
+        choices=("auto", "all", "response"),
+        group="Rows",
     )
     on_bad: str = option(
         "fail",

@@ -81,7 +81,8 @@ class Reading:
     Attributes:
         documents: in the order of the source, each read when it is asked for.
         values: what the format says the values are (see `ImportConfig.values`); auto: it does not.
-        next_known: whether the log-probability of every predicted token is stored.
+        next_known: whether the log-probability of every predicted token is stored; None: where the
+            first documents tell all of theirs.
         scalars: names of the scalars that every document has.
         total: documents, where that is known beforehand.
         notes: what the source says of itself, for the provenance; JSON types.
@@ -89,7 +90,7 @@ class Reading:
 
     documents: Iterator[Found]
     values: str
-    next_known: bool = False
+    next_known: bool | None = False
     scalars: tuple[str, ...] = ()
     total: int | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -103,6 +104,7 @@ class Writing:
         schema: of the Parquet files.
         table: rows of some records.
         files: further files of the folder, by name.
+        width: entries of a row, at most or in the mean: wide rows are written fewer at a time.
         lost: what of this cache the format cannot hold.
         notes: how it is to be used, for the folder's README.
     """
@@ -110,6 +112,7 @@ class Writing:
     schema: pa.Schema
     table: Callable[[Sequence[Record]], pa.RecordBatch]
     files: Mapping[str, str]
+    width: int
     lost: Sequence[str]
     notes: str
 

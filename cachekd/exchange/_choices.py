@@ -1,6 +1,6 @@
 """One response of an OpenAI or vLLM server as a document.
 
-Comes in: a response's body, the request's messages where they stand beside it, and the vocabulary.
+Comes in: a response's body, the request where it stands beside it, and the vocabulary.
 Goes out: a `Document`, or a `ValueError` that says what is missing. Places are scored tokens: place
 i holds log-probabilities over token i, so that it is row i - 1.
 
@@ -39,7 +39,7 @@ class _Scored:
 def document_of(
     body: Mapping[str, Any],
     choice: Mapping[str, Any],
-    messages: Any,
+    request: Mapping[str, Any] | None,
     vocabulary: Vocabulary,
     source: str,
     row: int,
@@ -50,7 +50,7 @@ def document_of(
         ValueError: it holds no log-probabilities, or not the token ids that they belong to.
     """
     answer = _answer(choice, vocabulary)
-    prompt = _prompt(body, choice, messages, vocabulary, answer)
+    prompt = _prompt(body, choice, request, vocabulary, answer)
     if answer is None:
         answer = _Scored([], [])
     ids, places = prompt.ids + answer.ids, prompt.places + answer.places
@@ -81,7 +81,7 @@ def document_of(
 def _prompt(
     body: Mapping[str, Any],
     choice: Mapping[str, Any],
-    messages: Any,
+    request: Mapping[str, Any] | None,
     vocabulary: Vocabulary,
     answer: _Scored | None,
 ) -> _Scored:
@@ -105,14 +105,27 @@ def _prompt(
         return _Scored([], [])  # echo: its first token has no place
     if given is not None:
         ids = _whole(given)
-    elif messages is not None:
-        ids = vocabulary.prompt(messages)
+    elif request is not None:
+        ids = vocabulary.prompt(request)
+        _refuse_other_length(body, len(ids))
     else:
         raise ValueError(
             "no prompt: expected prompt_token_ids (vLLM: return_token_ids), or the messages of the "
             "request beside the response"
         )
     return _Scored(ids, [None] * len(ids))
+
+
+def _refuse_other_length(body: Mapping[str, Any], length: int) -> None:
+    """Refuse a prompt that was rendered again to other tokens than the server counted."""
+    usage = body.get("usage")
+    counted = usage.get("prompt_tokens") if isinstance(usage, Mapping) else None
+    if counted is not None and counted != length:
+        raise ValueError(
+            f"the messages are {length} tokens in this tokenizer's template, and the server "
+            f"counted {counted!r:.20}: it used another template or setting; ask vLLM with "
+            "return_token_ids"
+        )
 
 
 def _answer(choice: Mapping[str, Any], vocabulary: Vocabulary) -> _Scored | None:

@@ -18,6 +18,7 @@ from cachekd.errors import DataError
 from cachekd.exchange import Broken, Document, Found
 from cachekd.exchange._distillkit import Compressor, LegacyCompressor, decode, decode_legacy
 from cachekd.exchange._files import Batch, list_of, numbers
+from cachekd.exchange._lists import IGNORED, roles_of
 from cachekd.types import Int64
 
 CURRENT = ("input_ids", "compressed_logprobs", "bytepacked_indices")
@@ -51,6 +52,7 @@ class _Opened:
     ids: pa.Array
     columns: Mapping[str, _Lists]
     masks: tuple[Int64, pa.Array] | None
+    labels: tuple[Int64, pa.Array] | None
 
 
 def _opened(batch: pa.RecordBatch, names: Sequence[str]) -> _Opened:
@@ -60,10 +62,12 @@ def _opened(batch: pa.RecordBatch, names: Sequence[str]) -> _Opened:
         DataError: one of them holds no lists.
     """
     tokens, ids = list_of(batch.column("input_ids"))
-    masks = None
-    if "attention_mask" in batch.schema.names:
-        masks = list_of(batch.column("attention_mask"))
-    return _Opened(tokens, ids, {name: _lists(batch.column(name)) for name in names}, masks)
+    masks, labels = (
+        list_of(batch.column(name)) if name in batch.schema.names else None
+        for name in ("attention_mask", "labels")
+    )
+    columns = {name: _lists(batch.column(name)) for name in names}
+    return _Opened(tokens, ids, columns, masks, labels)
 
 
 def documents(batches: Iterator[Batch], settings: Compressor | LegacyCompressor) -> Iterator[Found]:
@@ -91,12 +95,13 @@ def _of_row(
         own = _numbers(opened.tokens, opened.ids, place)
         found = _entries(opened.columns, place, settings)
         segments = None if opened.masks is None else _numbers(*opened.masks, place)
+        labels = None if opened.labels is None else _numbers(*opened.labels, place)
     except DataError as error:
         found = str(error)
     if isinstance(found, str):
         yield Broken(source=source, row=row, reason=found)
     else:
-        yield from _split(source, row, own, *found, segments)
+        yield from _split(source, row, own, *found, segments, labels)
 
 
 def _numbers(offsets: Int64, values: pa.Array, place: int) -> Int64:
@@ -149,24 +154,23 @@ def _split(
     ids_RK: np.ndarray,
     values_RK: np.ndarray,
     segments: Int64 | None,
+    labels: Int64 | None,
 ) -> Iterator[Found]:
     """The document of a row, or the several that were packed into it."""
-    length, rows = len(input_ids), len(ids_RK)
-    if rows not in (length, length - 1):
-        reason = f"{rows} rows beside {length} token ids; expected {length - 1} or {length}"
+    length = len(input_ids)
+    reason = _misfit(length, len(ids_RK), {"attention_mask": segments, "labels": labels})
+    if reason is not None:
         yield Broken(source=source, row=row, reason=reason)
         return
     starts = [0, length]
     if segments is not None:
-        if len(segments) != length:
-            reason = f"attention_mask of {len(segments)} places beside {length} token ids"
-            yield Broken(source=source, row=row, reason=reason)
-            return
         starts = [0, *(np.flatnonzero(np.diff(segments)) + 1).tolist(), length]
     for start, stop in pairwise(starts):
         if stop - start < 2 or (segments is not None and segments[start] == 0):
             continue  # padding, or a document whose other tokens were cut off
         part = slice(start, stop - 1)
+        trained = None if labels is None else labels[start:stop] != IGNORED
+        roles, prompt_length = roles_of(stop - start, trained)
         yield Document(
             source=source,
             row=row,
@@ -174,4 +178,16 @@ def _split(
             counts=np.full(stop - 1 - start, ids_RK.shape[1], np.int64),
             ids=ids_RK[part].ravel(),
             logprobs=values_RK[part].ravel(),
+            roles=roles,
+            prompt_length=prompt_length,
         )
+
+
+def _misfit(length: int, rows: int, columns: Mapping[str, Int64 | None]) -> str | None:
+    """How rows and columns of tokens do not fit so many token ids, or None."""
+    if rows not in (length, length - 1):
+        return f"{rows} rows beside {length} token ids; expected {length - 1} or {length}"
+    for name, values in columns.items():
+        if values is not None and len(values) != length:
+            return f"{name} of {len(values)} places beside {length} token ids"
+    return None

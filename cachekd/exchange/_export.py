@@ -27,6 +27,7 @@ from cachekd.store.names import shown
 from cachekd.store.reader import Cache, open_cache
 
 _TOKENS = 1 << 14
+_ENTRIES = 1 << 26  # at once: lists count their values in 32 bits
 _TEMPORARY = ".exporting-"
 _log = logging.getLogger(__name__)
 Show = Callable[[int, int], None]
@@ -49,8 +50,7 @@ def export_cache(config: ExportConfig, *, progress: Show | None = None) -> dict[
     """
     started = time.monotonic()
     plugin: Format = find("exchange", config.format)
-    out = Path(config.out)
-    _check_out(config.out, out)
+    out = _checked_out(config.out)
     cache = open_cache(config.cache, attention=False)
     writing = plugin.write(config, cache)
     lost = [*writing.lost, *(["attention"] if cache.identity.attention is not None else [])]
@@ -74,11 +74,24 @@ def export_cache(config: ExportConfig, *, progress: Show | None = None) -> dict[
     }
 
 
-def _check_out(given: str, out: Path) -> None:
+def _checked_out(given: str) -> Path:
+    """The folder that is made, in full: one that can get its name by a rename.
+
+    Raises:
+        ConfigError: there is something else of that name, or it is no folder of this machine.
+    """
     if "://" in given:
         raise ConfigError(f"out: expected a folder of this machine; found {shown(given)}")
+    out = Path(os.path.abspath(given))
+    if out.is_symlink() or out.is_mount() or out == Path.cwd():
+        kind = "a link" if out.is_symlink() else "a mount point or the folder you are in"
+        raise ConfigError(
+            f"out: {out} is {kind}, which cannot be replaced by what is written; name a folder "
+            "below it"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"out: {out} is there already, and not empty; name another folder")
+    return out
 
 
 @contextmanager
@@ -111,12 +124,13 @@ def _write(
     writer: pq.ParquetWriter | None = None
     rows = 0
     try:
-        for numbers in _groups(cache):
+        for numbers in _groups(cache, writing.width):
             records = cache.read(numbers)
             rows += sum(record.logits.rows for record in records)
             if writer is None:
                 parts.append(folder / f"part-{len(parts):05d}")
-                writer = pq.ParquetWriter(parts[-1], writing.schema, compression="zstd")
+                settings: Any = {"compression": "zstd", "write_page_checksum": True}
+                writer = pq.ParquetWriter(parts[-1], writing.schema, **settings)
             writer.write_batch(writing.table(records))
             if parts[-1].stat().st_size >= shard_bytes:
                 writer.close()
@@ -129,12 +143,13 @@ def _write(
     return _named(parts), rows
 
 
-def _groups(cache: Cache) -> Iterator[range]:
-    """Numbers of samples that are written at once: some ten thousand tokens."""
+def _groups(cache: Cache, width: int) -> Iterator[range]:
+    """Numbers of samples that are written at once: some ten thousand tokens, fewer of wide rows."""
+    most = max(1, min(_TOKENS, _ENTRIES // max(1, width)))
     start = tokens = 0
     for number, length in enumerate(cache.lengths.tolist()):
         tokens += length
-        if tokens >= _TOKENS or number == len(cache) - 1:
+        if tokens >= most or number == len(cache) - 1:
             yield range(start, number + 1)
             start, tokens = number + 1, 0
 

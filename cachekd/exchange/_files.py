@@ -1,4 +1,4 @@
-"""The files of a source, and tables of lists in them as flat arrays.
+"""Tables of the files of a source, and lists in them as flat arrays.
 
 Comes in: files and folders, local or fsspec URLs. Goes out: record batches of Parquet, Arrow or
 JSONL files, a few rows at a time; and list columns as offsets and values.
@@ -7,10 +7,8 @@ JSONL files, a few rows at a time; and list columns as offsets and values.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +17,7 @@ from cachekd.errors import DataError
 from cachekd.exchange import Broken
 from cachekd.exchange._footers import refuse_bomb
 from cachekd.exchange._json_lines import rows
+from cachekd.exchange._sources import File, files_of
 from cachekd.store.tables import numpy_of
 from cachekd.types import Int64
 
@@ -32,76 +31,6 @@ _COLUMNS: Mapping[str, frozenset[str]] = {
     "arrow": frozenset({"input_ids", "token_ids", "logprobs"}),
     "openai": frozenset({"choices"}),
 }
-
-
-class File:
-    """One file of a source: its base name for messages, and how it is opened."""
-
-    def __init__(self, filesystem: Any, path: str) -> None:
-        self._fs = filesystem
-        self.path = path
-        self.name = PurePosixPath(path).name
-
-    def open(self) -> BinaryIO:
-        """The file, for reading.
-
-        Raises:
-            DataError: it cannot be opened.
-        """
-        try:
-            file: BinaryIO = self._fs.open(self.path, "rb")
-        except OSError as error:
-            raise DataError(f"{self.name}: the file cannot be read: {error}") from error
-        return file
-
-    def beside(self, name: str) -> File:
-        """A file of another name in the same folder."""
-        return File(self._fs, str(PurePosixPath(self.path).with_name(name)))
-
-    def exists(self) -> bool:
-        """Whether it is there."""
-        return bool(self._fs.isfile(self.path))
-
-
-def files_of(sources: Sequence[str], suffixes: Sequence[str]) -> list[File]:
-    """All files of these sources with one of these suffixes; of folders in order of their numbers.
-
-    Raises:
-        DataError: a source is not there, or holds no such file; says what it holds.
-    """
-    found: list[File] = []
-    for source in sources:
-        filesystem, path = fsspec.core.url_to_fs(source)
-        if filesystem.isfile(path):
-            found.append(File(filesystem, path))
-            continue
-        if not filesystem.isdir(path):
-            raise DataError(f"{source}: there is no such file or folder; check the path")
-        inside = sorted(map(str, filesystem.find(path)), key=_natural)
-        fitting = [name for name in inside if name.endswith(tuple(suffixes))]
-        if not fitting:
-            shown = ", ".join(PurePosixPath(name).name for name in inside[:6]) or "nothing"
-            raise DataError(
-                f"{source}: expected files ending in {', '.join(suffixes)}; the folder holds "
-                f"{shown}"
-            )
-        found += [File(filesystem, name) for name in fitting]
-    return found
-
-
-def _natural(path: str) -> list[Any]:
-    """``data_2`` before ``data_10``."""
-    parts: list[Any] = [""]
-    for sign in path:
-        if sign.isdigit() and isinstance(parts[-1], int):
-            parts[-1] = 10 * parts[-1] + int(sign)
-        elif sign.isdigit():
-            parts.append(int(sign))
-        elif isinstance(parts[-1], str):
-            parts[-1] += sign
-        else:
-            parts.append(sign)
-    return parts
 
 
 Batch = tuple[str, int, pa.RecordBatch | Broken]
@@ -129,7 +58,7 @@ def tables(
     names = [_names(file) for file in files]
     for file, found in zip(files, names, strict=True):
         refuse_columns(file.name, found, columns, wanted)
-    counted = [pq.ParquetFile(file.open()).metadata.num_rows for file in files if _is_parquet(file)]
+    counted = [_count(file) for file in files if _is_parquet(file)]
     total = sum(counted) if len(counted) == len(files) else None
     if total == 0:
         raise DataError(f"{files[0].name}: expected rows; the source is empty")
@@ -155,6 +84,11 @@ def refuse_columns(name: str, found: Sequence[str], columns: Sequence[str], want
 
 def _is_parquet(file: File) -> bool:
     return file.name.endswith(".parquet")
+
+
+def _count(file: File) -> int:
+    with _readable(file), file.open() as stream:
+        return int(pq.ParquetFile(stream).metadata.num_rows)
 
 
 def _names(file: File) -> list[str]:
@@ -195,7 +129,9 @@ def _rows(file: File, columns: Sequence[str] = ()) -> Iterator[tuple[int, pa.Rec
 
 
 def _parquet(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
-    yield from pq.ParquetFile(stream).iter_batches(batch_size=ROWS)
+    # Pages of writers that put no checksums there are read as they are.
+    file = pq.ParquetFile(stream, page_checksum_verification=True)
+    yield from file.iter_batches(batch_size=ROWS)
 
 
 def _arrow(stream: BinaryIO) -> Iterator[pa.RecordBatch]:

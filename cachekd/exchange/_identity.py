@@ -15,12 +15,13 @@ from cachekd.capture.identify import public_name
 from cachekd.config import ImportConfig
 from cachekd.data.digests import json_id
 from cachekd.exchange import Reading
+from cachekd.exchange._rows import Law
 from cachekd.store.identity import Identity, capture_id
 from cachekd.store.tokenizer import TokenizerFacts
 
 
 def asserted_identity(
-    config: ImportConfig, tokenizer: TokenizerFacts, reading: Reading, values: str, rows: str
+    config: ImportConfig, tokenizer: TokenizerFacts, reading: Reading, law: Law, rows: str
 ) -> Identity:
     """Identity of an import.
 
@@ -28,11 +29,11 @@ def asserted_identity(
         config: who the teacher is said to be, and how values are stored.
         tokenizer: of the token ids, as said.
         reading: what the format stores.
-        values: logprobs, renormalised or logits.
+        law: what values are, and whether next tokens are told.
         rows: all or response.
     """
     source = {
-        "asserted": {"teacher": config.teacher, "revision": config.revision},
+        "asserted": {"teacher": public_name(config.teacher), "revision": config.revision},
         "weights": None,
         "config": {},
         "adapter": None,
@@ -43,17 +44,7 @@ def asserted_identity(
         "vocab_size": tokenizer.vocab_size,
     }
     source_id = json_id(source)
-    temperatures = sorted(
-        {1.0, *(float(n.partition(":")[2]) for n in reading.scalars if n.startswith("lognorm:"))}
-    )
-    capture = {
-        "attn_implementation": "unknown",
-        "selection": {"kind": "imported", "format": config.format},
-        "rows": rows,
-        "logprobs": {"values": config.logits_values},
-        "temperatures": temperatures,
-        "imported": _known(reading, values),
-    }
+    capture = _capture(config, reading, law, rows)
     return Identity(
         source_id=source_id,
         source=source,
@@ -69,11 +60,24 @@ def asserted_identity(
     )
 
 
-def _known(reading: Reading, values: str) -> Mapping[str, Any]:
+def _capture(config: ImportConfig, reading: Reading, law: Law, rows: str) -> dict[str, Any]:
+    """How the targets were made, as far as that is known."""
+    norms = (name.partition(":")[2] for name in reading.scalars if name.startswith("lognorm:"))
+    return {
+        "attn_implementation": "unknown",
+        "selection": {"kind": "imported", "format": config.format},
+        "rows": rows,
+        "logprobs": {"values": config.logits_values},
+        "temperatures": sorted({1.0, *map(float, norms)}),
+        "imported": _known(reading, law),
+    }
+
+
+def _known(reading: Reading, law: Law) -> Mapping[str, Any]:
     """What is known of each row beside its entries."""
-    tail = "derived" if values == "logprobs" else "unknown (renormalised)"
+    tail = "derived" if law.values == "logprobs" else "unknown (renormalised)"
     return {
         "tail": "stored" if "tail" in reading.scalars else tail,
-        "next_logprob": "stored" if reading.next_known else "bound where it is no entry",
+        "next_logprob": "stored" if law.next_known else "bound where it is no entry",
         "entropy": "stored" if "entropy" in reading.scalars else "lower bound",
     }

@@ -54,6 +54,11 @@ def object_of(line: bytes, name: str, number: int) -> dict[str, Any]:
     return value
 
 
+def told(text: str) -> str:
+    """A reason that can be printed and stored: half characters of a line are replaced."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def rows(
     stream: BinaryIO, name: str, columns: Sequence[str]
 ) -> Iterator[tuple[int, pa.RecordBatch | Broken]]:
@@ -69,6 +74,7 @@ def rows(
             if missing:
                 raise DataError(f"it has no {', '.join(missing)}")
             yield number, pa.RecordBatch.from_pylist([row])
-        except (DataError, pa.ArrowException) as error:
-            reason = str(error).removeprefix(f"{name} ")
+        except (DataError, pa.ArrowException, OverflowError, ValueError, TypeError) as error:
+            # Numbers beyond 64 bits, and text that is no Unicode, fit no column.
+            reason = told(str(error).removeprefix(f"{name} "))
             yield number, Broken(source=name, row=number, reason=reason)

@@ -9,10 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from cachekd.errors import DataError
-from cachekd.exchange import Broken, Document, Found
+from cachekd.exchange import Broken, Document, Found, Mask
 from cachekd.exchange._files import Batch, list_of, numbers
 from cachekd.store.tables import flat_column
-from cachekd.types import Int64
+from cachekd.types import Int64, Role, UInt8
+
+IGNORED = -100
+"""The label of a token that is not trained."""
 
 
 def documents_of(
@@ -51,6 +54,15 @@ def nested_rows(column: pa.Array, place: int, dtype: Any) -> tuple[Int64, np.nda
     first, last = offsets[place], offsets[place + 1]
     flat = values.slice(inner[first], inner[last] - inner[first])
     return np.diff(inner[first : last + 1]), numbers(flat, dtype)
+
+
+def roles_of(length: int, trained: Mask | None) -> tuple[UInt8, int | None]:
+    """Role of each token, and the prompt's length where what is not trained is one prompt."""
+    if trained is None or trained.all() or not trained.any():
+        return np.full(length, Role.TEXT, np.uint8), None
+    roles = np.where(trained, Role.ASSISTANT, Role.USER).astype(np.uint8)
+    first = int(trained.argmax())
+    return roles, first if first and trained[first:].all() else None
 
 
 def list_column(parts: Sequence[np.ndarray]) -> pa.ListArray:

@@ -6,13 +6,14 @@ documents are checked by.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 
 from cachekd.config import ImportConfig
 from cachekd.exchange import Document, Found, Reading
-from cachekd.exchange._rows import Law, mass_of, rows_of
+from cachekd.exchange._rows import Checked, Law, mass_of, rows_of
 
 _LOOKED_AT = 64
 _LOOKED_ROWS = 16_384
@@ -56,7 +57,15 @@ def law_of(
         tolerance=config.mass_tolerance,
         rescale=config.rescale,
         scalars=reading.scalars,
+        next_known=config.next_logprob == "auto" and reading.next_known is True,
     )
+
+
+def with_next(law: Law, config: ImportConfig, reading: Reading, checked: list[Checked]) -> Law:
+    """The same, and whether next tokens are told, where the first documents show that."""
+    if reading.next_known is not None or config.next_logprob != "auto":
+        return law
+    return replace(law, next_known=not any(one.untold for one in checked))
 
 
 def _seen(documents: list[Document], vocab_size: int) -> str:
@@ -71,3 +80,17 @@ def _seen(documents: list[Document], vocab_size: int) -> str:
     mass = np.concatenate(masses) if masses else np.zeros(0)
     scaled = parts and len(mass) > 0 and bool((np.abs(mass - 1) < _WHOLE).mean() > 0.99)
     return "renormalised" if scaled else "logprobs"
+
+
+def rows_of_first(config: ImportConfig, checked: list[Checked]) -> str:
+    """Which rows the documents have: as the user says, or all where the first ones have all."""
+    if config.rows != "auto":
+        return config.rows
+    return "all" if all(map(_is_whole, checked)) else "response"
+
+
+def _is_whole(checked: Checked) -> bool:
+    """Whether all rows of a document are there, good or bad."""
+    empty = np.diff(checked.logits.offsets) == 0
+    empty[[row for rows in checked.bad.values() for row in rows]] = False
+    return not empty.any()

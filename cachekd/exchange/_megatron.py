@@ -27,7 +27,7 @@ import zstandard
 
 from cachekd.data import limits, strict
 from cachekd.errors import DataError
-from cachekd.exchange._files import File
+from cachekd.exchange._sources import File
 from cachekd.exchange._torch_file import load
 from cachekd.types import Int64
 

@@ -43,11 +43,13 @@ class Extent:
         k: entries of a row that are written.
         least: entries of the shortest row that has some, at most k.
         cut: rows that have more than k.
+        empty: rows that have none: not captured, or left out.
     """
 
     k: int
     least: int
     cut: int
+    empty: int
 
 
 def extent_of(cache: Cache, asked: int | None, name: str) -> Extent:
@@ -67,7 +69,12 @@ def extent_of(cache: Cache, asked: int | None, name: str) -> Extent:
     if not len(lengths):
         raise ConfigError(f"export: {cache.name} holds no entries")
     k = min(int(lengths[-1]), asked or int(lengths[-1]))
-    return Extent(k=k, least=min(k, int(lengths[0])), cut=int(rows_K[k + 1 :].sum()))
+    return Extent(
+        k=k,
+        least=min(k, int(lengths[0])),
+        cut=int(rows_K[k + 1 :].sum()),
+        empty=int(rows_K[0]),
+    )
 
 
 def rectangle(logits: TopKLogits, k: int, filler: float = FILLER) -> tuple[Int64, Float32]:

@@ -10,12 +10,14 @@ tail is said to be none, which `cachekd.exchange._identity` marks.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from cachekd.data import limits
 from cachekd.exchange import Document, Mask, rows_of
+from cachekd.exchange._scalars import disagreeing, impossible, placed, with_scalars
 from cachekd.types import Float32, Int64, TopKLogits
 
 NOTHING = -99.0
@@ -31,8 +33,13 @@ _REASONS = (
     "mass above 1",
     "mass that is not 1, though values are normalised over the entries",
     "log-probabilities of the next token that cannot be",
+    "a stored tail, entropy or normaliser that cannot be (NaN, a tail above 1, an entropy below 0)",
+    "entries and a stored tail that do not add up to mass 1 (the column holds its logarithm?)",
+    "a log-probability of the next token that is not told, though others are",
 )
-_NAN, _ID, _ABOVE, _TWICE, _MASS, _NOT_ONE, _NEXT = range(1, len(_REASONS))
+_NAN, _ID, _ABOVE, _TWICE, _MASS, _NOT_ONE, _NEXT, _SCALAR, _APART, _UNTOLD = range(
+    1, len(_REASONS)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +53,7 @@ class Law:
         tolerance: how far a row's mass may be above 1.
         rescale: divide rows of more mass by it.
         scalars: names of scalars that are stored as they are; then nothing is derived of them.
+        next_known: whether every row tells the log-probability of its next token.
     """
 
     vocab_size: int
@@ -54,6 +62,7 @@ class Law:
     tolerance: float = 0.005
     rescale: bool = False
     scalars: tuple[str, ...] = ()
+    next_known: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,6 +75,7 @@ class Checked:
         rescaled: rows that were divided by their mass.
         empty: entries without mass, which are left out.
         cut: stored rows that predict no token of the document.
+        untold: rows that do not tell the log-probability of their next token, which is no entry.
     """
 
     logits: TopKLogits
@@ -73,6 +83,7 @@ class Checked:
     rescaled: int
     empty: int
     cut: int
+    untold: int
 
 
 def problem_of(document: Document, vocab_size: int) -> str | None:
@@ -106,11 +117,16 @@ def check(document: Document, law: Law) -> Checked:
     ids_n, logs_n = document.ids[inside_n], document.logprobs[inside_n].astype(np.float64)
     kept_n = ~(logs_n <= NOTHING)  # NaN stays, to be found
     row_n, ids_n, logs_n = row_n[kept_n], ids_n[kept_n], logs_n[kept_n]
-    given_N = _placed(document.next_logprob, target_R, inside_R, rows)
+    given_N = placed(document.next_logprob, target_R, inside_R, rows)
+    columns = {n: placed(document.scalars[n], target_R, inside_R, rows, 0.0) for n in law.scalars}
     reasons_N = np.zeros(rows, np.int64)
     _find_entries(reasons_N, row_n, ids_n, logs_n, law)
     logs_n, rescaled_N = _scaled(reasons_N, row_n, logs_n, law)
     reasons_N[~(given_N <= law.tolerance) & ~np.isnan(given_N)] = _NEXT
+    _find_scalars(reasons_N, row_n, logs_n, columns)
+    untold_N = _untold(document, row_n, ids_n, given_N) & (reasons_N == 0)
+    if law.next_known:
+        reasons_N[untold_N] = _UNTOLD
     good_n = reasons_N[row_n] == 0
     row_n, ids_n, logs_n = row_n[good_n], ids_n[good_n], np.minimum(logs_n[good_n], 0.0)
     if not _in_order(row_n, ids_n, logs_n):
@@ -118,7 +134,7 @@ def check(document: Document, law: Law) -> Checked:
         row_n, ids_n, logs_n = row_n[order], ids_n[order], logs_n[order]
     logits = _targets(document, law, row_n, ids_n, logs_n, given_N, rows)
     return Checked(
-        logits=_with_scalars(logits, document, law, target_R, inside_R),
+        logits=with_scalars(logits, columns),
         bad={
             _REASONS[code]: np.flatnonzero(reasons_N == code).tolist()
             for code in np.unique(reasons_N)
@@ -127,7 +143,15 @@ def check(document: Document, law: Law) -> Checked:
         rescaled=int((rescaled_N & (reasons_N == 0)).sum()),
         empty=int((~kept_n).sum()),
         cut=int((document.counts[~inside_R] > 0).sum()),
+        untold=int(untold_N.sum()),
     )
+
+
+def _untold(document: Document, row_n: Int64, ids_n: Int64, given_N: Float32) -> Mask:
+    """Rows with entries of which none is the next token, and that do not tell it, bool [rows]."""
+    held_N = np.bincount(row_n, minlength=len(given_N)) > 0
+    held_N[row_n[ids_n == document.input_ids[1:][row_n]]] = False
+    return np.asarray(held_N & np.isnan(given_N))
 
 
 def _in_order(row_n: Int64, ids_n: Int64, logs_n: np.ndarray) -> bool:
@@ -157,6 +181,19 @@ def _find_entries(
     reasons_N[row_n[~np.isfinite(logs_n)]] = _NAN
 
 
+def _find_scalars(
+    reasons_N: Int64, row_n: Int64, logs_n: np.ndarray, columns: Mapping[str, Float32]
+) -> None:
+    """Mark rows whose entries are sound and whose stored scalars are not."""
+    rows = len(reasons_N)
+    sound_N = (reasons_N == 0) & (np.bincount(row_n, minlength=rows) > 0)
+    if columns:
+        reasons_N[sound_N & impossible(columns)] = _SCALAR
+    if "tail" in columns:
+        apart_N = disagreeing(columns["tail"], mass_of(row_n, logs_n, rows))
+        reasons_N[sound_N & (reasons_N == 0) & apart_N] = _APART
+
+
 def _scaled(
     reasons_N: Int64, row_n: Int64, logs_n: np.ndarray, law: Law
 ) -> tuple[np.ndarray, Mask]:
@@ -182,16 +219,6 @@ def _scaled(
     norm_N = np.log(np.where(divided_N & (mass_N > 0), mass_N, 1.0))
     with np.errstate(invalid="ignore"):
         return logs_n - norm_N[row_n], rescaled_N
-
-
-def _placed(
-    values_R: Float32 | None, target_R: Int64, inside_R: Mask, rows: int, missing: float = np.nan
-) -> Float32:
-    """A column of stored rows at the rows that they are, float32 [rows]."""
-    found_N = np.full(rows, missing, np.float32)
-    if values_R is not None:
-        found_N[target_R[inside_R]] = values_R[inside_R]
-    return found_N
 
 
 def _targets(
@@ -245,36 +272,6 @@ def _next(
     own_n = ids_n == document.input_ids[1:][row_n]
     found_N[row_n[own_n]] = logs_n[own_n]
     return np.where(held_N, found_N, 0.0).astype(np.float32)
-
-
-def _with_scalars(
-    logits: TopKLogits, document: Document, law: Law, target_R: Int64, inside_R: Mask
-) -> TopKLogits:
-    """Targets with the scalars that the format stores itself."""
-    if not law.scalars:
-        return logits
-    rows, held_N = logits.rows, np.diff(logits.offsets) > 0
-
-    def column(name: str) -> Float32:
-        stored = _placed(document.scalars[name], target_R, inside_R, rows, 0.0)
-        return np.where(held_N, stored, 0.0).astype(np.float32)
-
-    lognorm = {
-        float(name.partition(":")[2]): column(name)
-        for name in law.scalars
-        if name.startswith("lognorm:")
-    }
-    return TopKLogits(
-        offsets=logits.offsets,
-        ids=logits.ids,
-        logprobs=logits.logprobs,
-        weights=None,
-        tail=column("tail") if "tail" in law.scalars else logits.tail,
-        next_logprob=logits.next_logprob,
-        lognorm={**logits.lognorm, **lognorm},
-        entropy=column("entropy") if "entropy" in law.scalars else logits.entropy,
-        vocab_size=logits.vocab_size,
-    )
 
 
 __all__ = ["Checked", "LEAST_TAIL", "Law", "NOTHING", "check", "mass_of", "problem_of", "rows_of"]

@@ -1,7 +1,7 @@
 """Imported documents to the store: samples, a plan, its units; as a capture writes them.
 
-Comes in: samples with their targets, some hundred thousand tokens at a time. Goes out: committed
-units of a plan of their own. An import that was stopped goes on: samples and keys that the cache
+Comes in: samples with their targets, some hundred thousand tokens at a time. Goes out: shards, and
+plans that name some of them. An import that was stopped goes on: samples and keys that the cache
 holds are not written again.
 """
 
@@ -17,19 +17,22 @@ from cachekd.capture.trial import prior_budget
 from cachekd.codecs import CodecHeader
 from cachekd.codecs._priors import Prior
 from cachekd.config import ImportConfig
-from cachekd.data.digests import bytes_digest, sample_digest, sample_key
+from cachekd.data.alignment import LossMask, trained_rows
+from cachekd.data.digests import sample_digest, sample_key
 from cachekd.data.packed import Keys, Places
+from cachekd.exchange import Mask
+from cachekd.exchange._committed import CommittedRows
+from cachekd.exchange._gathered import Commit, Gathered, WrittenUnit
 from cachekd.exchange._seen import Seen
 from cachekd.plugins import find
-from cachekd.store.commit import ScoredUnit, Sink, write_unit
 from cachekd.store.identity import Identity, refuse_difference
 from cachekd.store.identity_files import has_cache, read_identity, write_identity
 from cachekd.store.io import Location
-from cachekd.store.layout import plan_name, samples_name
-from cachekd.store.plan import Plan, cut, run_digest
+from cachekd.store.layout import shard_name
+from cachekd.store.plan import cut, run_digest
 from cachekd.store.priors import Priors, best_prior, write_prior
-from cachekd.store.samples import SHARD_ROWS, write_samples
 from cachekd.store.seal import load_samples
+from cachekd.store.shards import write_shard
 from cachekd.store.state import read_state
 from cachekd.types import Int64, Sample, TopKLogits
 
@@ -74,11 +77,16 @@ class Store:
             write_identity(self.location, identity)
         refuse_other(self.location, identity)  # another process may be first
         state = read_state(self.location, skip_broken_units=True)
-        self._sequence = 1 + max((plan.sequence for plan in state.plans.values()), default=0)
+        sequence = 1 + max((plan.sequence for plan in state.plans.values()), default=0)
+        self._gathered = Gathered(self.location, identity, config.format, sequence)
+        self._settings = {**_CUTTING, "unit_tokens": config.unit_tokens}
+        self._ids_met: list[Keys] = []
+        self._runs = {plan.run for plan in state.plans.values()}
         self._done = Seen(state.done_keys())
         names = state.samples()
         self._held = Seen(load_samples(self.location, names, state.written()).ids if names else ())
         self._met = Seen()
+        self._rows = CommittedRows(self.location)
         self._prior, self._header = self._encoding(state.priors(), learned_from, tokens)
 
     def _encoding(
@@ -102,6 +110,33 @@ class Store:
         prior = best_prior(learned_from[:enough], header, tokens, budget)
         return prior, replace(header, prior=write_prior(self.location, prior))
 
+    def lacking(self, items: Sequence[Item]) -> dict[int, int]:
+        """Items that train on rows which the record of their token ids lacks, and how many rows.
+
+        Equal token ids have one record: the one that is committed, else of these the fullest.
+
+        Args:
+            items: in the order of the source.
+        """
+        keys = Keys.of(sample_key(item.sample.input_ids) for item in items)
+        done = self._done.counts(keys) > 0
+        best = _fullest(items, keys, np.flatnonzero(~done))
+        # A sample that is held trains on what its record has.
+        open_ = np.flatnonzero(self._held.counts(_firsts(items, keys)) == 0)
+        found = {}
+        for i in open_.tolist():
+            own = best.get(keys[i])
+            if own == i:
+                continue
+            if own is None:
+                self.flush()  # what waits is not committed
+            held_N = self._rows.of(keys[i]) if own is None else _has(items[own])
+            sample = items[i].sample
+            wanted_N = trained_rows(sample.roles, sample.prompt_length, LossMask.AUTO)
+            if count := int((wanted_N & ~held_N).sum()):
+                found[i] = count
+        return found
+
     def add(self, items: Sequence[Item], skipped: Mapping[str, int]) -> tuple[int, int]:
         """Commit documents; how many samples and how many keys of them are new.
 
@@ -113,36 +148,39 @@ class Store:
         ids = self._ids(items, keys)
         fresh = np.flatnonzero(self._held.counts(ids) == 0).tolist()
         best = _fullest(items, keys, np.flatnonzero(self._done.counts(keys) == 0))
-        if not fresh and not best:
+        if not items:
+            self._write_end(skipped)
             return 0, 0
-        shards = self._write_samples(items, keys, ids, fresh)
-        missing = list(best.values())
-        lengths = [len(items[i].sample.input_ids) for i in missing]
-        widest = max((len(items[i].logits.ids) // items[i].logits.rows for i in missing), default=1)
-        width = _SCALARS_BYTES + _ENTRY_BYTES * (1 + widest)
-        settings = {**_CUTTING, "unit_tokens": self._config.unit_tokens}
-        order, units = cut(lengths, bytes_per_token=width, **settings)
-        work = [missing[int(i)] for i in order]
-        plan = Plan(
-            run=run_digest(ids, self._identity.capture_id, settings),
-            capture_id=self._identity.capture_id,
-            sequence=self._sequence,
-            keys=Keys.of(keys[i] for i in work),
-            units=units,
-            threads=1,
-            samples=shards,
-            skipped=dict(skipped),
-            changed={},
+        commit = Commit(
+            samples=[(items[i].sample, keys[i], ids[i]) for i in fresh],
+            units=self._write_units([items[i] for i in best.values()], list(best)),
+            # An earlier run that wrote all of these samples told of what was beside them.
+            skipped=skipped if fresh else {},
         )
-        self._write_units(plan, [items[i] for i in work])
-        self._sequence += 1
+        self._ids_met.append(ids)
+        if self._gathered.take(commit, sum(len(item.sample.input_ids) for item in items)):
+            self.flush()
         self._held.add(ids.take(fresh))
         self._done.add(Keys.of(best))
-        return len(fresh), len(missing)
+        return len(fresh), len(best)
+
+    def flush(self) -> None:
+        """Write a plan of what waits for one (see `cachekd.exchange._gathered`)."""
+        ids, self._ids_met = Keys.joined(self._ids_met), []
+        self._gathered.write(run_digest(ids, self._identity.capture_id, self._settings))
+
+    def _write_end(self, skipped: Mapping[str, int]) -> None:
+        """What is left out at the end of a source, beside no document: a plan of its own, once."""
+        self.flush()
+        settings = {**self._settings, "skipped": dict(skipped)}
+        run = run_digest(Keys.of(()), self._identity.capture_id, settings)
+        if run not in self._runs:
+            self._gathered.take(Commit(samples=(), units=(), skipped=skipped), 0)
+            self._gathered.write(run)
 
     def _ids(self, items: Sequence[Item], keys: Keys) -> Keys:
         """Content ids of samples; equal ones are numbered as they come."""
-        firsts = Keys.of(_id(item.sample, key, 0) for item, key in zip(items, keys, strict=True))
+        firsts = _firsts(items, keys)
         copies = self._met.counts(firsts) + Places(firsts).copies()
         self._met.add(firsts)
         again = np.flatnonzero(copies)
@@ -151,51 +189,37 @@ class Store:
             ids.array[i] = _id(items[i].sample, keys[i], int(copies[i]))
         return ids
 
-    def _write_samples(
-        self,
-        items: Sequence[Item],
-        keys: Keys,
-        ids: Keys,
-        fresh: Sequence[int],
-    ) -> tuple[str, ...]:
-        """Digests of the samples shards of new samples."""
-        digests = []
-        for start in range(0, len(fresh), SHARD_ROWS):
-            part = fresh[start : start + SHARD_ROWS]
-            samples = (items[i].sample for i in part)
-            data = write_samples(
-                samples, [keys[i] for i in part], [ids[i] for i in part], np.array(part)
+    def _write_units(self, items: Sequence[Item], keys: Sequence[bytes]) -> list[WrittenUnit]:
+        """Write the shards of new keys, unit after unit; what commits them comes later."""
+        lengths = [len(item.sample.input_ids) for item in items]
+        widest = max((len(item.logits.ids) // item.logits.rows for item in items), default=1)
+        width = _SCALARS_BYTES + _ENTRY_BYTES * (1 + widest)
+        order, units = cut(lengths, bytes_per_token=width, **self._settings)
+        written = []
+        for unit in units:
+            started, first = time.monotonic(), unit[0].first
+            places = [int(i) for i in order[first : unit[-1].first + unit[-1].rows]]
+            own, own_keys = [items[i] for i in places], tuple(keys[i] for i in places)
+            data, facts = write_shard(
+                self._header,
+                self._identity.capture_id,
+                own_keys,
+                [item.sample.input_ids for item in own],
+                [item.logits for item in own],
+                self._prior,
             )
-            digests.append(bytes_digest(data))
-            self.location.keep(samples_name(digests[-1]), data, digests[-1])
-        return tuple(digests)
-
-    def _write_units(self, plan: Plan, items: Sequence[Item]) -> None:
-        """Write the plan, then unit after unit; items are in the plan's order."""
-        digest, data = plan.dump()
-        self.location.keep(plan_name(digest), data, digest)
-        sink = Sink(
-            url=self.location.target,
-            plan=digest,
-            capture_id=self._identity.capture_id,
-            header=self._header,
-        )
-        for number, unit in enumerate(plan.units):
-            started = time.monotonic()
-            keys, first = plan.unit_keys(number), unit[0].first
-            own = items[first : first + len(keys)]
-            scored = ScoredUnit(
-                number=number,
-                keys=keys,
-                documents=[item.sample.input_ids for item in own],
-                targets=[item.logits for item in own],
-                numerics={"imported": self._config.format},
-                seconds=time.monotonic() - started,
-                skipped={
-                    key: item.bad_rows for key, item in zip(keys, own, strict=True) if item.bad_rows
-                },
+            self.location.keep(shard_name(facts.digest), data, facts.digest)
+            pairs = zip(own_keys, own, strict=True)
+            written.append(
+                WrittenUnit(
+                    unit=tuple(replace(batch, first=batch.first - first) for batch in unit),
+                    keys=own_keys,
+                    shard=facts,
+                    skipped={key: item.bad_rows for key, item in pairs if item.bad_rows},
+                    seconds=time.monotonic() - started,
+                )
             )
-            write_unit(sink, self.location, scored, self._prior)
+        return written
 
 
 def refuse_other(location: Location, identity: Identity) -> None:
@@ -213,6 +237,11 @@ def refuse_other(location: Location, identity: Identity) -> None:
     )
 
 
+def _firsts(items: Sequence[Item], keys: Keys) -> Keys:
+    """Content ids of samples as if none were equal."""
+    return Keys.of(_id(item.sample, key, 0) for item, key in zip(items, keys, strict=True))
+
+
 def _id(sample: Sample, key: bytes, copy: int) -> bytes:
     parts = (key, sample.roles, sample.prompt_length, sample.domain, sample.weight)
     return sample_digest(*parts, copy=copy)
@@ -226,6 +255,13 @@ def _fullest(items: Sequence[Item], keys: Keys, new: Int64) -> dict[bytes, int]:
         if _rows(items[i]) > _rows(items[held]):
             best[keys[i]] = i
     return best
+
+
+def _has(item: Item) -> Mask:
+    """Rows with targets, or left out as bad ones, bool [L-1]."""
+    held_N = np.diff(item.logits.offsets) > 0
+    held_N[list(item.bad_rows)] = True
+    return held_N
 
 
 def _rows(item: Item) -> int:

@@ -53,6 +53,11 @@ class _Storage:
 
 
 _MARK = object()
+# What reading bytes that were altered may raise: of zip, of the stack, of numpy.
+_DAMAGED = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, struct.error, EOFError, OSError, RuntimeError),
+    *(LookupError, TypeError, AttributeError, OverflowError, MemoryError),
+)
 
 
 def load(data: bytes) -> Any:
@@ -70,7 +75,7 @@ def load(data: bytes) -> Any:
             if order in archive.namelist() and archive.read(order) != b"little":
                 raise ValueError("tensors are not little-endian")
             return _Reader(archive.read(program), lambda n: archive.read(f"{folder}data/{n}")).run()
-    except (zipfile.BadZipFile, KeyError, IndexError, TypeError, struct.error) as error:
+    except _DAMAGED as error:
         raise ValueError(f"no file of torch.save: {error!r:.200}") from error
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
 _Name = TypeVar("_Name", bound=Hashable)
 _ID = "token_id:"
+_OTHER = ("chat_template", "documents", "continue_final_message", "reasoning_effort")
 _SPACE = "▁"  # how sentence pieces write a space
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # and a single byte
 
@@ -51,23 +53,48 @@ class Vocabulary:
             )
         return ids[0]
 
-    def prompt(self, messages: Any) -> list[int]:
-        """Token ids of a chat's messages, up to where the answer begins.
+    def prompt(self, request: Mapping[str, Any]) -> list[int]:
+        """Token ids of a request's text or messages, up to where the answer begins.
+
+        Args:
+            request: with ``messages`` or ``prompt``; its ``tools`` and ``chat_template_kwargs`` are
+                given to the template.
 
         Raises:
-            ValueError: they are no messages, or there is no template.
+            ValueError: they are no messages, there is no template, or the request asks for
+                another.
         """
-        if isinstance(messages, str):
-            ids = self._tokenizer(messages)["input_ids"]
-            return [int(token) for token in ids]
+        if not isinstance(request.get("messages"), list):
+            return self._text(request.get("messages", request.get("prompt")))
+        if other := [name for name in _OTHER if request.get(name) not in (None, False)]:
+            raise ValueError(
+                f"the request sets {', '.join(other)}, which this template is not told of; ask "
+                "vLLM with return_token_ids"
+            )
+        further = request.get("chat_template_kwargs") or {}
+        known = signature(self._tokenizer.apply_chat_template).parameters
+        if not isinstance(further, Mapping) or {*further} & {*known}:
+            raise ValueError(f"expected chat_template_kwargs of a template; found {further!r:.80}")
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+                request["messages"],
+                tools=request.get("tools"),
+                tokenize=False,
+                add_generation_prompt=True,
+                **further,
             )
         except Exception as error:  # a template raises errors of any kind
             raise ValueError(f"the messages cannot be put into the template: {error}") from error
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return [int(token) for token in ids]
+
+    def _text(self, prompt: Any) -> list[int]:
+        """Token ids of a prompt that is text, or that is token ids already."""
+        if isinstance(prompt, list) and all(type(token) is int for token in prompt):
+            return list(prompt)
+        if not isinstance(prompt, str):
+            raise ValueError(f"expected a prompt of text or of token ids; found {prompt!r:.80}")
+        return [int(token) for token in self._tokenizer(prompt)["input_ids"]]
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -27,6 +27,10 @@ from cachekd.types import Record, Role, TopKLogits
 
 _COLUMNS = ("input_ids", "token_ids", "logprobs")
 _NORM = "lognorm_"
+_SAMPLED = (
+    "the column weights marks sampled entries, whose seed and settings a table does not tell; only "
+    "exact heads are imported"
+)
 
 
 class ArrowLists:
@@ -39,12 +43,9 @@ class ArrowLists:
         """See `cachekd.exchange.Format.read`."""
         batches, names, total = tables(config.source, _COLUMNS, "arrow")
         if "weights" in names:
-            raise ConfigError(
-                "arrow: the column weights marks sampled entries, whose seed and settings a table "
-                "does not tell; only exact heads are imported"
-            )
+            raise ConfigError(f"arrow: {_SAMPLED}")
         scalars: dict[str, str] = {name: name for name in ("tail", "entropy") if name in names}
-        scalars |= {n: f"lognorm:{float(n[len(_NORM) :])}" for n in names if n.startswith(_NORM)}
+        scalars |= {name: _norm(name) for name in names if name.startswith(_NORM)}
         document = partial(_document, scalars=scalars, next_="next_logprob" in names)
         return Reading(
             documents=documents_of(batches, document),
@@ -68,10 +69,12 @@ class ArrowLists:
         further = [float(t) for t in cache.identity.capture["temperatures"] if t != 1.0]
         drawn = "sampled" in str(cache.identity.capture["selection"].get("kind"))
         schema = _schema(names, further, drawn)
+        totals = cache.totals
         return Writing(
             schema=schema,
             table=lambda records: _table(records, schema, names, further, drawn),
             files={},
+            width=totals.get("entries", 0) // max(1, totals.get("targets", 0)),
             lost=list(ArrowLists.lacks),
             notes=(
                 "Open it with `datasets.load_dataset`. Row t is the distribution over "
@@ -89,6 +92,8 @@ def _document(
     next_: bool,
 ) -> Document | str:
     """A document, or what is wrong with its lists."""
+    if "weights" in batch.schema.names and batch.column("weights")[place].is_valid:
+        return _SAMPLED
     counts, ids = nested_rows(batch.column("token_ids"), place, np.int64)
     own, logs = nested_rows(batch.column("logprobs"), place, np.float32)
     if len(counts) != len(own) or (counts != own).any():
@@ -113,6 +118,24 @@ def _document(
         scalars={own: columns[name] for name, own in scalars.items()},
         **_facts(batch, place, len(tokens)),
     )
+
+
+def _norm(name: str) -> str:
+    """The scalar of a column ``lognorm_<T>``.
+
+    Raises:
+        DataError: it names no temperature.
+    """
+    try:
+        temperature = float(name[len(_NORM) :])
+    except ValueError:
+        temperature = 0.0
+    if not 0 < temperature < float("inf"):
+        raise DataError(
+            f"arrow: expected columns {_NORM}<temperature>, such as {_NORM}2.0; found "
+            f"{name!r:.80}. Rename it"
+        )
+    return f"lognorm:{temperature}"
 
 
 def _facts(batch: pa.RecordBatch, place: int, length: int) -> dict[str, Any]:

@@ -20,14 +20,20 @@ import pyarrow as pa
 
 from cachekd.config import ExportConfig, ImportConfig
 from cachekd.data.alignment import LossMask, trained_rows
-from cachekd.exchange import Document, Mask, Reading, Writing
+from cachekd.exchange import Document, Reading, Writing
 from cachekd.exchange._files import list_of, numbers, tables
-from cachekd.exchange._lists import documents_of, list_column, nested, nested_rows
+from cachekd.exchange._lists import (
+    IGNORED,
+    documents_of,
+    list_column,
+    nested,
+    nested_rows,
+    roles_of,
+)
 from cachekd.exchange._rectangular import extent_of, lost_of, rectangle
 from cachekd.store.reader import Cache
-from cachekd.types import Int64, Record, Role, UInt8
+from cachekd.types import Int64, Record
 
-IGNORED = -100
 _FILLER = -1e9  # as Axolotl's collator fills short rows
 _COLUMNS = ("input_ids", "target_token_ids", "target_logprobs")
 
@@ -62,6 +68,7 @@ class Axolotl:
             schema=_SCHEMA,
             table=lambda records: _table(records, extent.k, renormalised),
             files={},
+            width=extent.k,
             lost=lost,
             notes=(
                 "Rows are tokenised: name the folder as a dataset of a config with "
@@ -97,7 +104,7 @@ def _document(source: str, row: int, batch: pa.RecordBatch, place: int) -> Docum
         return f"{len(labels)} labels beside {len(tokens)} token ids"
     if labels is not None and ((labels != IGNORED) & (labels != tokens)).any():
         return "labels are other tokens than input_ids"
-    roles, prompt_length = _roles(len(tokens), None if labels is None else labels != IGNORED)
+    roles, prompt_length = roles_of(len(tokens), None if labels is None else labels != IGNORED)
     return Document(
         source=source,
         row=row,
@@ -115,15 +122,6 @@ def _flat(batch: pa.RecordBatch, name: str, place: int) -> Int64:
     first, last = offsets[place], offsets[place + 1]
     found: Int64 = numbers(values.slice(first, last - first), np.int64)
     return found
-
-
-def _roles(length: int, trained: Mask | None) -> tuple[UInt8, int | None]:
-    """Role of each token, and the prompt's length where what is not trained is one prompt."""
-    if trained is None or trained.all() or not trained.any():
-        return np.full(length, Role.TEXT, np.uint8), None
-    roles = np.where(trained, Role.ASSISTANT, Role.USER).astype(np.uint8)
-    first = int(trained.argmax())
-    return roles, first if first and trained[first:].all() else None
 
 
 _SCHEMA = pa.schema(

@@ -8,6 +8,11 @@ vLLM's prompt log-probabilities, and trains row t against the student's logits a
 L - 1 rows, or L where tokens were cut to the rows. Packed sets number their documents in
 ``attention_mask``: each becomes a document of its own. The settings of the compressor stand beside
 the data, in ``compression_config.yaml``; without them the bytes mean nothing.
+
+DistillKit trains on every row, also on one of fillers, but those whose own token has the label
+-100: it masks row t by ``labels[t]``, and not by the label of the token that the row predicts. So
+where a cache lacks rows, ``labels`` are written that are -100 at such a row's token and at the one
+that it predicts.
 """
 
 from __future__ import annotations
@@ -25,14 +30,16 @@ from cachekd.errors import ConfigError, DataError
 from cachekd.exchange import Reading, Writing
 from cachekd.exchange._distillkit import Compressor, encode, settings_of
 from cachekd.exchange._distillkit_rows import CURRENT, LEGACY, documents
-from cachekd.exchange._files import File, files_of, tables
-from cachekd.exchange._lists import list_column, nested
+from cachekd.exchange._files import tables
+from cachekd.exchange._lists import IGNORED, list_column, nested
 from cachekd.exchange._rectangular import extent_of, lost_of, rectangle
+from cachekd.exchange._sources import File, files_of
 from cachekd.store.reader import Cache
-from cachekd.types import Record
+from cachekd.types import Int64, Record
 
 SETTINGS = "compression_config.yaml"
 _TERMS = (0, 1, 2, 3, 4, "sqrt")
+_MASKED = "targets of rows whose own token is not trained"
 
 
 class DistillKit:
@@ -84,11 +91,14 @@ class DistillKit:
         )
         plain = {**asdict(settings), "polynomial_terms": list(settings.polynomial_terms) or None}
         text = yaml.safe_dump({**plain, "residual_bins": []}, sort_keys=False)
+        lost = [*lost_of(cache, extent, DistillKit.lacks), *([_MASKED] if extent.empty else [])]
+        schema = _SCHEMA.append(_LABELS) if extent.empty else _SCHEMA
         return Writing(
-            schema=_SCHEMA,
-            table=lambda records: _table(records, settings),
+            schema=schema,
+            table=lambda records: _table(records, settings, schema),
             files={SETTINGS: text},
-            lost=lost_of(cache, extent, DistillKit.lacks),
+            width=k,
+            lost=lost,
             notes=(
                 "Put the settings of `compression_config.yaml` under `teacher: "
                 "logprob_compressor:` of the training YAML; a row has one distribution less than "
@@ -129,7 +139,10 @@ _SCHEMA = pa.schema(
 )
 
 
-def _table(records: Sequence[Record], settings: Compressor) -> pa.RecordBatch:
+_LABELS = pa.field("labels", pa.list_(pa.int64()))
+
+
+def _table(records: Sequence[Record], settings: Compressor, schema: pa.Schema) -> pa.RecordBatch:
     """Rows of DistillKit's current schema."""
     values, packed, tokens = [], [], []
     for record in records:
@@ -139,7 +152,17 @@ def _table(records: Sequence[Record], settings: Compressor) -> pa.RecordBatch:
         packed.append(parts[1])
         tokens.append(record.input_ids)
     ids = list_column([own.astype(np.uint64) for own in tokens])
-    return pa.RecordBatch.from_arrays([ids, nested(values), nested(packed)], schema=_SCHEMA)
+    columns = [ids, nested(values), nested(packed)]
+    if _LABELS.name in schema.names:
+        columns.append(list_column([_labels(record) for record in records]))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _labels(record: Record) -> Int64:
+    """Token ids; -100 where the row of the token, or the one that predicts it, has no target."""
+    held_N = np.diff(record.logits.offsets) > 0
+    trained = np.append(held_N, True) & np.append(True, held_N)
+    return np.where(trained, record.input_ids, IGNORED).astype(np.int64)
 
 
 PLUGIN = DistillKit

@@ -19,10 +19,13 @@ import numpy as np
 from cachekd.config import ExportConfig, ImportConfig
 from cachekd.errors import ConfigError, DataError
 from cachekd.exchange import Broken, Document, Found, Reading, Writing
-from cachekd.exchange._files import Batch, File, files_of, list_of, numbers, tables
+from cachekd.exchange._files import Batch, list_of, numbers, tables
 from cachekd.exchange._megatron import Payload, order_of, payloads, ranks_of
+from cachekd.exchange._sources import File, files_of
 from cachekd.store.reader import Cache
 from cachekd.types import Int64
+
+_IDS = 1 << 17
 
 
 class Megatron:
@@ -45,6 +48,11 @@ class Megatron:
             raise ConfigError(
                 "tokens: Megatron-LM's tars hold no token ids; give files with the input_ids of "
                 "the samples, in the order of training, with --tokens"
+            )
+        if vocab_size > _IDS:
+            raise DataError(
+                f"megatron: tars hold token ids of 17 bits, below {_IDS}; the tokenizer has "
+                f"{vocab_size} tokens, so that higher ids were cut. Save them in another format"
             )
         ranks = ranks_of(files_of(config.source, [".tar"]))
         tokens, _, _ = tables(config.tokens, ("input_ids",), "a file of tokens")

@@ -2,9 +2,11 @@
 
 A line is the response itself, a line of a batch's output (``response.body``), or an object with
 ``response`` and, for the prompt, ``messages`` (also ``request.messages`` or ``body.messages``).
-Each choice is a document: of ``prompt_logprobs`` the prompt, of ``logprobs`` the answer; rows of a
-prompt that was not scored are empty. Log-probabilities are those of temperature 1 over the whole
-vocabulary, unless the server was asked for processed ones; hosted APIs give at most 20 a place.
+With them may stand ``tools`` and ``chat_template_kwargs``; where the response counts the prompt's
+tokens, another length is refused. Each choice is a document: of ``prompt_logprobs`` the prompt, of
+``logprobs`` the answer; rows of a prompt that was not scored are empty. Log-probabilities are those
+of temperature 1 over the whole vocabulary, unless the server was asked for processed ones; hosted
+APIs give at most 20 a place.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from cachekd.data.models import resolve_model
 from cachekd.errors import ConfigError, DataError
 from cachekd.exchange import Broken, Found, Reading, Writing
 from cachekd.exchange._choices import document_of
-from cachekd.exchange._files import File, files_of
-from cachekd.exchange._json_lines import lines, object_of
+from cachekd.exchange._json_lines import lines, object_of, told
+from cachekd.exchange._sources import File, files_of
 from cachekd.exchange._vocabulary import Vocabulary
 from cachekd.store.reader import Cache
 
@@ -45,6 +47,7 @@ class OpenAI:
         return Reading(
             documents=_documents(files, vocabulary),
             values="logprobs",
+            next_known=None,
             total=sum(map(_lines, files)),
         )
 
@@ -101,12 +104,12 @@ def _body(line: Mapping[str, Any]) -> Mapping[str, Any]:
     return line
 
 
-def _messages(line: Mapping[str, Any]) -> Any:
-    """The messages, or the prompt, that a line was asked with."""
+def _request(line: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The request of a line: what holds the messages, or the prompt, that it was asked with."""
     for holder in (line, line.get("request"), line.get("body")):
         for name in ("messages", "prompt"):
             if isinstance(holder, Mapping) and isinstance(holder.get(name), list | str):
-                return holder[name]
+                return holder
     return None
 
 
@@ -121,17 +124,21 @@ def _choices(line: bytes, source: str, row: int, vocabulary: Vocabulary) -> Iter
     """Documents of one line."""
     try:
         parsed = object_of(line, source, row)
-        body = _body(parsed)
-        choices = body.get("choices")
-        if not isinstance(choices, list) or not choices:
-            raise ValueError("a response without choices")
-        for choice in choices:
+    except DataError as error:
+        yield Broken(source=source, row=row, reason=told(str(error).removeprefix(f"{source} ")))
+        return
+    body = _body(parsed)
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices:
+        yield Broken(source=source, row=row, reason="a response without choices")
+        return
+    for choice in choices:
+        try:
             if not isinstance(choice, Mapping):
                 raise ValueError("a choice that is no object")
-            yield document_of(body, choice, _messages(parsed), vocabulary, source, row)
-    except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
-        text = str(error).removeprefix(f"{source} ")
-        yield Broken(source=source, row=row, reason=text)
+            yield document_of(body, choice, _request(parsed), vocabulary, source, row)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            yield Broken(source=source, row=row, reason=told(str(error)))
 
 
 PLUGIN = OpenAI

@@ -88,12 +88,7 @@ def write_unit(sink: Sink, location: Location, unit: ScoredUnit, prior: Prior | 
         numerics=unit.numerics,
         skipped=unit.skipped,
     )
-    made = {
-        "host": platform.node(),
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(unit.seconds + time.monotonic() - started, 3),
-    }
-    _commit(location, record, record.dump(unit.keys, made))
+    commit_record(location, record, unit.keys, unit.seconds + time.monotonic() - started)
 
 
 def _write_attention(sink: Sink, location: Location, unit: ScoredUnit) -> AttentionFacts | None:
@@ -107,8 +102,28 @@ def _write_attention(sink: Sink, location: Location, unit: ScoredUnit) -> Attent
     return facts
 
 
-def _commit(location: Location, record: UnitRecord, data: bytes) -> None:
-    """Create the record; one that does not parse, or of which a file is lost, is written over."""
+def commit_record(
+    location: Location, record: UnitRecord, keys: tuple[bytes, ...], seconds: float
+) -> None:
+    """Commit a unit whose shards are written.
+
+    One that does not parse, or of which a file is lost, is written over.
+
+    Args:
+        location: the cache.
+        record: the unit, and its shards.
+        keys: sample keys, in the plan's order.
+        seconds: that it took.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    made = {
+        "host": platform.node(),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+    }
+    data = record.dump(keys, made)
     name = unit_name(record.plan, record.number)
     if not location.create(name, data) and not is_committed(location, record.plan, record.number):
         location.replace(name, data)

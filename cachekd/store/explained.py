@@ -30,7 +30,7 @@ def told_of(place: str, error: Exception, options: Mapping[str, Any]) -> str:
         options: of the filesystem.
     """
     tries = "".join(f" ({note})" for note in getattr(error, "__notes__", [])[-1:])
-    why, advice = _explained(error)
+    why, advice = explained(error)
     return f"{place.rstrip('/')}: {clean(why, options)}{tries}. {advice}"
 
 
@@ -42,7 +42,7 @@ def clean(text: str, options: Mapping[str, Any]) -> str:
     return re.sub(r"\?[^\s'\"]*", "?...", text)
 
 
-def _explained(error: Exception) -> tuple[str, str]:
+def explained(error: Exception) -> tuple[str, str]:
     """Why something cannot be done, and what to do."""
     name, code, status = type(error).__name__, code_of(error), status_of(error)
     if code == "NoSuchBucket":

@@ -269,8 +269,10 @@ def _open_sealed(location: Location, name: str) -> Cache:
     url, identity = location.url, read_identity(location)
     manifest = read_manifest(location)
     if manifest is None:
+        imported = "asserted" in identity.source
+        what, command = ("import", "import") if imported else ("capture", "precompute")
         raise UnsealedCache(
-            f"{url} is not sealed: its capture is not finished. Run the precompute command again "
+            f"{url} is not sealed: its {what} is not finished. Run the {command} command again "
             "to finish it, or pass --partial to use what is there"
         )
     if manifest.repaired:

@@ -94,7 +94,7 @@ def checked_content(
     if missing and not leave_out:
         raise UnsealedCache(
             f"{location.url}: {missing} of {len(everything.ids)} samples have no targets yet. "
-            "Run the precompute command again to finish them, then seal"
+            "Run the command that makes the cache again to finish them, then seal"
         )
     sizes = {shard_name(digest): facts.bytes for digest, facts in state.shards().items()}
     sizes |= {attention_name(own.digest): own.bytes for own in state.attention().values()}

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from exchanging import brought_in
+from exchanging import brought_in, write_lines
 from tiny import Family
 
-from cachekd import open_cache
+from cachekd import ExportConfig, export_cache, open_cache
 from cachekd.errors import DataError
 from cachekd.exchange._bits import unpack_words
 from cachekd.exchange._curves import curve, legacy_curve, values_of
@@ -139,6 +139,30 @@ def test_centred_logits(records: list[Record], family: Family, tmp_path: Path) -
     logits = open_cache(str(tmp_path / "in"))[0].logits
     masses = np.add.reduceat(np.exp(logits.logprobs.astype(np.float64)), logits.offsets[:-1])
     assert np.allclose(masses, 1, atol=1e-6)
+
+
+def test_rows_without_targets_are_not_trained(family: Family, tmp_path: Path) -> None:
+    """Row t is masked by the label of token t: none that is trained on is of fillers alone."""
+    row = {"input_ids": [7, 8, 9, 10, 11, 12], "labels": [-100, -100, -100, 10, 11, 12]}
+    row["target_token_ids"] = [[5, 6]] * 6
+    row["target_logprobs"] = [[-0.5, -2.0]] * 6
+    row["target_mask"] = [[0, 0], [0, 0], [1, 1], [1, 1], [1, 1], [0, 0]]
+    path = write_lines(tmp_path / "a.jsonl", [row])
+    brought_in(path, family, tmp_path / "response", format="axolotl")
+    settings = {"cache": str(tmp_path / "response"), "format": "distillkit"}
+    report = export_cache(ExportConfig(out=str(tmp_path / "out"), **settings))
+    assert "targets of rows whose own token is not trained" in report["lost"]
+    (file,) = (tmp_path / "out").glob("*.parquet")
+    (written,) = pq.read_table(file).to_pylist()
+    assert written["labels"] == [-100, -100, -100, 10, 11, 12]
+    values = np.array(written["compressed_logprobs"], np.uint8).view("<f4")
+    trained = np.array(written["labels"][:-1]) >= 0
+    assert np.allclose(np.exp(values).sum(1)[trained], np.exp(-0.5) + np.exp(-2.0))
+    assert (values[:2] <= -99).all()
+    brought_in(tmp_path / "out", family, tmp_path / "in", format="distillkit")
+    first, second = (open_cache(str(tmp_path / name))[0] for name in ("response", "in"))
+    assert second.prompt_length == first.prompt_length == 3
+    assert (second.logits.offsets == first.logits.offsets).all()
 
 
 def test_settings_of_another_compressor(

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from exchanging import brought_in
 from tiny import Family, Ran
 
-from cachekd import open_cache
-from cachekd.errors import UnsealedCache
+from cachekd import ExportConfig, export_cache, open_cache
+from cachekd.errors import DataError, UnsealedCache
 from cachekd.store.verify import verify
 
 Run = Callable[..., Ran]
@@ -68,3 +70,28 @@ def test_an_import_that_does_not_fit(
     for record in open_cache(str(cache)):
         other = expected.get(record.input_ids).logits
         assert (record.logits.logprobs == other.logprobs).all()
+
+
+@pytest.mark.parametrize("name", ["arrow", "distillkit"])
+def test_a_flipped_bit_of_an_export_is_seen(
+    name: str, captured: Path, family: Family, tmp_path: Path
+) -> None:
+    """Of every column: what is imported after all (statistics flipped) is what was exported."""
+    export_cache(ExportConfig(cache=str(captured), format=name, out=str(tmp_path / "out")))
+    (file,) = (tmp_path / "out").glob("*.parquet")
+    whole, group = file.read_bytes(), pq.ParquetFile(file).metadata.row_group(0)
+    expected = brought_in(tmp_path / "out", family, tmp_path / "whole", format=name)["root"]
+    refused = 0
+    for number in range(group.num_columns):
+        column = group.column(number)
+        first = column.dictionary_page_offset or column.data_page_offset
+        damaged = bytearray(whole)
+        damaged[first + column.total_compressed_size * 3 // 4] ^= 4
+        file.write_bytes(damaged)
+        cache = tmp_path / f"in-{number}"
+        try:
+            assert brought_in(tmp_path / "out", family, cache, format=name)["root"] == expected
+        except DataError as error:
+            assert file.name in str(error) and not cache.exists()
+            refused += 1
+    assert refused > group.num_columns // 2, (refused, group.num_columns)

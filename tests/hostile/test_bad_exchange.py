@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tarfile
 import zipfile
@@ -14,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from exchanging import version_2
 from tiny import Family, Ran
 
 from cachekd.exchange._torch_file import load
@@ -89,7 +92,7 @@ def test_bad_facts_of_plain_lists_are_named_or_left_out(
     brought: Callable[..., Ran], changed: dict[str, Any], found: str
 ) -> None:
     good = {"input_ids": [7, 8, 10], "token_ids": [[8], [9]], "logprobs": [[-0.5], [-0.5]]}
-    rows = [{**good, "tail": [-1.0, -1.0]} if "tail" in changed else good]
+    rows = [{**good, "tail": [-0.93, -0.93]} if "tail" in changed else good]
     rows.append({**good, "input_ids": [7, 8, 9], **changed})
     refused = brought(rows, name="arrow")
     assert refused.code == 1 and "data.jsonl row 1" in refused.err and found in refused.err
@@ -187,3 +190,62 @@ def test_an_export_that_cannot_be_written(cachekd: Run, cache: Path, tmp_path: P
     refused = cachekd("export", cache, "--format", "arrow", "--out", out / "mine" / "below")
     assert refused.code == 1 and "cannot write" in refused.err
     assert {path.name for path in out.iterdir()} == {"mine"}
+
+
+@pytest.mark.parametrize("name", ["axolotl", "arrow", "openai"])
+@pytest.mark.parametrize(
+    "changed",
+    [{"input_ids": [10**30, 8, 9]}, {"text": "\ud800"}, {"input_ids": ["\ud800", 8, 9]}],
+)
+def test_numbers_and_text_that_fit_no_column(
+    brought: Callable[..., Ran], name: str, changed: dict[str, Any]
+) -> None:
+    """A row beside a good one: named, or left out and counted; half characters are text to some."""
+    good = {"axolotl": GOOD, "arrow": {**GOOD, "token_ids": [[8], [9]], "logprobs": [[-0.5]] * 2}}
+    place = {"8": {"logprob": -0.5}}
+    good["openai"] = {"prompt_logprobs": [None, place, place], "choices": [{}]}
+    bad = {**good[name], **changed}
+    if name == "openai":
+        good[name]["prompt_token_ids"] = [7, 8, 9]
+        bad |= {"prompt_token_ids": changed.get("input_ids", ["\ud800", 8, 9])}
+    refused = brought([good[name], bad], name=name)
+    assert refused.code == 1 and "data.jsonl row 1" in refused.err, refused.err
+    assert "Traceback" not in refused.err
+    kept = brought([good[name], bad], "--on-bad", "skip", "--json", name=name)
+    assert kept.code == 0 and sum(kept.json["documents_left_out"].values()) == 1, kept.err
+
+
+def test_a_column_that_names_no_temperature(brought: Callable[..., Ran]) -> None:
+    row = {"input_ids": [7, 8], "token_ids": [[8]], "logprobs": [[-0.5]], "lognorm_x": [0.0]}
+    refused = brought([row], name="arrow")
+    assert refused.code == 1 and "lognorm_<temperature>" in refused.err
+    assert "Traceback" not in refused.err
+
+
+def test_a_damaged_file_of_tensors_is_an_error_of_its_own() -> None:
+    """Any byte of the object stream, and of the archive around it."""
+    good = torch.zeros(2, 1, 3)
+    whole = version_2(good, good.long())
+    rng, refused = np.random.default_rng(0), 0
+    for place in rng.integers(0, len(whole), 400).tolist():
+        damaged = bytearray(whole)
+        damaged[place] ^= int(rng.integers(1, 256))
+        for data in (bytes(damaged), whole[:place]):
+            with contextlib.suppress(ValueError):
+                load(data)
+                continue
+            refused += 1
+    assert refused > 400
+
+
+def test_a_folder_that_no_rename_can_make(
+    cachekd: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found before anything is written."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path / "real")
+    for out in (".", tmp_path / "link", "/"):
+        refused = cachekd("export", cache, "--format", "arrow", "--out", out)
+        assert refused.code == 2 and "cannot be replaced" in refused.err, refused.err
+    assert {path.name for path in tmp_path.iterdir()} == {"real", "link", "in"}
