@@ -84,7 +84,7 @@ def test_a_signed_url_is_imported_and_not_told(served: str, family: Family, tmp_
 @pytest.mark.parametrize(
     ("url", "code", "found"),
     [
-        ("{served}/denied/x.parquet?X-Amz-Signature=S3CR3T", 1, "the server answered 403"),
+        ("{served}/denied/x.parquet?X-Amz-Signature=S3CR3T", 1, "access is refused: 403"),
         ("{host}me:PASSW0RD@{port}/none.parquet?key=S3CR3T", 1, "no such file or folder"),
         ("http://me:PASSW0RD@127.0.0.1:9/x.parquet?key=S3CR3T", 1, "it cannot be read"),
         ("foo://me:PASSW0RD@x/y?key=S3CR3T", 2, "is not a location that can be opened"),
