@@ -36,10 +36,14 @@ _OWN = ("format", "version", "checksum", "generation", "critical")
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A file that is named by its digest; ``size`` is None where the seal does not tell it."""
+    """A file that is named by its digest.
+
+    ``size`` is None where the seal does not tell it; ``over``: it is put in the place of a file.
+    """
 
     digest: str
     size: int | None
+    over: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

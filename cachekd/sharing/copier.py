@@ -12,7 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from threading import Lock
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from cachekd.store.pieces import Altered, Checked, digest_of
 
 T = TypeVar("T")
 Step = Callable[[int, int], None]  # bytes done, bytes in all
+RELIED_SECONDS = 12 * 3600.0  # half of the age from which on `cachekd gc` takes files, as a rule
 _ATTEMPTS = 5
 _WAIT_SECONDS = 0.2
 
@@ -100,7 +102,7 @@ class Copier:
 
         def one(name: str) -> None:
             nonlocal done
-            passed = self.bring(name, blobs[name].digest)
+            passed = self.bring(name, blobs[name].digest, over=blobs[name].over)
             sums[name] = passed.etag
             self.moved.add(files=1, bytes=passed.size)
             done += passed.size
@@ -109,11 +111,14 @@ class Copier:
         self.each(blobs, one)
         self._look_again(blobs, sums)
 
-    def bring(self, name: str, digest: str) -> Checked:
-        """Copy a file that is named by its digest, in pieces; what went by (errors of `copy`)."""
+    def bring(self, name: str, digest: str, *, over: bool = False) -> Checked:
+        """Copy a file that is named by its digest, in pieces; what went by (errors of `copy`).
+
+        ``over``: in the place of one that is there, whose time is then that of the new one.
+        """
         path, read = self._source.path(name), lambda: self._source.pieces(name)
         pieces = Checked(path, digest, read, summed=not self._into.local)
-        self.again(lambda: self._into.take(name, pieces))
+        self.again(lambda: self._into.take(name, pieces, over=over))
         return pieces
 
     def judge(self, name: str, digest: str) -> None:
@@ -205,17 +210,23 @@ def lacking(
         into: the location.
         blobs: the files.
         known: names that its seal gives: what is sealed was looked at when it arrived, so that its
-            size is enough. The digest of others is looked at.
+            size is enough. The digest of others is looked at, and what is older than
+            `RELIED_SECONDS` is lacking too: a collection may be about to take it away.
         copier: counts what is left out, and looks at several at once.
     """
     listed = listings(into, {name.partition("/")[0] for name in blobs})
     sealed, missing = frozenset(known), {}
+    # Times of files are times of day, so this is one of the few places that compares them.
+    oldest = datetime.now(UTC).timestamp() - RELIED_SECONDS
 
     def one(name: str) -> None:
         blob, entry = blobs[name], listed.get(name)
         right = entry is not None and blob.size in (None, entry.size)
-        if not right or not (name in sealed or into.has(name, blob.digest)):
-            missing[name] = blob
+        if name not in sealed:
+            young = entry is not None and (entry.modified is None or entry.modified > oldest)
+            right = right and young and into.has(name, blob.digest)
+        if not right:
+            missing[name] = replace(blob, over=entry is not None)
         else:
             assert entry is not None, "it is there"
             copier.moved.add(files_skipped=1, bytes_skipped=entry.size)

@@ -17,6 +17,7 @@ from cachekd.errors import StoreError
 from cachekd.sharing.content import Blob, Content
 from cachekd.sharing.copier import Copier, Moved, Step, lacking, listings
 from cachekd.signals import stop_on_signals
+from cachekd.store.claims import unrepaired
 from cachekd.store.identity import Identity, refuse_difference, warn_of_difference
 from cachekd.store.identity_files import has_cache, read_identity, write_identity
 from cachekd.store.io import Location
@@ -94,10 +95,11 @@ def transfer(
             return Transfer(moved=copier.moved, files=files, bytes=total, manifest=None)
         into.check_writable()
         _check_room(into, total)
-        copier.copy(blobs)
-        same = _commit(door, content, into, documents, copier)
-        _check_there(into, content.blobs)
-        sealed = _seal(content, into, same)
+        with unrepaired(into, make=True):
+            copier.copy(blobs)
+            same = _commit(door, content, into, documents, copier)
+            _check_there(into, content.blobs)
+            sealed = _seal(content, into, same)
     moved = copier.moved
     return Transfer(moved=moved, files=moved.files, bytes=moved.bytes, manifest=sealed)
 

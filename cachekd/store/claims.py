@@ -95,18 +95,25 @@ def alone(location: Location) -> Iterator[None]:
 
 
 @contextmanager
-def unrepaired(location: Location) -> Iterator[None]:
-    """Within, which any number of processes may be, no process repairs the cache.
+def unrepaired(location: Location, *, make: bool = False) -> Iterator[None]:
+    """Within, which any number of processes may be, no process repairs or collects the cache.
+
+    Args:
+        location: the cache.
+        make: also of a folder that is not there yet; it goes again if nothing comes into it.
 
     Raises:
         StoreError: one does now.
     """
-    if location.folder is None or not os.path.isdir(location.folder.root):
+    if location.folder is None or not (make or os.path.isdir(location.folder.root)):
         yield  # there is nothing to repair
         return
     with Claims(location, REPAIR) as claims:
         if not claims.share(0):
-            raise StoreError(f"{location.url} is being repaired; wait until that has ended")
+            raise StoreError(
+                f"{location.url} is being repaired or collected (cachekd verify --repair, gc). "
+                "Wait until that has ended, then run the same command again"
+            )
         yield
 
 

@@ -3,13 +3,16 @@
 Comes in: a location and an age. Goes out: a `Garbage`, and the same taken away. A file stays while
 a commit record, a plan or the newest seal names it; while an older seal names it that was newest
 within this age (a reader may have opened it); and while it is itself younger (a writer may be about
-to name it). Taken away in any order, and only in part, the cache stays the same cache.
+to name it). Before each few files it is looked again: writers may have come to need one. Taken away
+in any order, and only in part, the cache stays the same cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 from cachekd.errors import StoreError
 from cachekd.store.io import Location
@@ -22,11 +25,13 @@ from cachekd.store.layout import (
     shard_name,
 )
 from cachekd.store.listing import Entry
-from cachekd.store.manifest import Manifest, generations, load_seal
+from cachekd.store.manifest import Manifest, generation_of, generations, load_seal
 from cachekd.store.state import CacheState, read_state
 
 _FOLDERS = ("samples", "logits", "attention", "priors", "index")
 _SUFFIXES = (".parquet", ".safetensors", "")
+_AT_ONCE = 8  # files of a remote cache that are taken away at a time
+_BATCH = 64  # files that go before it is looked again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +41,14 @@ class Garbage:
     Attributes:
         files: bytes of each file, by name.
         spared: bytes of files that are not needed either, but too young to go.
+        needed: names of files that are.
+        read: names of the plans, commit records and seals that say so.
     """
 
     files: dict[str, int]
     spared: dict[str, int]
+    needed: frozenset[str]
+    read: frozenset[str]
 
 
 def find_garbage(location: Location, older_than: float, now: float) -> Garbage:
@@ -55,35 +64,88 @@ def find_garbage(location: Location, older_than: float, now: float) -> Garbage:
         CorruptCache: a document does not parse: then nothing can be told to be unneeded.
         StoreError: the filesystem does not tell how old a file is.
     """
+    read = _documents(location)  # first: what comes meanwhile is read once more
     state = read_state(location)
     root = location.entries()
     found = generations(location)
     needed = _named_by_state(state)
-    seals: list[str] = []
+    seals: dict[str, int] = {}
     for generation, following in zip(found, [*found[1:], None], strict=True):
         name = manifest_name(generation)
         superseded = None if following is None else manifest_name(following)
         if superseded is None or now - _time(location, superseded, root) < older_than:
             needed |= _named_by_seal(load_seal(location, generation))
         else:
-            seals.append(name)
-    files: dict[str, int] = {name: root[name].size for name in seals}
-    spared: dict[str, int] = {}
-    for name, entry in _all(location):
-        if name not in needed:
-            young = now - _time(location, name, {name: entry}) < older_than
-            (spared if young else files)[name] = entry.size
-    return Garbage(files=files, spared=spared)
+            seals[name] = root[name].size
+    files, spared = _by_age(location, needed, older_than, now)
+    return Garbage(
+        files={**seals, **files}, spared=spared, needed=frozenset(needed), read=frozenset(read)
+    )
 
 
-def take_away(location: Location, garbage: Garbage) -> None:
+def take_away(
+    location: Location, garbage: Garbage, older_than: float, now: float
+) -> dict[str, int]:
     """Take it away: seals first, so that none names a file that is gone.
 
+    Args:
+        location: the cache.
+        garbage: what was found there.
+        older_than: as it was found.
+        now: as it was found.
+
+    Returns:
+        bytes of each file that went, by name: not of those that a writer has come to need since.
+
     Raises:
+        CorruptCache: a document that came meanwhile does not parse.
         StoreError: a file cannot be taken away.
     """
-    for name in sorted(garbage.files, key=lambda name: ("/" in name, name)):
-        location.remove(name)
+    waiting = sorted(garbage.files, key=lambda name: ("/" in name, name))
+    taken: dict[str, int] = {}
+    for first in range(0, len(waiting), _BATCH):
+        garbage = _again(location, garbage, older_than, now)
+        batch = [name for name in waiting[first : first + _BATCH] if name in garbage.files]
+        remove_all(location, batch)
+        taken |= {name: garbage.files[name] for name in batch}
+    return taken
+
+
+def remove_all(location: Location, names: Iterable[str]) -> None:
+    """Take files away, in this order where they are on this machine (errors of `take_away`)."""
+    if location.local:
+        deque(map(location.remove, names), maxlen=0)
+        return
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="cachekd-remove") as pool:
+        deque(pool.map(location.remove, names), maxlen=0)
+
+
+def _again(location: Location, garbage: Garbage, older_than: float, now: float) -> Garbage:
+    """What is still not needed: documents are read again only where others have come."""
+    if not _documents(location) <= garbage.read:
+        return find_garbage(location, older_than, now)
+    files, spared = _by_age(location, garbage.needed, older_than, now)
+    seals = {name: size for name, size in garbage.files.items() if "/" not in name}
+    return replace(garbage, files={**seals, **files}, spared=spared)
+
+
+def _documents(location: Location) -> set[str]:
+    """Names of all plans, commit records and seals."""
+    named = {f"{folder}/{name}" for folder in ("plans", "units") for name in location.names(folder)}
+    return named | {name for name in location.names() if generation_of(name) is not None}
+
+
+def _by_age(
+    location: Location, needed: Collection[str], older_than: float, now: float
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes of the files that are not needed: of those that may go, and of the young."""
+    files: dict[str, int] = {}
+    young: dict[str, int] = {}
+    for name, entry in _all(location):
+        if name not in needed:
+            spared = now - _time(location, name, {name: entry}) < older_than
+            (young if spared else files)[name] = entry.size
+    return files, young
 
 
 def _named_by_state(state: CacheState) -> set[str]:

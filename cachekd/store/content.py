@@ -35,10 +35,13 @@ from cachekd.store.state import CacheState
 def content_of(
     location: Location, state: CacheState, samples: SampleTable, index: KeyIndex
 ) -> tuple[dict[str, Any], bytes]:
-    """Fields of the seal of what is committed, without its generation, and bytes of the index."""
+    """Fields of the seal of what is committed, without its generation, and bytes of the index.
+
+    Plans and commit records are named by the digests that they had when the state was read.
+    """
     shards = state.shards()
     index_data = index.dump()
-    names = [CACHE, CAPTURE, *(plan_name(plan) for plan in state.plans)]
+    names = [CACHE, CAPTURE]
     identity, attention, skipped = state.identity, state.attention(), state.skipped()
     if identity.attention_id is not None:
         names.append(ATTENTION_CAPTURE)
@@ -58,7 +61,8 @@ def content_of(
         "index": bytes_digest(index_data),
         "files": {
             **{name: bytes_digest(location.read(name)) for name in names},
-            **_unit_digests(location, state),
+            **{plan_name(digest): digest for digest in state.plans},
+            **{unit_name(*key): record.file_digest for key, record in state.units.items()},
         },
         **({FIELD: {name: plain(rows) for name, rows in skipped.items()}} if skipped else {}),
         "totals": totals(shards, samples, index, attention, skipped),
@@ -74,16 +78,6 @@ def content_of(
         ],
     }
     return content, index_data
-
-
-def _unit_digests(location: Location, state: CacheState) -> dict[str, str]:
-    """sha256 of each commit record's file."""
-    if not state.units:
-        return {}
-    names = [unit_name(plan, number) for plan, number in state.units]
-    bases = [name.rpartition("/")[2] for name in names]
-    with location.reader("units", bases) as read:
-        return {name: bytes_digest(read(base)) for name, base in zip(names, bases, strict=True)}
 
 
 def _written(plan: Plan) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import pyarrow as pa
 
@@ -204,14 +204,18 @@ def free_bytes(file: int, offset: int, count: int = 1) -> None:
         fcntl.lockf(file, fcntl.LOCK_UN, count, offset)
 
 
-def is_free(file: int) -> bool:
-    """Whether it is known that no process has a file locked."""
-    free = False
-    with suppress(BlockingIOError), _where_there_are_locks():
+def is_free(file: int) -> bool | None:
+    """Whether no process has a file locked; None if this filesystem knows no locks."""
+    try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        free = True
         fcntl.flock(file, fcntl.LOCK_UN)
-    return free
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    return True
 
 
 @contextmanager

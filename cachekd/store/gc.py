@@ -44,15 +44,16 @@ def _collect(config: GcConfig, location: Location) -> dict[str, Any]:
                 "duplicates": done.duplicates,
             }
         # Times of files are times of day, so this is one of the few places that compares them.
-        garbage = find_garbage(location, config.older_than * _HOUR, datetime.now(UTC).timestamp())
-        swept = 0
+        age, now = config.older_than * _HOUR, datetime.now(UTC).timestamp()
+        garbage = find_garbage(location, age, now)
+        files, swept = garbage.files, 0
         if config.yes:
             swept = location.sweep(FOLDERS)
-            take_away(location, garbage)
+            files = take_away(location, garbage, age, now)
     return {
         **report,
-        "files": len(garbage.files),
-        "bytes": sum(garbage.files.values()),
+        "files": len(files),
+        "bytes": sum(files.values()),
         "files_spared": len(garbage.spared),
         "bytes_spared": sum(garbage.spared.values()),
         "temporary_files_swept": swept,

@@ -219,8 +219,8 @@ class Location:
         if not self.create(name, data) and not self.has(name, digest):
             self.replace(name, data)
 
-    def take(self, name: str, pieces: Checked) -> None:
-        """`keep`, of a file that comes in pieces.
+    def take(self, name: str, pieces: Checked, *, over: bool = False) -> None:
+        """`keep`, of a file that comes in pieces; ``over``: also over one that has its bytes.
 
         Raises:
             CorruptCache: they are other bytes; then there is no new file.
@@ -228,8 +228,8 @@ class Location:
         """
         self._last = None
         try:
-            made = self._files.put(check_name(name), pieces, over=False)
-            if not made and not self.has(name, pieces.digest):
+            made = self._files.put(check_name(name), pieces, over=over)
+            if not (made or self.has(name, pieces.digest)):
                 self._files.put(name, pieces, over=True)
         except OSError as error:
             raise cannot_write(self.path(name), pieces.size, error) from error

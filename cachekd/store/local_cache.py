@@ -28,12 +28,12 @@ from cachekd.errors import StoreError
 from cachekd.store import disk
 from cachekd.store.local import LocalFolder
 from cachekd.store.names import altered
+from cachekd.store.parts import PART, Parts, Waiting
 from cachekd.store.retries import count
 
 LOCK = ".lock"
-PART = ".part-"
 _POLL_SECONDS = 0.02
-_WAIT_SECONDS = 600.0
+_WAIT_SECONDS = 600.0  # for others, while none of them goes on
 _ATTEMPTS = 3
 _DIGEST = re.compile("[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class LocalCache:
         self.root, self.limit = folder, limit
         self._folder = LocalFolder(folder)
         self._checked: set[str] = set()
+        self._parts = Parts()
         self._known: dict[str, int] = {}  # bytes of files that were looked at
 
     def evictions(self) -> int:
@@ -81,23 +82,27 @@ class LocalCache:
 
         Raises:
             CorruptCache: what comes has another digest, also when it comes again.
-            StoreError: the file is larger than the bound, or the disk has no room.
+            StoreError: the file is larger than the bound, the disk has no room, or others that
+                have the room do not go on.
         """
         self._refuse_large(path, size)
-        deadline = time.monotonic() + _WAIT_SECONDS
         with self._told(path, size), self._folder.opened("", make=True) as folder:
-            while time.monotonic() < deadline:
+            waiting: Waiting | None = None
+            while waiting is None or waiting.seconds() < _WAIT_SECONDS:
                 data = self._held(folder, digest, size)
                 if data is not None:
                     return data
                 part = self._begin(folder, digest, size)
                 if part is None:  # another process fetches it, or has what is free
+                    waiting = waiting or Waiting(folder)
                     time.sleep(_POLL_SECONDS)
-                    continue
-                self._fetch(folder, part, path, digest, size, chunks)
+                else:
+                    self._fetch(folder, part, path, digest, size, chunks)
+                    waiting = None
         raise StoreError(
-            f"{self.root}: no room for {path} ({size} bytes) came free in {_WAIT_SECONDS:.0f} "
-            "seconds; other processes fetch files. Raise --local-cache-size"
+            f"{self.root}: no room for {path} ({size} bytes) came free, and nothing that other "
+            f"processes fetch went on for {_WAIT_SECONDS:.0f} seconds. Look what they wait for, or "
+            "raise --local-cache-size"
         )
 
     def _refuse_large(self, path: str, size: int) -> None:
@@ -170,7 +175,7 @@ class LocalCache:
             part = name.startswith(PART)
             if not part and not _DIGEST.fullmatch(name):
                 continue
-            if part and self._given_up(folder, name):
+            if part and self._parts.given_up(folder, name):
                 continue
             if name in self._known:
                 found[name] = self._known[name]
@@ -179,21 +184,6 @@ class LocalCache:
                 found[name] = disk.look(name, folder).st_size
         self._known = {name: size for name, size in found.items() if not name.startswith(PART)}
         return found
-
-    def _given_up(self, folder: int, name: str) -> bool:
-        """Take away what a process that is gone had begun to fetch."""
-        try:
-            file = disk.open_old(name, folder)
-        except FileNotFoundError:
-            return True
-        try:
-            if not disk.is_free(file):
-                return False
-            with suppress(FileNotFoundError):
-                disk.unlink(name, folder)
-            return True
-        finally:
-            disk.close(file)
 
     def _make_room(self, folder: int, lock: int, sizes: dict[str, int], size: int) -> bool:
         """Take away what was used longest ago; False where what is on its way needs the room."""
@@ -234,7 +224,10 @@ class LocalCache:
                     what = f"{found[0]} bytes with sha256 {found[1]}"
                     raise altered(path, f"expected {size} bytes with sha256 {digest}, found {what}")
             with self._alone(folder):  # who counts meanwhile may see neither name
-                disk.rename(name, digest, folder)
+                try:
+                    disk.rename(name, digest, folder)
+                except FileNotFoundError:  # taken for given up, see `Parts`: it is fetched again
+                    return
             self._checked.add(digest)
             count("files_fetched")
             count("bytes_fetched", size)

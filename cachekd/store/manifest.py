@@ -26,10 +26,12 @@ from cachekd.store.layout import (
     sealed_name,
 )
 from cachekd.store.names import check_name
+from cachekd.store.retries import status_of
 from cachekd.store.shards import ShardFacts
 from cachekd.store.skipped import FIELD, Skipped, parse
 
 _MANIFEST = re.compile(r"manifest-([1-9][0-9]{0,8})\.json")
+_REFUSED = 403
 MOST_GENERATIONS = 10**9 - 1
 
 
@@ -68,7 +70,7 @@ def generations(location: Location) -> list[int]:
     """Generations of the seals at a location, ascending."""
     if not location.lists:
         newest = _newest(location) or 0
-        return [g for g in range(1, newest + 1) if location.exists(manifest_name(g))]
+        return [g for g in range(1, newest + 1) if _is_there(location, manifest_name(g))]
     found = map(generation_of, location.names())
     return sorted(generation for generation in found if generation is not None)
 
@@ -81,9 +83,23 @@ def _newest(location: Location) -> int | None:
     generation = hinted_generation(location)
     if generation is None or not location.exists(manifest_name(generation)):
         return None
-    while location.exists(manifest_name(generation + 1)):
+    while _is_there(location, manifest_name(generation + 1)):
         generation += 1
     return generation
+
+
+def _is_there(location: Location, name: str) -> bool:
+    """Whether there is a seal beside one that was found.
+
+    Who may read a place and not list it is refused what is not there: S3 without s3:ListBucket,
+    and some servers of plain HTTP.
+    """
+    try:
+        return location.exists(name)
+    except StoreError as error:
+        if status_of(error) != _REFUSED:
+            raise
+        return False
 
 
 def hinted_generation(location: Location) -> int | None:

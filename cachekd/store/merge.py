@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from cachekd.errors import ConfigError
+from cachekd.store.claims import unrepaired
 from cachekd.store.generated import generated_files
 from cachekd.store.identity import refuse_difference, warn_of_difference
 from cachekd.store.identity_files import write_identity
@@ -33,21 +34,28 @@ def merge(sources: Sequence[str], target: str) -> Manifest:
         MismatchError: two caches have another source or capture; names each field that differs.
         UnsealedCache: the union has samples without targets, and a cache of it is not sealed.
         CorruptCache: a file is missing or altered.
+        StoreError: the target is being repaired or collected, or cannot be written.
     """
     united, into = open_all(sources, target)
-    for place, state in united:
-        copy_samples(place, state, into)
-        copy_files(place, {shard_name(digest): digest for digest in state.shards()}, into)
-        copy_files(place, {prior_name(digest): digest for digest in state.priors()}, into)
-        kept = [facts.digest for facts in state.attention().values()]
-        copy_files(place, {attention_name(digest): digest for digest in kept}, into)
-        copy_plans(place, state, into)
-        for plan, number in state.units:
-            name = unit_name(plan, number)
-            data = place.read(name)
-            if not into.create(name, data) and not is_committed(into, plan, number):
-                into.replace(name, data)
-    return seal_union(united, into)
+    with unrepaired(into):
+        for place, state in united:
+            _bring(place, state, into)
+        return seal_union(united, into)
+
+
+def _bring(place: Location, state: CacheState, into: Location) -> None:
+    """All that a cache has: files that are named by their digest, plans, then commit records."""
+    copy_samples(place, state, into)
+    copy_files(place, {shard_name(digest): digest for digest in state.shards()}, into)
+    copy_files(place, {prior_name(digest): digest for digest in state.priors()}, into)
+    kept = [facts.digest for facts in state.attention().values()]
+    copy_files(place, {attention_name(digest): digest for digest in kept}, into)
+    copy_plans(place, state, into)
+    for plan, number in state.units:
+        name = unit_name(plan, number)
+        data = place.read(name)
+        if not into.create(name, data) and not is_committed(into, plan, number):
+            into.replace(name, data)
 
 
 def seal_union(united: Sequence[tuple[Location, CacheState]], into: Location) -> Manifest:

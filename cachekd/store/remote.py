@@ -10,7 +10,6 @@ listed or looked up before is believed. Errors are `FileNotFoundError`, `FileExi
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -20,12 +19,12 @@ import pyarrow as pa
 
 from cachekd.errors import ConfigError, StoreError
 from cachekd.store.at_once import Read, read_at_once
+from cachekd.store.explained import clean, told_of
 from cachekd.store.listing import Entry, entries_of, folders_of
 from cachekd.store.multipart import put
 from cachekd.store.names import shown, too_large
 from cachekd.store.pieces import PIECE_BYTES
 from cachekd.store.retries import Patience, ShortBody, code_of, count, lacks, status_of
-from cachekd.store.settings import texts_of
 
 T = TypeVar("T")
 
@@ -193,11 +192,8 @@ class RemoteFolder:
 
     def remove(self, name: str) -> None:
         """Take a file away; no error if there is none."""
-        if self.exists(name):
-            try:
-                self._call(name, lambda fs, path: fs.rm_file(path))
-            except FileNotFoundError:  # another was first, or an earlier try was
-                return
+        with suppress(FileNotFoundError):  # another was first, or an earlier try was
+            self._call(name, lambda fs, path: fs.rm_file(path))
 
     def _call(self, name: str, call: Callable[[Any, str], T], *, fresh: bool = True) -> T:
         """What a call on a path gives, tried again where that may help.
@@ -214,13 +210,13 @@ class RemoteFolder:
             return call(self._fs, path)
 
         try:
-            return self._patience.tried(path, once)
+            return self._patience.tried(shown(path), once)
         except Exception as error:
             if exists(error):
-                raise FileExistsError(path) from error
+                raise FileExistsError(shown(path)) from error
             if lacks(error) and code_of(error) != "NoSuchBucket":
                 raise
-            raise StoreError(self._told(name, error)) from error
+            raise StoreError(told_of(f"{self.root}/{name}", error, self._options)) from error
 
     def probe(self) -> None:
         """Make a file and take it away; find out whether a second one of its name is refused.
@@ -241,23 +237,13 @@ class RemoteFolder:
                 "build the cache in a local folder, then upload it"
             )
 
-    def _told(self, name: str, error: Exception) -> str:
-        """What a user is told of an error that stays, without secrets."""
-        tries = "".join(f" ({note})" for note in getattr(error, "__notes__", [])[-1:])
-        why, advice = _explained(error)
-        return f"{self.root}/{name}".rstrip("/") + f": {self._clean(why)}{tries}. {advice}"
-
-    def _clean(self, text: str) -> str:
-        for secret in texts_of(self._options):
-            text = text.replace(secret, "...")
-        return re.sub(r"\?[^\s'\"]*", "?...", text)
-
 
 def opened(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     """A filesystem and the path on it.
 
     Raises:
         ConfigError: there is no such protocol, or it needs a package that is not there.
+        StoreError: it is asked for on the way, and cannot be reached.
     """
     import fsspec
 
@@ -273,9 +259,10 @@ def opened(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
         install = f". pip install '{extra}'" if extra else ""
         raise ConfigError(f"{shown(url)!r} cannot be opened: {error}{install}") from error
     except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{shown(url)!r} is not a location that can be opened: {error}"
-        ) from error
+        why = clean(f"{error}", options)
+        raise ConfigError(f"{shown(url)!r} is not a location that can be opened: {why}") from error
+    except OSError as error:  # of a filesystem that is connected to at once
+        raise StoreError(told_of(shown(url), error, options)) from error
     if protocol in ("s3", "s3a"):
         filesystem.retries = 1
     return filesystem, root
@@ -284,26 +271,3 @@ def opened(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
 def exists(error: BaseException) -> bool:
     """Whether a conditional put found a file."""
     return isinstance(error, FileExistsError) or code_of(error) == "PreconditionFailed"
-
-
-def _explained(error: Exception) -> tuple[str, str]:
-    """Why something cannot be done, and what to do."""
-    name, code = type(error).__name__, code_of(error)
-    if code == "NoSuchBucket":
-        return "there is no such bucket", "Check the name, or make the bucket first"
-    if isinstance(error, PermissionError) or name.endswith("CredentialsError"):
-        return (
-            f"access is refused: {error}",
-            "Check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile of "
-            "~/.aws, HF_TOKEN, or --storage-options), and what they may do here",
-        )
-    if name == "OfflineModeIsEnabled":
-        return (
-            "the hub is switched off (HF_HUB_OFFLINE)",
-            "Unset HF_HUB_OFFLINE, or give a local copy of the cache",
-        )
-    status = status_of(error)
-    about = f"{error}" or name
-    if status is not None:
-        about = f"the server answered {status}: {about}"
-    return about, "Try again later; what was committed before is whole"

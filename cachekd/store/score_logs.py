@@ -90,8 +90,8 @@ def scan(descriptor: int, file: int, start: int, size: int) -> tuple[Entries, in
 
 
 def is_closed(descriptor: int) -> bool:
-    """Whether the writer of a log is gone."""
-    return disk.is_free(descriptor)
+    """Whether it is known that the writer of a log is gone."""
+    return disk.is_free(descriptor) is True
 
 
 class LogWriter:

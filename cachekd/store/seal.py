@@ -96,10 +96,9 @@ def checked_content(
             f"{location.url}: {missing} of {len(everything.ids)} samples have no targets yet. "
             "Run the precompute command again to finish them, then seal"
         )
-    for digest, facts in state.shards().items():
-        _check_size(location, shard_name(digest), facts.bytes)
-    for attention in state.attention().values():
-        _check_size(location, attention_name(attention.digest), attention.bytes)
+    sizes = {shard_name(digest): facts.bytes for digest, facts in state.shards().items()}
+    sizes |= {attention_name(own.digest): own.bytes for own in state.attention().values()}
+    _check_sizes(location, sizes)
     if state.identity.capture["rows"] != "all":
         check_rows(location, state, samples, index)
     check_query_rows(location, state, samples, index)
@@ -246,7 +245,14 @@ def samples_table(location: Location, digest: str) -> pa.Table:
     return read_samples(location.path(name), data, limits.SAMPLES_ROWS)
 
 
-def _check_size(location: Location, name: str, expected: int) -> None:
-    found = location.size(name)
-    if found != expected:
-        raise CorruptCache(f"{location.path(name)}: expected {expected} bytes, found {found}")
+def _check_sizes(location: Location, sizes: Mapping[str, int]) -> None:
+    """Refuse files that are not there or have another size; each folder is listed once."""
+    folders = {name.partition("/")[0] for name in sizes}
+    listed = {folder: location.entries(folder) for folder in folders}
+    for name, expected in sizes.items():
+        folder, _, base = name.partition("/")
+        if base in listed[folder] and listed[folder][base].size == expected:
+            continue
+        found = location.size(name)  # tells what is there instead
+        if found != expected:
+            raise CorruptCache(f"{location.path(name)}: expected {expected} bytes, found {found}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from cachekd.config import LOCAL_CACHE_SIZE, LocationConfig, bytes_of
 from cachekd.errors import ConfigError
 
 HANDED_ON = "_CACHEKD_STORE_SETTINGS"  # to processes that this one starts
+_CREDENTIAL = re.compile("key|secret|token|pass|user|account|client_id|tenant|credential")
 _WORDS = {"true": True, "false": False, "none": None}
 
 
@@ -68,7 +70,7 @@ def settings_of(config: LocationConfig) -> StoreSettings:
     size = config.local_cache_size or os.environ.get("CACHEKD_LOCAL_CACHE_SIZE")
     options = config.storage_options or _pairs(os.environ.get("CACHEKD_STORAGE_OPTIONS", ""))
     return StoreSettings(
-        options={key: _value(value) for key, value in options.items()},
+        options={key: _value(key, value) for key, value in options.items()},
         folder=os.path.abspath(folder),
         limit=bytes_of(size or LOCAL_CACHE_SIZE),
     )
@@ -91,11 +93,15 @@ def _pairs(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _value(value: Any) -> Any:
-    """What a flag's text stands for: switches and whole numbers are not text."""
+def _value(name: str, value: Any) -> Any:
+    """What a flag's text stands for: switches and whole numbers are not text, but of credentials.
+
+    A password may have digits alone.
+    """
     if not isinstance(value, str):
         return value
-    return int(value) if value.isdecimal() else _WORDS.get(value.lower(), value)
+    number = value.isdecimal() and not _CREDENTIAL.search(name.lower())
+    return int(value) if number else _WORDS.get(value.lower(), value)
 
 
 def texts_of(options: Any) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cachekd.data import limits, strict
+from cachekd.data.digests import bytes_digest
 from cachekd.data.packed import Keys
 from cachekd.errors import CorruptCache
 from cachekd.store.attention_shards import AttentionFacts
@@ -49,7 +50,8 @@ class UnitRecord:
     """A commit record: shards that are whole, and how they were made.
 
     ``attention`` is the shard of the same documents' attention, where that is captured; ``skipped``
-    are rows that the teacher gave no distribution of.
+    are rows that the teacher gave no distribution of; ``file_digest`` is the sha256 of the record's
+    file, where it was read from one.
     """
 
     plan: str
@@ -58,6 +60,7 @@ class UnitRecord:
     numerics: Mapping[str, Any]
     attention: AttentionFacts | None = None
     skipped: Skipped = field(default_factory=dict)
+    file_digest: str = field(default="", compare=False)
 
     def files(self) -> list[str]:
         """Files without which the unit cannot be read: its shards, and the prior of them."""
@@ -97,6 +100,7 @@ def load_unit(name: str, data: bytes) -> UnitRecord:
             numerics=strict.fields(document["numerics"]),
             attention=AttentionFacts.from_json(attention) if attention is not None else None,
             skipped=load_skipped(document),
+            file_digest=bytes_digest(data),
         )
     except (CorruptCache, KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorruptCache(f"{name} is no commit record: {error!r:.300}") from error

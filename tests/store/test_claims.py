@@ -252,7 +252,7 @@ def test_a_filesystem_without_locks_writes_all_the_same(
     location.create("units/x", b"x")
     location.sweep(FOLDERS)
     with open(cache / "cache.json") as stream:
-        assert disk.is_free(stream.fileno()) == (call == "lockf")
+        assert disk.is_free(stream.fileno()) is (True if call == "lockf" else None)
     assert not verify(str(cache)).problems
 
 

@@ -26,10 +26,11 @@ class Served:
     Attributes:
         ranges: whether it heeds ranges.
         lie: by how many bytes the lengths are wrong that it tells without a body.
+        missing: how it answers where there is no file.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.ranges, self.lie = folder, False, 0
+        self.folder, self.ranges, self.lie, self.missing = folder, False, 0, 404
         self.asked: list[str] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, served=self))
         self.url = f"http://127.0.0.1:{self._server.server_port}/cache"
@@ -49,6 +50,9 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         self._served.asked.append(self.path)
+
+    def send_error(self, code: int, *args: Any) -> None:
+        super().send_error(self._served.missing if code == 404 else code, *args)
 
     def send_header(self, keyword: str, value: str) -> None:
         if keyword == "Content-Length" and self.command == "HEAD":
@@ -166,5 +170,27 @@ def test_nothing_is_there_or_no_server(served: Served) -> None:
         cachekd.open_cache(served.url.replace("/cache", "/nothing-here"))
     url = served.url
     served.close()
-    with pytest.raises(CachekdError, match=r"127\.0\.0\.1"):
+    with pytest.raises(CachekdError, match=r"127\.0\.0\.1.*[Cc]onnect") as told:
+        cachekd.open_cache(url.replace("//", "//bob:canary@"))
+    assert "canary" not in str(told.value)
+
+
+def test_a_server_that_refuses_what_is_not_there_is_read_from(served: Served) -> None:
+    served.missing = 403
+    assert len([*cachekd.open_cache(served.url)]) > 0
+    (served.folder / "cache" / "manifest-1.json").unlink()
+    with pytest.raises(StoreError, match=r"access is refused.*credentials"):
+        cachekd.open_cache(served.url)
+
+
+@pytest.mark.parametrize("status", [401, 500])
+def test_who_a_url_is_opened_as_is_not_told(
+    served: Served, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.missing = status
+    monkeypatch.setattr(retries, "TOTAL_SECONDS", 0.05)
+    url = served.url.replace("//", "//bob:canary@").replace("/cache", "/nothing")
+    with pytest.raises(StoreError) as told:
         cachekd.open_cache(url)
+    assert "canary" not in str(told.value) and str(status) in str(told.value)
+    assert ("credentials" in str(told.value)) == (status == 401)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,7 +19,7 @@ import pytest
 from forking import Forked
 
 from cachekd.errors import CorruptCache, StoreError
-from cachekd.store import disk
+from cachekd.store import disk, local_cache, parts
 from cachekd.store.local_cache import PART, LocalCache
 
 SIZE = 1000
@@ -181,3 +183,82 @@ def test_several_processes_fill_it_and_one_of_them_dies(tmp_path: Path, kills: b
     assert held(folder) <= LIMIT and not [*folder.glob(f"{PART}*")], "what the dead began is gone"
     whole = {digest(body(number)): body(number) for number in (*range(FILES), 99)}
     assert all((folder / name).read_bytes() == whole[name] for name in cache.held())
+
+
+def test_a_file_that_comes_slowly_is_fetched_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_cache, "_WAIT_SECONDS", 0.05)
+    source = Source(tmp_path)
+
+    def slow() -> Iterator[bytes]:
+        time.sleep(0.1)
+        yield from source.of(body(1))()
+
+    cache = LocalCache(str(tmp_path), SIZE)
+    assert cache.get("x", digest(body(1)), SIZE, slow).to_pybytes() == body(1)
+    assert source.asked == 1
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_others_are_waited_for_while_they_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    """Another fetches the file, for five times as long as one waits for who does not go on."""
+    monkeypatch.setattr(local_cache, "_WAIT_SECONDS", 0.2)
+    name = digest(body(1))
+    part, begun, ended = tmp_path / f"{PART}{name}-other", threading.Event(), threading.Event()
+
+    def fetch() -> None:
+        with open(part, "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            begun.set()
+            for _ in range(20 if goes_on else 0):
+                time.sleep(0.05)
+                file.write(body(1)[: SIZE // 20])
+                file.flush()
+            part.rename(tmp_path / name) if goes_on else ended.wait()
+
+    other = threading.Thread(target=fetch)
+    other.start()
+    begun.wait()
+    cache = LocalCache(str(tmp_path), 2 * SIZE)
+    nothing = Source(tmp_path).of(b"")
+    if goes_on:
+        assert cache.get("x", name, SIZE, nothing).to_pybytes() == body(1)
+    else:
+        with pytest.raises(StoreError, match="went on for 0 seconds"):
+            cache.get("x", name, SIZE, nothing)
+    ended.set()
+    other.join()
+
+
+def test_without_locks_a_part_that_does_not_go_on_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*args: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    old, young = (tmp_path / f"{PART}{digest(body(n))}-0123" for n in (1, 2))
+    for path in (old, young):
+        path.write_bytes(body(0))
+    os.utime(old, (1, 1))
+    cache, source = LocalCache(str(tmp_path), 2 * SIZE), Source(tmp_path)
+    assert cache.get("x", digest(body(1)), SIZE, source.of(body(1))).to_pybytes() == body(1)
+    assert not old.exists() and young.exists()
+    monkeypatch.setattr(parts, "STALLED_SECONDS", 0.0)
+    assert cache.get("x", digest(body(2)), SIZE, source.of(body(2))).to_pybytes() == body(2)
+    assert not young.exists()
+
+
+def test_a_part_that_was_taken_for_given_up_is_fetched_again(tmp_path: Path) -> None:
+    source, name = Source(tmp_path), digest(body(1))
+
+    def taken() -> Iterator[bytes]:
+        if source.asked == 0:
+            next(tmp_path.glob(f"{PART}*")).unlink()
+        yield from source.of(body(1))()
+
+    assert LocalCache(str(tmp_path), SIZE).get("x", name, SIZE, taken).to_pybytes() == body(1)
+    assert source.asked == 2

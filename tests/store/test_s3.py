@@ -38,6 +38,10 @@ def test_a_whole_round(s3: Bucket, make_cache: Maker, sealed: Path) -> None:
         assert record.logits.logprobs.tobytes() == other.logprobs.tobytes()
     assert verify(s3.url()).problems == () and verify(s3.url()).records == 9
     assert all(".probe" not in key for key in s3.objects())
+    # Without the right to list, what is not there is refused.
+    refused = [("GET", "list-type=2"), ("HEAD", "manifest-2")]
+    s3.proxy.plan[:] = [Fault("403", method, match, times=None) for method, match in refused]
+    assert len(cachekd.open_cache(s3.url())) == 9 and s3.proxy.faults()["403"]
 
 
 def faults() -> list[Fault]:
