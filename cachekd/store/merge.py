@@ -23,6 +23,7 @@ from cachekd.store.manifest import Manifest, generations
 from cachekd.store.pieces import Checked
 from cachekd.store.seal import seal
 from cachekd.store.state import CacheState, is_committed, read_state
+from cachekd.store.texts import lacks_text, refuse_mix
 
 
 def merge(sources: Sequence[str], target: str) -> Manifest:
@@ -69,7 +70,8 @@ def open_all(
     """The sources and what is committed in each, and the target, with its identity written.
 
     Raises:
-        MismatchError: two caches have another source or capture; names each field that differs.
+        MismatchError: two caches have another source or capture; names each field that differs. Or
+            one of them is without text.
     """
     if not sources:
         raise ConfigError("merge: expected at least one cache to merge; found none")
@@ -88,6 +90,9 @@ def _refuse(door: str, left: CacheState, right: CacheState, left_url: str, right
     here, there = left.identity, right.identity
     refuse_difference(door, here.facts(), there.facts(), left_url, right_url)
     warn_of_difference(door, here.provenance, there.provenance, left_url, right_url)
+    if left.plans and right.plans:  # else there is nothing yet
+        lacks = [lacks_text(plan.changed for plan in own.plans.values()) for own in (left, right)]
+        refuse_mix(door, lacks[0], lacks[1], left_url, right_url)
 
 
 def copy_samples(place: Location, state: CacheState, into: Location) -> None:
