@@ -23,10 +23,9 @@ from cachekd.store.seal import seal
 from cachekd.store.verify import verify
 
 from .conftest import Maker, rows_of
-from .transfers import bytes_of, fetch, send
+from .transfers import HEAD, bytes_of, fetch, send
 
 REPO = "team/news"
-_HEAD = ("format", "version", "checksum")
 URL = f"hf://datasets/{REPO}"
 
 
@@ -200,7 +199,7 @@ def test_a_second_producer_of_the_same_records_changes_nothing(
     make_cache(tmp_path / "again", rows_of(12), domain_column="domain", sort_window=1)
     for path in (tmp_path / "again" / "units").iterdir():  # made by another host
         document = json.loads(path.read_bytes())
-        own = {key: value for key, value in document.items() if key not in _HEAD}
+        own = {key: value for key, value in document.items() if key not in HEAD}
         path.write_bytes(dump_document("unit", {**own, "made": {"host": "another"}}))
     (tmp_path / "again" / "manifest-1.json").unlink()
     assert seal(Location(str(tmp_path / "again"))).root == package.open_cache(str(shared)).root
