@@ -7,7 +7,7 @@ they make the tokens, and the tokens are the key. Out: `Prepared` samples, or th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,14 @@ def _settings(rows: RowsConfig, recorded: Mapping[str, Any], **further: Any) -> 
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Keys of rows, and how many rows could not be used and have none."""
+
+    keys: Keys
+    rows_skipped: int
+
+
 def keys_of_data(
     door: str,
     rows: RowsConfig,
@@ -118,7 +126,7 @@ def keys_of_data(
     longest: int,
     vocab_size: int,
     on_long: str = "fail",
-) -> Keys:
+) -> Asked:
     """Keys of rows in a cache with this provenance and tokenizer (other arguments of `replay`).
 
     Args:
@@ -134,7 +142,7 @@ def keys_of_data(
     Raises:
         MismatchError: the tokenizer is another one.
         TeacherError: there is none of this name.
-        DataError: a row cannot be used, or the cache does not say how rows became tokens.
+        DataError: no row can be used, or the cache does not say how rows became tokens.
     """
     folder = _own_tokenizer(door, provenance, tokenizer_digest, tokenizer)
     prepared = replay(
@@ -146,7 +154,7 @@ def keys_of_data(
         on_long=on_long,
         on_bad="skip",
     )
-    return keys_of(prepared.samples)
+    return Asked(keys=keys_of(prepared.samples), rows_skipped=sum(prepared.skipped.values()))
 
 
 def _own_tokenizer(

@@ -56,6 +56,22 @@ def test_a_part_by_the_rows_of_a_file(
     assert cachekd("verify", tmp_path / "part").code == 0
 
 
+def test_rows_that_cannot_be_used_are_counted(
+    shared: Path, family: Any, tmp_path: Path, cachekd: Callable[..., Ran]
+) -> None:
+    bad = [{"instruction": "x", "output": None}] * 5
+    data = write_rows(tmp_path / "mine.jsonl", [*rows_of(2), *bad])
+    send(shared, tmp_path / "team" / "news")
+    asked = ("--json", "--tokenizer", family.teacher)
+    part = cachekd("pull", shared, tmp_path / "part", "--keys-from", data, *asked)
+    assert part.code == 0, part.err
+    assert (part.json["records_wanted"], part.json["rows_skipped"]) == (2, 5)
+    (line,) = cachekd("ls", tmp_path / "team", "--data", data, *asked).json["caches"]
+    assert (line["covered"], line["rows_skipped"]) == (1.0, 5)
+    table = cachekd("ls", tmp_path / "team", "--data", data, *asked[1:]).out
+    assert "100.0 % (without 5 rows" in table
+
+
 def test_attention_travels_beside_its_logits(attentive: Path, tmp_path: Path) -> None:
     send(attentive, tmp_path / "there")
     assert bytes_of(tmp_path / "there") == bytes_of(attentive)
