@@ -17,12 +17,10 @@ from tiny import Ran
 import cachekd as package
 from cachekd.config import PushConfig
 from cachekd.errors import CachekdError, CacheNotFound, Incomplete, StoreError, UnsealedCache
-from cachekd.sharing.content import sealed_content
 from cachekd.sharing.copier import Copier
 from cachekd.sharing.push import push
 from cachekd.store.identity_files import read_identity
 from cachekd.store.io import Location
-from cachekd.store.recode import recode
 from cachekd.store.verify import verify
 
 from .conftest import Maker, rows_of
@@ -264,22 +262,3 @@ def test_half_of_anothers_push_is_not_sealed(
     assert not verify(str(there)).problems
     send(tmp_path / "other", there)
     assert len(package.open_cache(str(there))) == 20
-
-
-@pytest.mark.parametrize("part", [{}, {"fraction": 0.5}])
-def test_shards_of_units_that_others_made_stay_here(
-    shared: Path, tmp_path: Path, part: dict[str, float]
-) -> None:
-    """The same plan, captured with other bytes: of a unit the record that was first stays."""
-    recode([str(shared)], str(tmp_path / "other"))
-    fetch(tmp_path / "other", tmp_path / "there", **part)
-    before = set((tmp_path / "there" / "logits").glob("*.parquet"))
-    report = send(shared, tmp_path / "there")
-    named = sealed_content(Location(str(tmp_path / "there"))).manifest.shards
-    units = len(list((shared / "units").iterdir()))
-    assert report["keys"] == 12 and len(named) == units
-    after = set((tmp_path / "there" / "logits").glob("*.parquet"))
-    assert {path.stem for path in after} == set(named) and before <= after
-    if not part:
-        assert report["files_moved"] == 0 and after == before
-    assert not verify(str(tmp_path / "there")).problems
