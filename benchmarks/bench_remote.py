@@ -11,15 +11,16 @@ Files are in the page cache everywhere.
 
 ``bound``: a cache several times as large as the local cache's bound, with ``--shuffle-shards 2``:
 the most bytes that its folder held, as a share of the bound, polled from outside each 10 ms; and
-the same with what was taken away there but is still mapped. ``many_shards``: caches of one record
-a shard: seconds to open one, to order an epoch and to read the first batch of 8, and the requests
-of that (imports are left out); of one with a tenth of the shards also an epoch of all samples
-shuffled at once, and to open it as if it had no seal.
+the same with what was taken away there but is still mapped. ``many_shards``: a cache of one record
+a shard: seconds to open it, to order an epoch and to read the first batch of 8, and the requests
+of that (imports are left out); ``some_shards``, one with a tenth of the shards: also an epoch of
+all samples shuffled at once, and to open it as if it had no seal.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -33,7 +34,7 @@ from typing import Any
 
 import store_caches
 import training_setup as setup
-from common import in_child, median, save
+from common import RESULTS, in_child, median, save
 from remote_turns import (
     Place,
     folder_bytes,
@@ -57,9 +58,10 @@ _LARGE = 1 << 40
 Turn = Callable[[Place], dict[str, Any]]
 
 
-def upload(folder: Path, server: str, name: str) -> str:
-    """Every file of a cache to S3; its URL there."""
+def upload(folder: Path, server: str, name: str, *, units: bool = True) -> str:
+    """Every file of a cache to S3, or all but its commit records; its URL there."""
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
+    paths = [path for path in paths if units or path.parent.name != "units"]
 
     def put(path: Path) -> None:
         put_object(server, BUCKET, f"{name}/{path.relative_to(folder)}", path.read_bytes())
@@ -165,23 +167,21 @@ def _write_training(work: Path, sizes: setup.Sizes) -> None:
     setup.tokenizer(sizes.vocab).save_pretrained(work / "student")
 
 
-def many_shards(work: Path, server: str, shards: int, repeats: int) -> dict[str, Any]:
-    """Opening of a cache of one record a shard; an epoch of a smaller one."""
-    found: dict[str, Any] = {}
-    for count in (shards // 10, shards):
-        folder = work / f"many-{count}"
-        in_child(_write_many, folder, count)
-        url = upload(folder, server, folder.name)
-        turns = partial(rounds, folder, url, work, repeats=repeats)
-        row = {"open": turns(turn=_turn(open_laps)), "requests": _requests(url, work, server)}
-        if count < shards:
-            row["epoch"] = turns(turn=_turn(read_epoch))
-            row["open_partial_seconds"] = {
-                name: median([_turn(open_partial)(place)["seconds"] for _ in range(repeats)])
-                for name, place in (("local", _all(str(folder), work)), ("s3", _all(url, work)))
-            }
-        found[f"{count} shards"] = row
-        shutil.rmtree(folder)
+def many_shards(work: Path, server: str, shards: int, repeats: int, small: bool) -> dict[str, Any]:
+    """Opening of a cache of one record a shard; of a small one also an epoch, and without seal."""
+    folder = work / f"many-{shards}"
+    in_child(_write_many, folder, shards)
+    url = upload(folder, server, folder.name, units=small)
+    turns = partial(rounds, folder, url, work, repeats=repeats)
+    found = {"shards": shards, "open": turns(turn=_turn(open_laps))}
+    found["requests"] = _requests(url, work, server)
+    if small:
+        found["epoch"] = turns(turn=_turn(read_epoch))
+        found["open_partial_seconds"] = {
+            name: median([_turn(open_partial)(place)["seconds"] for _ in range(repeats)])
+            for name, place in (("local", _all(str(folder), work)), ("s3", _all(url, work)))
+        }
+    shutil.rmtree(folder)
     return found
 
 
@@ -218,6 +218,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="of training")
     parser.add_argument("--many", type=int, default=10_000, help="shards of one record")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", help="series; the others stay as they were saved")
     parser.add_argument("--quick", action="store_true", help="small, once, saves nothing")
     args = parser.parse_args()
     shape = Shape(shards=args.shards, documents=args.documents, tokens=args.tokens)
@@ -230,15 +231,25 @@ def main() -> None:
         os.environ.update(s3_environment(server))
         make_bucket(server, BUCKET)
         in_child(write_cache, work / "cache", shape)
-        url = upload(work / "cache", server, "cache")
-        result: dict[str, Any] = {
-            "cache": {"bytes": folder_bytes(work / "cache" / "logits"), "shards": shape.shards},
-            "loader": loader(work / "cache", url, work, args.repeats),
-            "bound": bound(work / "cache", url, work, 4),
-            "training": training(work, server, sizes, max(1, args.repeats - 2)),
-            "many_shards": many_shards(work, server, args.many, max(1, args.repeats - 2)),
+        url, seldom = upload(work / "cache", server, "cache"), max(1, args.repeats - 2)
+        series: dict[str, Callable[[], dict[str, Any]]] = {
+            "loader": lambda: loader(work / "cache", url, work, args.repeats),
+            "bound": lambda: bound(work / "cache", url, work, 4),
+            "training": lambda: training(work, server, sizes, seldom),
+            "some_shards": lambda: many_shards(work, server, args.many // 10, seldom, small=True),
+            "many_shards": lambda: many_shards(work, server, args.many, seldom, small=False),
         }
-    save("remote", result, keep=not args.quick)
+        result = saved() if args.only else {}
+        for name in args.only or series:
+            result[name] = series[name]()
+            # After each series: what is measured stays if the next is stopped.
+            save("remote", result, keep=not args.quick)
+
+
+def saved() -> dict[str, Any]:
+    """What was saved before, without where and when."""
+    found: dict[str, Any] = json.loads((RESULTS / "remote.json").read_text())
+    return {name: one for name, one in found.items() if name not in ("command", "date", "machine")}
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from tiny import Family, Ran, chat_rows, save_model, save_tokenizer, write_rows
 
 # Before torch is imported: one thread a worker, and no file of the user's is touched.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CACHEKD_THREADS", "1")  # commands take all cores else, as each worker would
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cachekd-tests-")
 
 

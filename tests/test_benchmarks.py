@@ -93,11 +93,23 @@ def test_every_stage_of_the_store_runs_at_every_size() -> None:
 
 
 @pytest.mark.slow
+def test_the_short_run_of_compaction_asks_for_each_shard_a_few_times() -> None:
+    found = _quick("bench_gc.py")
+    (memory,) = found["memory"]
+    assert memory["shards_after"] < memory["shards_before"] and memory["grew_by_mb"] > 0
+    few, more = found["requests"]["4"], found["requests"]["8"]
+    assert (more["seal"] - few["seal"]) / 4 == 2, "its record and its samples"
+    assert (more["compact_and_collect"] - few["compact_and_collect"]) / 4 <= 7
+
+
+@pytest.mark.slow
 def test_sharing_is_measured_against_a_plain_copy() -> None:
     found = _quick("bench_share.py")
     assert found["second_push"]["files_moved"] == found["second_push"]["bytes_moved"] == 0
     assert 0 < found["parts"]["shards_of_one_record"] < 1
     assert found["s3"]["push_over_put"] > 0 and found["folder"]["pull_over_get"] > 0
+    moved = {f"{act}_{place}" for act in ("push", "pull") for place in ("folder", "s3")}
+    assert found["memory"]["growth_mb"].keys() == moved
 
 
 @pytest.mark.slow
@@ -118,5 +130,5 @@ def test_training_from_s3_is_measured_against_a_folder() -> None:
         assert all(series[f"{way}_over_local"]["cpu"]["median"] > 0 for way in ("cold", "warm"))
     for name in ("0 workers", "2 workers"):
         assert found["bound"][name]["peak_over_bound"] <= 1 < found["bound"]["cache_over_bound"]
-    few, many = found["many_shards"].values()
+    few, many = found["some_shards"], found["many_shards"]
     assert few["epoch"]["repeats"] == 1 and few["requests"] <= many["requests"] < 100

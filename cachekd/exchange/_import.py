@@ -28,6 +28,7 @@ from cachekd.exchange._rows import Checked, Law, check, problem_of
 from cachekd.exchange._shift import refuse_other_shift
 from cachekd.exchange._store import Item, Store
 from cachekd.plugins import find
+from cachekd.store.claims import unrepaired
 from cachekd.store.seal import seal
 from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.types import Role, Sample
@@ -69,8 +70,9 @@ def import_cache(config: ImportConfig, *, progress: Show | None = None) -> dict[
     identity = asserted_identity(config, tokenizer, reading, law.values, rows)
     learned_from = [one.logits for one in checked.values()]
     store = Store(config, identity, learned_from, expected_of(config, reading, first, documents))
-    work.run(store, chain(first, reading.documents), rows, reading.total, progress)
-    sealed = seal(store.location)
+    with unrepaired(store.location):
+        work.run(store, chain(first, reading.documents), rows, reading.total, progress)
+        sealed = seal(store.location)
     _tell(plugin, config, identity.capture["imported"], law)
     return {
         "cache": store.location.url,

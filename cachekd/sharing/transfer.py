@@ -95,7 +95,7 @@ def transfer(
         if dry_run:
             files = len(blobs) + len(documents)
             return Transfer(moved=copier.moved, files=files, bytes=total, manifest=None)
-        _check_place(into, total)
+        _check_room(into, total)
         with unrepaired(into, make=True):
             copier.copy(blobs)
             same = _commit(door, own, into, documents, copier) and own is content
@@ -174,8 +174,8 @@ def _known(door: str, content: Content, into: Location) -> dict[str, str]:
     }
 
 
-def _check_place(into: Location, needed: int) -> None:
-    """Refuse a location that cannot be written to, or has too little room."""
+def _check_room(into: Location, needed: int) -> None:
+    """Refuse a location that cannot be written, or has too little room."""
     into.check_writable()
     free = into.free_bytes()
     if free is not None and needed > free:

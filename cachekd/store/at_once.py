@@ -1,4 +1,4 @@
-"""Small files of a remote cache read several at once, for one that reads them one by one."""
+"""Files of a remote cache asked for several at once, where a local one is read one by one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
+from typing import TypeVar
 
 _THREADS = 8
 _BEGUN = 2 * _THREADS  # files that are asked for and not read yet
 
 Read = Callable[[str], bytes]
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+def each_of(act: Callable[[S], T], items: Iterable[S], *, at_once: bool) -> list[T]:
+    """What an act gives for each of these, in order; the first error is raised."""
+    if not at_once:
+        return [act(item) for item in items]
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="cachekd-each") as pool:
+        return list(pool.map(act, items))
 
 
 @contextmanager

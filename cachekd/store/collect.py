@@ -9,12 +9,11 @@ in any order, and only in part, the cache stays the same cache.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from cachekd.errors import StoreError
+from cachekd.store.at_once import each_of
 from cachekd.store.io import Location
 from cachekd.store.layout import (
     attention_name,
@@ -30,8 +29,7 @@ from cachekd.store.state import CacheState, read_state
 
 _FOLDERS = ("samples", "logits", "attention", "priors", "index")
 _SUFFIXES = (".parquet", ".safetensors", "")
-_AT_ONCE = 8  # files of a remote cache that are taken away at a time
-_BATCH = 64  # files that go before it is looked again
+_BATCH = 256  # files that go before it is looked again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +111,7 @@ def take_away(
 
 def remove_all(location: Location, names: Iterable[str]) -> None:
     """Take files away, in this order where they are on this machine (errors of `take_away`)."""
-    if location.local:
-        deque(map(location.remove, names), maxlen=0)
-        return
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="cachekd-remove") as pool:
-        deque(pool.map(location.remove, names), maxlen=0)
+    each_of(location.remove, names, at_once=not location.local)
 
 
 def _again(location: Location, garbage: Garbage, older_than: float, now: float) -> Garbage:

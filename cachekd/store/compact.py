@@ -20,14 +20,17 @@ import numpy as np
 
 from cachekd.data.digests import bytes_digest, json_id
 from cachekd.data.packed import Keys
+from cachekd.store.at_once import each_of
 from cachekd.store.collect import remove_all
 from cachekd.store.index import KeyIndex
 from cachekd.store.io import Location
 from cachekd.store.layout import attention_name, plan_name, shard_name, unit_name
 from cachekd.store.manifest import load_seal
 from cachekd.store.plan import Plan, PlannedBatch
+from cachekd.store.priors import Priors
 from cachekd.store.rows import StoredRows, read_rows, united, write_rows
 from cachekd.store.seal import checked_content, newest_generation, publish
+from cachekd.store.shards import ShardFacts
 from cachekd.store.skipped import Skipped, in_force
 from cachekd.store.state import CacheState, UnitRecord, read_state
 
@@ -228,9 +231,14 @@ def _united(
 ) -> list[StoredRows]:
     """Rows of the shards of a group that readers see, by the way in which they are encoded."""
     parts: dict[str, list[StoredRows]] = {}
-    beside = state.attention()
-    for digest, record in {record.shard.digest: record for _, record in group}.items():
-        rows = read_rows(location, state.identity, record.shard, beside.get(digest))
+    beside, priors = state.attention(), Priors(location)
+
+    def read(facts: ShardFacts) -> StoredRows:
+        return read_rows(location, state.identity, facts, beside.get(facts.digest), priors)
+
+    shards = {record.shard.digest: record.shard for _, record in group}
+    stored = each_of(read, shards.values(), at_once=not location.local)
+    for digest, rows in zip(shards, stored, strict=True):
         seen = np.flatnonzero(index.shards_of(rows.keys) == bisect_left(index.shards, digest))
         if len(seen):
             rows = rows if len(seen) == len(rows) else rows.take(seen)

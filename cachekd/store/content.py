@@ -35,16 +35,10 @@ from cachekd.store.state import CacheState
 def content_of(
     location: Location, state: CacheState, samples: SampleTable, index: KeyIndex
 ) -> tuple[dict[str, Any], bytes]:
-    """Fields of the seal of what is committed, without its generation, and bytes of the index.
-
-    Plans and commit records are named by the digests that they had when the state was read.
-    """
+    """Fields of the seal of what is committed, without its generation, and bytes of the index."""
     shards = state.shards()
     index_data = index.dump()
-    names = [CACHE, CAPTURE]
     identity, attention, skipped = state.identity, state.attention(), state.skipped()
-    if identity.attention_id is not None:
-        names.append(ATTENTION_CAPTURE)
     content: dict[str, Any] = {
         "root": root_digest(
             identity.source_id,
@@ -59,11 +53,7 @@ def content_of(
         "samples": state.samples(),
         "priors": {digest: location.size(prior_name(digest)) for digest in state.priors()},
         "index": bytes_digest(index_data),
-        "files": {
-            **{name: bytes_digest(location.read(name)) for name in names},
-            **{plan_name(digest): digest for digest in state.plans},
-            **{unit_name(*key): record.file_digest for key, record in state.units.items()},
-        },
+        "files": _files(location, state),
         **({FIELD: {name: plain(rows) for name, rows in skipped.items()}} if skipped else {}),
         "totals": totals(shards, samples, index, attention, skipped),
         "runs": [
@@ -78,6 +68,18 @@ def content_of(
         ],
     }
     return content, index_data
+
+
+def _files(location: Location, state: CacheState) -> dict[str, str]:
+    """sha256 of documents; of plans and commit records as they were when the state was read."""
+    names = [CACHE, CAPTURE]
+    if state.identity.attention_id is not None:
+        names.append(ATTENTION_CAPTURE)
+    return {
+        **{name: bytes_digest(location.read(name)) for name in names},
+        **{plan_name(digest): digest for digest in state.plans},
+        **{unit_name(*key): record.file_digest for key, record in state.units.items()},
+    }
 
 
 def _written(plan: Plan) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from cachekd.codecs._learn import rows_to_learn
 from cachekd.codecs._priors import Prior
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import ConfigError, CorruptCache, UnsealedCache
+from cachekd.store.claims import unrepaired
 from cachekd.store.io import Location
 from cachekd.store.layout import attention_name, prior_name, shard_name, unit_name
 from cachekd.store.manifest import Manifest
@@ -54,8 +55,14 @@ def recode(sources: Sequence[str], target: str) -> Recoded:
         MismatchError: two caches have another source or capture; names each field that differs.
         UnsealedCache: the union has samples without targets, and a cache of it is not sealed.
         CorruptCache: a file is missing or altered.
+        StoreError: the target is being repaired or collected, or cannot be written.
     """
     united, into = open_all(sources, target)
+    with unrepaired(into):
+        return _recode(united, into)
+
+
+def _recode(united: Sequence[Source], into: Location) -> Recoded:
     prior = _learn(united)
     digest = bytes_digest(prior.dump())
     _check_own(into, digest)

@@ -26,6 +26,7 @@ from cachekd.store.attention_shards import (
 )
 from cachekd.store.identity import Identity
 from cachekd.store.io import Location
+from cachekd.store.priors import Priors
 from cachekd.store.shards import Shard, ShardFacts
 from cachekd.store.tables import LOGITS, footer_bytes, numpy_of, packed_of, write_table
 from cachekd.types import Int32
@@ -85,14 +86,18 @@ class StoredRows:
 
 
 def read_rows(
-    location: Location, identity: Identity, facts: ShardFacts, attention: AttentionFacts | None
+    location: Location,
+    identity: Identity,
+    facts: ShardFacts,
+    attention: AttentionFacts | None,
+    priors: Priors | None = None,
 ) -> StoredRows:
-    """All rows of a shard, its bytes checked in whole.
+    """All rows of a shard, its bytes checked in whole; ``priors`` of the cache are read once.
 
     Raises:
         CorruptCache: a file is missing or altered; names it.
     """
-    shard = Shard(location, facts, identity.capture_id)
+    shard = Shard(location, facts, identity.capture_id, priors=priors)
     beside = None
     if attention is not None:
         assert identity.attention_id is not None, "a cache with shards of it"

@@ -19,12 +19,13 @@ from cachekd.config import GcConfig
 from cachekd.errors import DataError, StoreError
 from cachekd.sharing import copier
 from cachekd.sharing.content import sealed_content
-from cachekd.store import compact, gc
+from cachekd.store import collect, compact, gc
 from cachekd.store.collect import Garbage
 from cachekd.store.io import Location
 from cachekd.store.layout import manifest_name
 from cachekd.store.manifest import load_seal, read_manifest
 from cachekd.store.merge import merge
+from cachekd.store.recode import recode
 from cachekd.store.remote import RemoteFolder
 from cachekd.store.seal import newest_generation, seal, seal_data
 from cachekd.store.verify import verify
@@ -89,6 +90,25 @@ def test_what_a_push_came_to_need_meanwhile_stays(
     assert not verify(str(team)).problems and samples_at(team) == 12
 
 
+def test_it_is_looked_again_before_each_few_files(
+    shared: Path, team: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copier, "RELIED_SECONDS", 1e9)
+    monkeypatch.setattr(collect, "_BATCH", 1)
+    real, went = collect.remove_all, list[str]()
+
+    def then_pushed(location: Location, names: Sequence[str]) -> None:
+        real(location, names)
+        went.extend(names)
+        if len(went) == 1:
+            send(shared, team)
+
+    monkeypatch.setattr(collect, "remove_all", then_pushed)
+    assert clean(team)["files"] == 2
+    assert went[0] == manifest_name(1) and went[1].startswith("index/")
+    assert not verify(str(team)).problems and samples_at(team) == 12
+
+
 def test_old_files_that_nothing_names_are_sent_again(shared: Path, team: Path) -> None:
     shard = next(
         path
@@ -113,6 +133,7 @@ def test_push_pull_and_merge_wait_for_a_collection_to_end(
             lambda: send(shared, team),
             lambda: fetch(shared, team),
             lambda: merge([str(shared)], str(team)),
+            lambda: recode([str(shared)], str(team)),
         ):
             with pytest.raises(StoreError, match="repaired or collected"):
                 act()
@@ -257,9 +278,9 @@ def test_a_seal_asks_for_each_record_once_and_for_no_size(
     location.remove(manifest_name(1))
     real = RemoteFolder._call
 
-    def counted(self: RemoteFolder, name: str, call: Any) -> Any:
+    def counted(self: RemoteFolder, name: str, call: Any, **further: bool) -> Any:
         asked.append(name)
-        return real(self, name, call)
+        return real(self, name, call, **further)
 
     monkeypatch.setattr(RemoteFolder, "_call", counted)
     assert seal(location).files == manifest.files
