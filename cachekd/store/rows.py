@@ -125,7 +125,9 @@ def write_rows(
     rows: StoredRows, identity: Identity
 ) -> tuple[pa.Buffer, ShardFacts, pa.Buffer | None, AttentionFacts | None]:
     """Bytes and facts of the shard of these rows, and of their attention."""
-    rows = rows.take(np.argsort(rows.keys.array, kind="stable"))
+    keys = rows.keys.array
+    if (keys[1:] < keys[:-1]).any():  # else a copy would only take room
+        rows = rows.take(np.argsort(keys, kind="stable"))
     metadata = {
         "cachekd": "logits",
         "codec": rows.header.to_json(),
