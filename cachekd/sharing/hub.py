@@ -67,13 +67,11 @@ def push_to_hub(
     copier = Copier(content.location, content.location, config.jobs)
     head = repo.head()
     there = repo.files(head) if head else {}
-    if config.changes:
-        refuse_kept(f"hf://datasets/{config.repo}", there, content)
     blobs = _lacking(there, content, copier)
     moved.add(files_skipped=len(content.blobs) - len(blobs))
     total = sum(blob.size or 0 for blob in blobs.values())
     told = {"to": f"hf://datasets/{config.repo}", "root": content.manifest.root}
-    _check_pair(repo, head, there, content)
+    _check_pair(config, repo, head, there, content)
     if config.dry_run:
         return {**told, "dry_run": True, "files_to_move": len(blobs), "bytes_to_move": total}
     repo.make()
@@ -106,7 +104,7 @@ def _seal(
     """The last commit, which makes a cache of what is there; none where all of it is the same."""
     head = repo.make()
     there = repo.files(head)
-    before = _check_pair(repo, head, there, content)
+    before = _check_pair(config, repo, head, there, content)
     generation = content.manifest.generation
     same = before is not None and before.root == content.manifest.root
     if before is not None:
@@ -166,9 +164,15 @@ def _measured(content: Content) -> dict[str, str]:
 
 
 def _check_pair(
-    repo: HubRepo, head: str | None, there: Mapping[str, str], content: Content
+    config: PushConfig,
+    repo: HubRepo,
+    head: str | None,
+    there: Mapping[str, str],
+    content: Content,
 ) -> Manifest | None:
     """Refuse a repo with a cache of another identity, or with more; the seal that it has."""
+    if config.changes:
+        refuse_kept(f"hf://datasets/{repo.repo}", there, content)
     if head is None or CACHE not in there:
         return None
     newest = max((g for g in map(generation_of, there) if g is not None), default=None)
