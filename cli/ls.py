@@ -75,7 +75,7 @@ def _covered(settings: LsConfig, place: Location, entry: Entry) -> dict[str, Any
     from cachekd.sharing.listed import covered
 
     try:
-        keys = keys_of_data(
+        asked = keys_of_data(
             "ls",
             settings,
             entry.provenance,
@@ -84,7 +84,7 @@ def _covered(settings: LsConfig, place: Location, entry: Entry) -> dict[str, Any
             longest=entry.longest,
             vocab_size=entry.vocab_size,
         )
-        return covered(place, entry, keys)
+        return {**covered(place, entry, asked.keys), "rows_skipped": asked.rows_skipped}
     except CachekdError as error:
         return {"covered": None, "covered_exactly": False, "not_counted": str(error)}
 
@@ -114,7 +114,9 @@ def _table(lines: list[dict[str, Any]]) -> str:
 def _share(one: dict[str, Any]) -> str:
     if "not_counted" in one:
         return "not counted"
-    return f"{'' if one['covered_exactly'] else 'about '}{100 * one['covered']:.1f} %"
+    share = f"{'' if one['covered_exactly'] else 'about '}{100 * one['covered']:.1f} %"
+    skipped = one["rows_skipped"]
+    return f"{share} (without {skipped:,} rows that cannot be used)" if skipped else share
 
 
 OPTIONS = options_of(LsConfig, skip=frozenset({"location"}))

@@ -13,7 +13,7 @@ from .output import emit
 from .progress import Counted
 
 if TYPE_CHECKING:
-    from cachekd.data.packed import Keys
+    from cachekd.capture.replay import Asked
 
 
 def run(location: str, cache: str, config: str | None, as_json: bool, **given: Any) -> None:
@@ -28,13 +28,14 @@ def run(location: str, cache: str, config: str | None, as_json: bool, **given: A
     settings = given_config(PullConfig, given, config, OPTIONS, places)
     from cachekd.sharing.pull import pull
 
-    keys = _keys(settings) if settings.keys_from else None
+    asked = _asked(settings) if settings.keys_from else None
     with Counted("pull", "bytes") as bar:
-        report = pull(settings, keys=keys, step=bar)
-    emit(report, as_json=as_json)
+        report = pull(settings, keys=asked.keys if asked else None, step=bar)
+    told = {"rows_skipped": asked.rows_skipped} if asked else {}
+    emit({**told, **report}, as_json=as_json)
 
 
-def _keys(settings: PullConfig) -> Keys:
+def _asked(settings: PullConfig) -> Asked:
     """Keys of the data, as the shared cache has them."""
     from cachekd.capture.replay import keys_of_data
     from cachekd.sharing.choose import samples_of

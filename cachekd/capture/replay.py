@@ -7,7 +7,7 @@ they make the tokens, and the tokens are the key. Out: `Prepared` samples, or th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from cachekd.config import DataConfig, RowsConfig
+from cachekd.data import strict
 from cachekd.data.models import resolve_model
 from cachekd.data.packed import Keys
 from cachekd.data.samples import Prepared, prepare
@@ -31,7 +32,7 @@ def recorded_of(provenance: Mapping[str, Any], name: str) -> dict[str, Any]:
     """How a cache made tokens of rows.
 
     Raises:
-        DataError: it does not say.
+        DataError: it does not say, or what it says cannot be.
     """
     missing = [field for field in _REPLAYED if field not in provenance]
     if missing:
@@ -40,7 +41,23 @@ def recorded_of(provenance: Mapping[str, Any], name: str) -> dict[str, Any]:
             f"{', '.join(missing)}), so that rows cannot be met with it. Train without --data, or "
             "capture again with cachekd precompute"
         )
-    return {field: provenance[field] for field in _REPLAYED}
+    recorded = {field: provenance[field] for field in _REPLAYED}
+    try:
+        _clock_of(recorded)
+        strict.text(recorded["prompt_template"])
+        for field in ("chat_template", "bos_token", "eos_token"):
+            if recorded[field] is not None:
+                strict.text(recorded[field])
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"data: cache {name!r} does not say how rows became tokens: {error!s:.200}. Its "
+            "provenance was altered: ask who shared it, or capture again with cachekd precompute"
+        ) from error
+    return recorded
+
+
+def _clock_of(recorded: Mapping[str, Any]) -> datetime:
+    return datetime.fromisoformat(recorded["clock"])
 
 
 def replay(
@@ -77,7 +94,7 @@ def replay(
         tokenizer,
         context_length=int(np.iinfo(np.int32).max) if on_long == "fail" else longest,
         vocab_size=vocab_size,
-        clock=datetime.fromisoformat(recorded["clock"]),
+        clock=_clock_of(recorded),
     )
 
 
@@ -91,6 +108,14 @@ def _settings(rows: RowsConfig, recorded: Mapping[str, Any], **further: Any) -> 
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Keys of rows, and how many rows could not be used and have none."""
+
+    keys: Keys
+    rows_skipped: int
+
+
 def keys_of_data(
     door: str,
     rows: RowsConfig,
@@ -101,7 +126,7 @@ def keys_of_data(
     longest: int,
     vocab_size: int,
     on_long: str = "fail",
-) -> Keys:
+) -> Asked:
     """Keys of rows in a cache with this provenance and tokenizer (other arguments of `replay`).
 
     Args:
@@ -117,7 +142,7 @@ def keys_of_data(
     Raises:
         MismatchError: the tokenizer is another one.
         TeacherError: there is none of this name.
-        DataError: a row cannot be used, or the cache does not say how rows became tokens.
+        DataError: no row can be used, or the cache does not say how rows became tokens.
     """
     folder = _own_tokenizer(door, provenance, tokenizer_digest, tokenizer)
     prepared = replay(
@@ -129,7 +154,7 @@ def keys_of_data(
         on_long=on_long,
         on_bad="skip",
     )
-    return keys_of(prepared.samples)
+    return Asked(keys=keys_of(prepared.samples), rows_skipped=sum(prepared.skipped.values()))
 
 
 def _own_tokenizer(

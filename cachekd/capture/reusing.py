@@ -26,7 +26,7 @@ def with_reused(job: Job) -> tuple[Job, dict[str, Any]]:
     wanted = Keys.joined([job.plan.packed_keys(number) for number in job.todo])
     part = job.wanted if job.wanted is not None else job.attention_wanted
     rows = None if part is None else part.__getitem__
-    done = reuse(location, job.identity, wanted, job.location, rows)
+    done = reuse(location, job.identity, wanted, job.location, job.documents.__getitem__, rows)
     told = {
         "records_reused": done.records,
         "bytes_reused": done.bytes,

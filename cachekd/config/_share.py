@@ -56,6 +56,11 @@ class PushConfig(TransferConfig):
         self._check_transfer()
 
     @property
+    def changes(self) -> bool:
+        """Whether a changed copy travels."""
+        return self.keys_only or self.drop_keys is not None
+
+    @property
     def repo(self) -> str | None:
         """The dataset repo of the hub that is pushed to, or None.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import logging
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -30,9 +30,9 @@ from cachekd.store.identity_files import has_cache
 from cachekd.store.index import load_index
 from cachekd.store.io import Location
 from cachekd.store.layout import dump_document, index_name, manifest_name, read_document
-from cachekd.store.manifest import Manifest
+from cachekd.store.manifest import Manifest, read_manifest
 from cachekd.store.names import check_name
-from cachekd.store.seal import newest_generation, samples_table
+from cachekd.store.seal import samples_table
 
 CATALOGUE = "catalogue"
 _SKETCH_KEYS = 4096
@@ -49,6 +49,7 @@ _PROVENANCE = (
     "eos_token",
     "clock",
 )
+_TOTALS = ("samples", "tokens", "bytes")
 _log = logging.getLogger(__name__)
 
 
@@ -123,13 +124,22 @@ def enter(
         entry = entry_of(into, folder, identity, sealed, near)
         name = _file(entry)
         parent.replace(name, entry.dump())
-        for old, other in _read(parent):
-            if other.folder == folder and other.generation < entry.generation:
-                parent.remove(old)
+        _tidy(parent, entry, name)
     except StoreError as error:
         _log.warning("%s is not entered in the catalogue: %s", into.url, error)
         return None
     return parent.path(name)
+
+
+def _tidy(parent: Location, entry: Entry, name: str) -> None:
+    """Take away the entries that one stands for; where nobody may, they stay and do not count."""
+    for old, other in _read(parent):
+        if other.folder != entry.folder or old == name or other.generation > entry.generation:
+            continue
+        try:
+            parent.remove(old)
+        except StoreError as error:
+            _log.info("%s stays in the catalogue: %s", old, error)
 
 
 def entry_of(
@@ -180,21 +190,19 @@ def _samples(location: Location, sealed: Manifest) -> tuple[tuple[str, ...], int
 def entries(location: Location) -> tuple[list[Entry], list[str]]:
     """All sealed caches directly below a location, newest seals alone, and what could not be read.
 
-    An entry of the catalogue counts while the seal that it tells of is there; a cache without one
-    is read itself.
+    An entry of the catalogue counts if the newest seal has its generation and root; a cache without
+    such an entry is read itself.
     """
-    told: dict[str, Entry] = {}
+    told: dict[tuple[str, int, str], Entry] = {}
     problems: list[str] = []
     for _, entry in _read(location, problems):
-        known = told.get(entry.folder)
-        if known is None or known.generation < entry.generation:
-            told[entry.folder] = entry
+        told[entry.folder, entry.generation, entry.root] = entry
     found = []
     for folder in location.folders():
         if folder == CATALOGUE:
             continue
         try:
-            current = _current(location, folder, told.get(folder))
+            current = _current(location, folder, told)
         except CachekdError as error:
             problems.append(f"{folder}: {error}")
         else:
@@ -207,14 +215,18 @@ def below(location: Location, folder: str) -> Location:
     return Location(posixpath.join(location.target.rstrip("/"), folder))
 
 
-def _current(location: Location, folder: str, known: Entry | None) -> Entry | None:
+def _current(
+    location: Location, folder: str, told: Mapping[tuple[str, int, str], Entry]
+) -> Entry | None:
     """The entry of a folder, if it is a sealed cache."""
     check_name(folder)
     place = below(location, folder)
-    if known is not None and newest_generation(place) == known.generation:
-        return known
-    if not has_cache(place) or not newest_generation(place):
+    sealed = read_manifest(place)
+    if sealed is None or not has_cache(place):
         return None
+    known = told.get((folder, sealed.generation, sealed.root))
+    if known is not None:
+        return known
     content = sealed_content(place)
     return entry_of(place, folder, content.identity, content.manifest)
 
@@ -247,12 +259,20 @@ def _parse(document: dict[str, Any]) -> Entry:
         vocab_size=strict.whole(document["vocab_size"], 1 << 31, 1),
         provenance=dict(strict.fields(document["provenance"])),
         kinds=strict.listed(document["kinds"], 8, strict.text),
-        totals=dict(strict.counts(document["totals"])),
+        totals=_totals(document["totals"]),
         sources=strict.listed(document["sources"], _SOURCES, strict.text),
         longest=strict.whole(document["longest"], limits.TOKENS),
         threshold=strict.whole(document["threshold"], (1 << 64) - 1),
         sketch=Keys(np.frombuffer(packed, f"S{KEY_BYTES}")),
     )
+
+
+def _totals(value: Any) -> dict[str, int]:
+    found = strict.counts(value)
+    lacking = [name for name in _TOTALS if name not in found]
+    if lacking:
+        raise ValueError(f"its totals lack {', '.join(lacking)}")
+    return found
 
 
 def _above(into: Location) -> tuple[Location, str] | None:

@@ -7,9 +7,12 @@ told from documents (plans, commit records) whose digests the seal gives.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cachekd.data.digests import bytes_digest
 from cachekd.errors import CorruptCache, UnsealedCache
@@ -26,11 +29,14 @@ from cachekd.store.layout import (
     read_document,
     samples_name,
     shard_name,
+    unit_name,
 )
 from cachekd.store.manifest import Manifest, read_manifest
+from cachekd.store.plan import Plan, load_plan
 from cachekd.store.shards import ShardFacts
 from cachekd.store.state import UnitRecord, load_unit
 
+Read = Callable[[Mapping[str, str]], Mapping[str, bytes]]
 _OWN = ("format", "version", "checksum", "generation", "critical")
 
 
@@ -144,7 +150,7 @@ def part_of(
     content: Content,
     shards: Collection[str],
     part: Mapping[str, Any],
-    read: Callable[[Mapping[str, str]], Mapping[str, bytes]],
+    read: Read,
 ) -> Content:
     """The part of a cache that these shards of logits are, with all plans, samples and priors.
 
@@ -154,9 +160,7 @@ def part_of(
         part: how they were chosen, for the seal.
         read: reads documents by name and digest, many at once.
     """
-    units = {name: own for name, own in content.documents.items() if name.startswith("units/")}
-    records = {name: load_unit(name, data) for name, data in read(units).items()}
-    kept = {name: record for name, record in records.items() if record.shard.digest in shards}
+    kept = _records_of(content, shards, read)
     manifest = content.manifest
     chosen = [manifest.shards[digest] for digest in sorted(shards)]
     return replace(
@@ -173,6 +177,40 @@ def part_of(
         },
         part=part,
     )
+
+
+def _records_of(content: Content, shards: Collection[str], read: Read) -> dict[str, UnitRecord]:
+    """Commit records that name these shards, by file.
+
+    Keys of a shard are those of its units, so that plans and index tell which records to read; of
+    shards from which no key is read all are looked at.
+    """
+    plans = {name: own for name, own in content.documents.items() if name.startswith("plans/")}
+    units = {name: own for name, own in content.documents.items() if name.startswith("units/")}
+    index = content.index()
+    chosen = np.array([digest in shards for digest in index.shards], np.bool_)
+    likely = {
+        name
+        for path, data in read(plans).items()
+        for name in _units_in(load_plan(path, data), path, index, chosen)
+    }
+    kept: dict[str, UnitRecord] = {}
+    for names in (units.keys() & likely, units.keys() - likely):
+        if {record.shard.digest for record in kept.values()} != set(shards):
+            found = read({name: units[name] for name in sorted(names)})
+            records = {name: load_unit(name, data) for name, data in found.items()}
+            kept |= {name: own for name, own in records.items() if own.shard.digest in shards}
+    return dict(sorted(kept.items()))
+
+
+def _units_in(plan: Plan, path: str, index: KeyIndex, chosen: NDArray[np.bool_]) -> Iterator[str]:
+    """Commit records of a plan's units of which any key is read from a chosen shard."""
+    digest = path.partition("/")[2].removesuffix(".json")
+    for number in range(len(plan.units)):
+        keys = plan.packed_keys(number)
+        there = keys.take(np.flatnonzero(index.holds(keys)))
+        if chosen[index.shards_of(there)].any():
+            yield unit_name(digest, number)
 
 
 def attention_of(records: Iterable[UnitRecord]) -> list[AttentionFacts]:

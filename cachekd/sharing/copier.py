@@ -143,12 +143,15 @@ class Copier:
         return found
 
     def again(self, act: Callable[[], T]) -> T:
-        """Do something; where a network is between, again after a failure that may pass."""
+        """Do something; where a network is between, again after bytes that came as others.
+
+        All else that may pass was tried again for long enough below (`cachekd.store.retries`).
+        """
         for attempt in range(_ATTEMPTS - 1):
             try:
                 return act()
-            except StoreError as error:
-                if not self._remote or (type(error) not in (StoreError, Altered)):
+            except Altered:
+                if not self._remote:
                     raise
                 self.moved.add(retried=1)
                 time.sleep(_WAIT_SECONDS * 2**attempt)

@@ -9,7 +9,7 @@ of what is left, so that precompute of the same data would capture them again.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +21,15 @@ from numpy.typing import NDArray
 from cachekd.config import PushConfig
 from cachekd.data.digests import KEY_BYTES, bytes_digest, json_id
 from cachekd.data.packed import Keys, Places
-from cachekd.errors import ConfigError, DataError
+from cachekd.errors import ConfigError, DataError, StoreError
 from cachekd.sharing.content import Content, sealed_content
 from cachekd.sharing.copier import Copier
-from cachekd.store.identity_files import has_cache, write_identity
+from cachekd.store.identity_files import write_identity
 from cachekd.store.io import Location
 from cachekd.store.layout import (
+    ATTENTION,
+    GENERATED,
+    KIND,
     attention_name,
     plan_name,
     prior_name,
@@ -35,12 +38,14 @@ from cachekd.store.layout import (
     shard_name,
     unit_name,
 )
-from cachekd.store.manifest import read_manifest
 from cachekd.store.plan import Plan, PlannedBatch, Unit, load_plan
 from cachekd.store.rows import StoredRows, read_rows, write_rows
 from cachekd.store.seal import samples_table, seal
 from cachekd.store.state import UnitRecord, load_unit
 from cachekd.store.tables import SAMPLES, packed_of, write_table
+from cachekd.store.texts import TEXT_LEFT_OUT
+
+CHANGED = ("plans", "units", "samples", KIND, ATTENTION, GENERATED)
 
 
 @contextmanager
@@ -49,8 +54,8 @@ def derived(config: PushConfig, content: Content) -> Iterator[Content]:
 
     Raises:
         DataError: the file of keys cannot be read, or the cache holds none of them.
-        ConfigError: the location holds shards that the copy was made to be without, or the cache
-            holds attention, which is of no use without tokens.
+        ConfigError: the cache holds attention, which is of no use without tokens.
+        StoreError: the folder for the copy cannot be made.
         CorruptCache: a file of the cache is altered.
     """
     if config.keys_only and content.identity.attention_id is not None:
@@ -63,12 +68,23 @@ def derived(config: PushConfig, content: Content) -> Iterator[Content]:
             f"drop_keys: {content.location.url} holds none of the {len(dropped)} keys in "
             f"{config.drop_keys}"
         )
-    with tempfile.TemporaryDirectory(prefix="cachekd-push-", dir=config.staging) as folder:
+    with _staging(config.staging) as folder:
         into = Location(str(Path(folder) / "cache"))
         _Copy(content, into, dropped, keys_only=config.keys_only).make()
-        changed = sealed_content(into)
-        _refuse_kept(config, content, changed)
-        yield changed
+        yield sealed_content(into)
+
+
+@contextmanager
+def _staging(above: str | None) -> Iterator[str]:
+    try:
+        made = tempfile.TemporaryDirectory(prefix="cachekd-push-", dir=above)
+    except OSError as error:
+        raise StoreError(
+            f"staging: no folder can be made in {above or tempfile.gettempdir()} "
+            f"({error.strerror}). Name one with room for a copy of the cache"
+        ) from error
+    with made as folder:
+        yield folder
 
 
 def _read_keys(path: str) -> Keys:
@@ -85,20 +101,26 @@ def _read_keys(path: str) -> Keys:
     return Keys.of(sorted(set(keys)))
 
 
-def _refuse_kept(config: PushConfig, content: Content, changed: Content) -> None:
-    """A push takes nothing away: what is there already would stay."""
-    if config.repo is not None:
-        return
-    into = Location(config.location)
-    there = read_manifest(into) if has_cache(into) else None
-    if there is None:
-        return
-    left_out = content.manifest.shards.keys() - changed.manifest.shards.keys()
-    kept = left_out & there.shards.keys()
+def refuse_kept(url: str, there: Iterable[str], changed: Content) -> None:
+    """Refuse a place that holds more than a changed copy: what is left out may be in it.
+
+    It does not matter whether a seal there names it, for who reads the place can read the file.
+
+    Args:
+        url: the place, for messages.
+        there: names of the files of `CHANGED` folders there.
+        changed: the changed copy.
+
+    Raises:
+        ConfigError: there are such files; names one.
+    """
+    own = {*changed.blobs, *changed.documents, *changed.identity_files()}
+    kept = sorted(name for name in there if name.partition("/")[0] in CHANGED and name not in own)
     if kept:
         raise ConfigError(
-            f"{into.url} holds {len(kept)} shards with what is to be left out, such as "
-            f"{shard_name(min(kept))}; a push takes nothing away. Push to a new place"
+            f"{url} holds {len(kept)} files that are not of the changed copy, such as {kept[0]}: "
+            "what is to be left out may be in them, and a push takes nothing away. Push to a new "
+            "place"
         )
 
 
@@ -133,9 +155,8 @@ class _Copy:
         kept = [self._kept(plan.packed_keys(n)) for n in range(len(plan.units))]
         samples = tuple(filter(None, map(self._samples, plan.samples)))
         left = tuple(n for n, mask in enumerate(kept) if mask.any())
-        changed = samples != plan.samples or not all(mask.all() for mask in kept)
-        if changed:
-            everything = np.concatenate([*kept, np.zeros(0, np.bool_)])
+        everything = np.concatenate([*kept, np.zeros(0, np.bool_)])
+        if samples != plan.samples or not everything.all():
             plan = replace(
                 plan,
                 run=json_id({"run": plan.run, "dropped": bytes_digest(self.dropped.data)}),
@@ -143,6 +164,13 @@ class _Copy:
                 units=_units_left(plan, everything),
                 samples=samples,
                 changed={**plan.changed, "records dropped": int((~everything).sum())},
+            )
+        if self.keys_only and TEXT_LEFT_OUT not in plan.changed:
+            # A plan of its own: records with text, which another push may bring, have other names.
+            plan = replace(
+                plan,
+                run=json_id({"run": plan.run, "text": None}),
+                changed={**plan.changed, TEXT_LEFT_OUT: len(plan.keys)},
             )
         name, data = plan.dump()
         self.into.keep(plan_name(name), data, name)

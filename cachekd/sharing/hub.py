@@ -20,6 +20,7 @@ from cachekd.config import PushConfig
 from cachekd.errors import ConfigError
 from cachekd.sharing.content import Blob, Content
 from cachekd.sharing.copier import Copier, Moved, Step
+from cachekd.sharing.derive import refuse_kept
 from cachekd.sharing.hub_api import HubRepo, holds
 from cachekd.store.card import card
 from cachekd.store.identity import refuse_difference
@@ -36,8 +37,9 @@ from cachekd.store.layout import (
     manifest_name,
 )
 from cachekd.store.manifest import Manifest, generation_of, load_manifest
-from cachekd.store.reader import open_cache
 from cachekd.store.seal import seal_data
+from cachekd.store.shards import Shard
+from cachekd.store.texts import refuse_mix
 
 _FILES_A_COMMIT = 100
 _MEASURED = 200  # records that the card's mean is taken of
@@ -46,19 +48,17 @@ _MEASURED = 200  # records that the card's mean is taken of
 def push_to_hub(
     config: PushConfig, content: Content, *, step: Step | None = None
 ) -> dict[str, Any]:
-    """Commit what a dataset repo lacks of a cache.
+    """Commit what a dataset repo lacks of a cache; a report of plain JSON types.
 
     Args:
         config: names the repo and its licence.
         content: the cache.
         step: called with bytes done and in all.
 
-    Returns:
-        a report of plain JSON types.
-
     Raises:
-        MismatchError: the repo holds a cache of another identity.
-        ConfigError: it holds records that this cache lacks, or no token is found.
+        MismatchError: the repo holds a cache of another identity, or one of the two lacks text.
+        ConfigError: it holds records that this cache lacks, or what is to be left out, or no token
+            is found.
         CorruptCache: a file of the cache is altered; names it.
         StoreError: the hub is switched off, cannot be reached, or refuses.
     """
@@ -71,7 +71,7 @@ def push_to_hub(
     moved.add(files_skipped=len(content.blobs) - len(blobs))
     total = sum(blob.size or 0 for blob in blobs.values())
     told = {"to": f"hf://datasets/{config.repo}", "root": content.manifest.root}
-    _check_pair(repo, head, there, content)
+    _check_pair(config, repo, head, there, content)
     if config.dry_run:
         return {**told, "dry_run": True, "files_to_move": len(blobs), "bytes_to_move": total}
     repo.make()
@@ -104,12 +104,14 @@ def _seal(
     """The last commit, which makes a cache of what is there; none where all of it is the same."""
     head = repo.make()
     there = repo.files(head)
-    before = _check_pair(repo, head, there, content)
-    same = before is not None and before.root == content.manifest.root
+    before = _check_pair(config, repo, head, there, content)
     generation = content.manifest.generation
+    same = before is not None and before.root == content.manifest.root
     if before is not None:
         generation = before.generation if same else max(generation, before.generation + 1)
-    files = _last(config, content, copier, generation, keep_seal=same)
+    # Of the same records that another producer sealed, plans and commit records stay as they are.
+    others = same and before is not None and dict(before.files) != dict(content.manifest.files)
+    files = _last(config, content, copier, generation, keep_seal=same, keep_documents=others)
     changed = {name: data for name, data in files.items() if not holds(there, name, data)}
     moved.add(files_skipped=len(files) - len(changed))
     if changed:
@@ -118,17 +120,24 @@ def _seal(
 
 
 def _last(
-    config: PushConfig, content: Content, copier: Copier, generation: int, *, keep_seal: bool
+    config: PushConfig,
+    content: Content,
+    copier: Copier,
+    generation: int,
+    *,
+    keep_seal: bool,
+    keep_documents: bool,
 ) -> dict[str, bytes]:
     """Files of the last commit: all that makes the others a cache."""
     place = f"hf://datasets/{config.repo}"
-    measured = _measured(content.location.target)
+    measured = _measured(content)
     text = card(
         content.identity, content.manifest, place=place, license=config.license, further=measured
     )
     seal = {manifest_name(generation): seal_data(content.fields(), generation)}
+    documents = {} if keep_documents else {**content.identity_files(), **content.documents}
     return {
-        **copier.read_all({**content.identity_files(), **content.documents}),
+        **copier.read_all(documents),
         index_name(content.manifest.index): content.index_bytes(),
         **({} if keep_seal else seal),
         HINT: dump_document("hint", {"newest": manifest_name(generation)}),
@@ -136,21 +145,34 @@ def _last(
     }
 
 
-def _measured(url: str) -> dict[str, str]:
-    """What the targets keep, as the mean over records that are spread evenly."""
-    cache = open_cache(url, attention=False)
-    numbers = np.unique(np.linspace(0, len(cache) - 1, min(_MEASURED, len(cache))).astype(int))
-    if not len(numbers):
+def _measured(content: Content) -> dict[str, str]:
+    """What the targets keep, as the mean over records that are spread evenly; no text is needed."""
+    shards = list(content.manifest.shards.values())
+    ends = np.cumsum([facts.rows for facts in shards], dtype=np.int64)
+    rows = int(ends[-1]) if shards else 0
+    numbers = np.unique(np.linspace(0, rows - 1, min(_MEASURED, rows)).astype(np.int64))
+    tails, own = [], np.searchsorted(ends, numbers, side="right")
+    for place in np.unique(own):
+        facts = shards[int(place)]
+        within = numbers[own == place] - (ends[place] - facts.rows)
+        shard = Shard(content.location, facts, content.identity.capture_id)
+        tails += [targets.tail for _, _, targets in shard.records(within.tolist())]
+    if not tails:
         return {}
-    tails = [record.logits.tail for record in cache.read(numbers.tolist())]
     mass = float(-np.expm1(np.concatenate(tails).astype(np.float64)).mean())
-    return {f"Probability kept in the head, mean of {len(numbers)} samples": f"{mass:.4f}"}
+    return {f"Probability kept in the head, mean of {len(numbers)} records": f"{mass:.4f}"}
 
 
 def _check_pair(
-    repo: HubRepo, head: str | None, there: Mapping[str, str], content: Content
+    config: PushConfig,
+    repo: HubRepo,
+    head: str | None,
+    there: Mapping[str, str],
+    content: Content,
 ) -> Manifest | None:
     """Refuse a repo with a cache of another identity, or with more; the seal that it has."""
+    if config.changes:
+        refuse_kept(f"hf://datasets/{repo.repo}", there, content)
     if head is None or CACHE not in there:
         return None
     newest = max((g for g in map(generation_of, there) if g is not None), default=None)
@@ -165,6 +187,8 @@ def _check_pair(
             return None
         name = manifest_name(newest)
         sealed = load_manifest(name, repo.fetch(name, head, folder), newest)
+    mine = content.manifest.lacks_text()
+    refuse_mix("push", mine, sealed.lacks_text(), content.location.url, place)
     lacking = sealed.shards.keys() - content.manifest.shards.keys()
     if lacking:
         raise ConfigError(

@@ -33,7 +33,8 @@ def pull(
 
     Raises:
         CacheNotFound, UnsealedCache: there is nothing to pull.
-        MismatchError: the folder holds a cache of another identity; names each field that differs.
+        MismatchError: the folder holds a cache of another identity, and each field that differs is
+            named; or one of the two is without text.
         DataError: no shard holds what was asked for.
         CorruptCache: a file at the source is altered; names it.
         StoreError: a file cannot be read or written.

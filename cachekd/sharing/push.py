@@ -13,8 +13,8 @@ from typing import Any
 from cachekd.config import PushConfig
 from cachekd.sharing.catalogue import enter
 from cachekd.sharing.content import Content, sealed_content
-from cachekd.sharing.copier import Step
-from cachekd.sharing.derive import derived
+from cachekd.sharing.copier import Step, listings
+from cachekd.sharing.derive import CHANGED, derived, refuse_kept
 from cachekd.sharing.transfer import refuse_other, transfer
 from cachekd.store.io import Location
 from cachekd.store.retries import counted, since
@@ -34,7 +34,8 @@ def push(config: PushConfig, *, step: Step | None = None) -> dict[str, Any]:
     Raises:
         UnsealedCache: the cache is not finished.
         MismatchError: the location holds a cache of another identity; names each field that
-            differs.
+            differs; or one of the two is without text.
+        ConfigError: it holds what is to be left out.
         CorruptCache: a file of the cache is altered; names it.
         StoreError: a file cannot be read or written.
         Incomplete: stopped by a signal; the same call continues.
@@ -55,9 +56,11 @@ def _push(config: PushConfig, step: Step | None) -> dict[str, Any]:
             return {"from": source.url, **push_to_hub(config, content, step=step)}
     into = Location(config.location)
     whole = sealed_content(source)
-    if config.keys_only or config.drop_keys:
+    if config.changes:
         refuse_other("push", whole, into)  # before a changed copy is made
     with _travelling(config, whole) as content:
+        if config.changes:
+            refuse_kept(into.url, listings(into, CHANGED), content)
         done = transfer("push", content, into, jobs=config.jobs, dry_run=config.dry_run, step=step)
         report = {"cache": source.url, "to": into.url, **done.report()}
         if done.manifest is not None:
@@ -71,7 +74,7 @@ def _push(config: PushConfig, step: Step | None) -> dict[str, Any]:
 @contextmanager
 def _travelling(config: PushConfig, content: Content) -> Iterator[Content]:
     """Within: what travels, which is a changed copy where that was asked for."""
-    if not (config.keys_only or config.drop_keys):
+    if not config.changes:
         yield content
         return
     with derived(config, content) as changed:

@@ -5,14 +5,15 @@ to. Goes out: a plan of that cache whose units are shards with these records, an
 A shard of which at least half is wanted comes whole, as the file that it is; of others the wanted
 rows are put into one that is smaller. Where a capture is of response rows alone, a record comes if
 it is known to have all rows that the run trains on, and none comes beside it that nobody asked for.
-No sample comes along: those are the run's own.
+Where a cache was shared without text, rows get that of the run, which made the same keys of it. No
+sample comes along: those are the run's own.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import reduce
 
@@ -34,9 +35,12 @@ from cachekd.store.logits_rows import trained_of
 from cachekd.store.plan import Plan, PlannedBatch, load_plan
 from cachekd.store.rows import read_rows, write_rows
 from cachekd.store.state import UnitRecord, load_unit, read_state
+from cachekd.types import Int32
 
 RowsOf = Callable[[bytes], NDArray[np.bool_]]
+TextOf = Callable[[bytes], Int32]
 _WHOLE = 0.5  # share of a shard's rows from which on it comes whole
+_NEVER = 2.0
 _JOBS = 8
 
 
@@ -76,7 +80,12 @@ def caches_of(url: str, identity: Identity) -> list[Location]:
 
 
 def reuse(
-    url: str, identity: Identity, wanted: Keys, into: Location, rows: RowsOf | None = None
+    url: str,
+    identity: Identity,
+    wanted: Keys,
+    into: Location,
+    text: TextOf,
+    rows: RowsOf | None = None,
 ) -> Reused:
     """Take the records of these keys that caches of the same identity hold.
 
@@ -85,13 +94,13 @@ def reuse(
         identity: of the run.
         wanted: keys that the cache does not hold.
         into: the cache; it is made if there is none.
+        text: token ids of a wanted key, int32 [L].
         rows: what the run trains on of a key, bool [L-1], where the capture is of such rows alone:
-            a record that may lack one of them is not taken. None: records have all rows.
+            a record that may lack one is not taken. None: records have all rows.
 
     Raises:
         CacheNotFound: there is no cache at the location.
         CorruptCache: a shard there is altered; names it.
-        StoreError: a file cannot be read or written.
     """
     left = Keys(np.unique(wanted.array))
     taken = Reused(records=0, bytes=0, caches=())
@@ -99,19 +108,27 @@ def reuse(
         if not len(left):
             break
         content = sealed_content(place)
-        held = content.index().holds(left)
-        if rows is not None:
-            held &= _with_rows(content, left, rows)
+        held = _held(content, identity, left, rows)
         if held.any():
             found = left.take(np.flatnonzero(held))
-            size = _take(content, found, identity, into, 1.0 if rows else _WHOLE)
+            size = _take(content, found, identity, into, text, 1.0 if rows else _WHOLE)
             taken = Reused(
-                records=taken.records + int(held.sum()),
+                records=taken.records + len(found),
                 bytes=taken.bytes + size,
                 caches=(*taken.caches, place.url),
             )
             left = left.take(np.flatnonzero(~held))
     return taken
+
+
+def _held(
+    content: Content, identity: Identity, keys: Keys, rows: RowsOf | None
+) -> NDArray[np.bool_]:
+    """Whether a cache holds each of these keys, with these rows."""
+    if _ids(content.identity) != _ids(identity):  # another cache came there meanwhile
+        return np.zeros(len(keys), np.bool_)
+    held = content.index().holds(keys)
+    return held if rows is None else held & _with_rows(content, keys, rows)
 
 
 def _with_rows(content: Content, keys: Keys, rows: RowsOf) -> NDArray[np.bool_]:
@@ -126,19 +143,28 @@ def _with_rows(content: Content, keys: Keys, rows: RowsOf) -> NDArray[np.bool_]:
     return found
 
 
-def _take(content: Content, keys: Keys, identity: Identity, into: Location, whole: float) -> int:
+def _take(
+    content: Content, keys: Keys, identity: Identity, into: Location, text: TextOf, whole: float
+) -> int:
     """Take records that a cache holds into another, as a plan of their own; bytes read."""
     copier = Copier(content.location, into, _JOBS)
     choice = choose(content, keys=keys)
     part = part_of(content, choice.shards, choice.told, copier.read_all)
-    priors = {name: blob for name, blob in part.blobs.items() if name.startswith("priors/")}
-    copier.copy(lacking(into, priors, frozenset(), copier))
+    least = _NEVER if content.manifest.lacks_text() else whole
     index = content.index()
     held_by = np.array(index.shards)[index.shards_of(keys)]
-    units = []
+    units, cut = [], []
+    names = {name for name in part.blobs if name.startswith("priors/")}
     for record, there in _records(part, copier):
         wanted = Places(keys.take(np.flatnonzero(held_by == record.shard.digest))).find(there) >= 0
-        units.append(_brought(content, part, record, there, wanted, whole, copier, into))
+        if wanted.mean() >= least:
+            units.append((record, there))
+            names.update(record.files())
+        else:
+            cut.append((record, there.take(np.flatnonzero(wanted))))
+    blobs = {name: part.blobs[name] for name in sorted(names)}
+    copier.copy(lacking(into, blobs, frozenset(), copier))
+    units += [_cut(content, record, wanted, text, into) for record, wanted in cut]
     write_identity(into, identity)
     state = read_state(into, skip_broken_units=True)
     sequence = 1 + max((plan.sequence for plan in state.plans.values()), default=0)
@@ -176,39 +202,19 @@ def _records(part: Content, copier: Copier) -> Iterator[tuple[UnitRecord, Keys]]
                 yield record, plans[record.plan].packed_keys(record.number)
 
 
-def _brought(
-    content: Content,
-    part: Content,
-    record: UnitRecord,
-    keys: Keys,
-    wanted: NDArray[np.bool_],
-    whole: float,
-    copier: Copier,
-    into: Location,
+def _cut(
+    content: Content, record: UnitRecord, wanted: Keys, text: TextOf, into: Location
 ) -> tuple[UnitRecord, Keys]:
-    """Bring a shard, whole or cut to the wanted rows; its record as it is then, and its keys."""
-    if wanted.mean() >= whole:
-        names = [shard_name(record.shard.digest)]
-        names += [attention_name(record.attention.digest)] if record.attention else []
-        blobs = {name: part.blobs[name] for name in names}
-        copier.copy(lacking(into, blobs, frozenset(), copier))
-        return record, keys
+    """Bring the wanted rows of a shard as one of their own; its record as it is then, its keys."""
     rows = read_rows(content.location, content.identity, record.shard, record.attention)
-    cut = rows.take(np.flatnonzero(Places(keys.take(np.flatnonzero(wanted))).find(rows.keys) >= 0))
+    cut = rows.take(np.flatnonzero(Places(wanted).find(rows.keys) >= 0)).with_text(text)
     data, facts, beside, own = write_rows(cut, content.identity)
     into.keep(shard_name(facts.digest), data, facts.digest)
     if beside is not None and own is not None:
         into.keep(attention_name(own.digest), beside, own.digest)
     kept = set(cut.keys)
     skipped = {key: found for key, found in record.skipped.items() if key in kept}
-    return UnitRecord(
-        plan=record.plan,
-        number=record.number,
-        shard=facts,
-        attention=own,
-        numerics=record.numerics,
-        skipped=skipped,
-    ), cut.keys
+    return replace(record, shard=facts, attention=own, skipped=skipped), cut.keys
 
 
 def _plan(content: Content, keys: list[Keys], sequence: int) -> Plan:

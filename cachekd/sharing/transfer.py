@@ -16,6 +16,7 @@ from typing import Any
 from cachekd.errors import StoreError
 from cachekd.sharing.content import Blob, Content
 from cachekd.sharing.copier import Copier, Moved, Step, lacking, listings
+from cachekd.sharing.others import without_others
 from cachekd.signals import stop_on_signals
 from cachekd.store.claims import unrepaired
 from cachekd.store.identity import Identity, refuse_difference, warn_of_difference
@@ -32,6 +33,7 @@ from cachekd.store.layout import (
 from cachekd.store.manifest import Manifest, load_seal, read_manifest
 from cachekd.store.seal import checked_content, newest_generation, publish
 from cachekd.store.state import CacheState, is_committed, read_state
+from cachekd.store.texts import refuse_mix
 
 _FOLDERS = ("plans/", "units/")
 
@@ -81,38 +83,39 @@ def transfer(
         step: called with bytes done and in all.
 
     Raises:
-        MismatchError: there is a cache of another identity; names each field that differs.
+        MismatchError: the cache there has another identity (names each field), or one lacks text.
         CorruptCache: bytes at the source are not what its seal names; names the file.
         StoreError: a file cannot be read or written, or the disk is too small.
         Incomplete: stopped by a signal; the same call continues.
     """
-    known = _known(door, content, into)
     with stop_on_signals() as flag:
         copier = Copier(content.location, into, jobs, step, lambda: flag.asked)
-        blobs, documents = _lacking(content, into, known, copier)
-        total, files = sum(blob.size or 0 for blob in blobs.values()), len(blobs) + len(documents)
+        own, blobs, documents = _lacking(content, into, _known(door, content, into), copier)
+        total = sum(blob.size or 0 for blob in blobs.values())
         if dry_run:
+            files = len(blobs) + len(documents)
             return Transfer(moved=copier.moved, files=files, bytes=total, manifest=None)
         _check_room(into, total)
         with unrepaired(into, make=True):
             copier.copy(blobs)
-            same = _commit(door, content, into, documents, copier)
-            _check_there(into, content.blobs)
-            sealed = _seal(content, into, same)
-    moved = copier.moved
-    return Transfer(moved=moved, files=moved.files, bytes=moved.bytes, manifest=sealed)
+            same = _commit(door, own, into, documents, copier) and own is content
+            _check_there(into, own.blobs)
+            sealed = _seal(door, own, into, same)
+    done = copier.moved
+    return Transfer(moved=done, files=done.files, bytes=done.bytes, manifest=sealed)
 
 
 def _lacking(
     content: Content, into: Location, known: Mapping[str, str], copier: Copier
-) -> tuple[dict[str, Blob], dict[str, str]]:
-    """What a location does not hold: files named by their digest, and documents."""
+) -> tuple[Content, dict[str, Blob], dict[str, str]]:
+    """What is of use at a location; of that what it does not hold: blobs and documents."""
+    content = without_others(content, into, known, copier)
     blobs = lacking(into, content.blobs, frozenset(known), copier)
     documents = {
         name: digest for name, digest in content.documents.items() if known.get(name) != digest
     }
     copier.moved.add(files_skipped=len(content.documents) - len(documents))
-    return blobs, documents
+    return content, blobs, documents
 
 
 def _check_there(into: Location, blobs: Mapping[str, Blob]) -> None:
@@ -147,9 +150,17 @@ def refuse_pair(door: str, left: Identity, right: Identity, left_url: str, right
     warn_of_difference(door, left.provenance, right.provenance, left_url, right_url)
 
 
+def refuse_text(door: str, content: Content, there: Manifest | None, into: Location) -> None:
+    """Refuse to bring a cache without text to one with it, or the other way round."""
+    if there is not None:
+        mine, theirs = content.manifest.lacks_text(), there.lacks_text()
+        refuse_mix(door, mine, theirs, content.location.url, into.url)
+
+
 def _known(door: str, content: Content, into: Location) -> dict[str, str]:
     """Files that the newest seal of a location names, with their digests; none without a seal."""
     sealed = read_manifest(into) if refuse_other(door, content, into) else None
+    refuse_text(door, content, sealed, into)
     if sealed is None:
         return {}
     shards = [facts.digest for facts in sealed.shards.values()]
@@ -211,11 +222,12 @@ def _put(into: Location, name: str, data: bytes) -> bool:
     return True
 
 
-def _seal(content: Content, into: Location, same: bool) -> Manifest:
+def _seal(door: str, content: Content, into: Location, same: bool) -> Manifest:
     """Seal what came with what was sealed there: nothing of others who are on their way."""
     while True:
         last = newest_generation(into)
         before = load_seal(into, last) if last else None
+        refuse_text(door, content, before, into)  # another writer may have been first
         named = {**(before.files if before else {}), **content.documents}
         documents = {name for name in named if name.startswith(_FOLDERS)}
         if same and content.part is None and documents == content.documents.keys():

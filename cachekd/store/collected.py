@@ -36,7 +36,7 @@ def collect(tables: Iterable[tuple[pa.Table, bool]], *, on_disk: bool = False) -
 
 def _joined(parts: Iterable[SampleTable], kind: type[_Grown] | type[_Spooled]) -> SampleTable:
     """Samples of all parts; each part is let go before the next one comes."""
-    empty = _unpacked(SAMPLES.empty_table(), False)
+    empty = _unpacked(pa.Table.from_batches([], SAMPLES), False)  # loads no pandas
     columns = {name: kind(column) for name, column in _columns(empty).items()}
     columns["span_offsets"] = kind(np.zeros(1, np.int64))
     names: dict[str, int] = {}

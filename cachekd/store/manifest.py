@@ -29,6 +29,7 @@ from cachekd.store.names import check_name
 from cachekd.store.retries import status_of
 from cachekd.store.shards import ShardFacts
 from cachekd.store.skipped import FIELD, Skipped, parse
+from cachekd.store.texts import lacks_text
 
 _MANIFEST = re.compile(r"manifest-([1-9][0-9]{0,8})\.json")
 _REFUSED = 403
@@ -64,6 +65,10 @@ class Manifest:
     def written(self) -> frozenset[str]:
         """Digests of the samples shards whose responses the teacher wrote."""
         return frozenset(name for run in self.runs for name in run.get("written", ()))
+
+    def lacks_text(self) -> bool:
+        """Whether records were shared without the text of their samples."""
+        return lacks_text(run.get("changed", {}) for run in self.runs)
 
 
 def generations(location: Location) -> list[int]:

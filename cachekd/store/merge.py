@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from cachekd.errors import ConfigError
@@ -22,7 +23,8 @@ from cachekd.store.layout import (
 from cachekd.store.manifest import Manifest, generations
 from cachekd.store.pieces import Checked
 from cachekd.store.seal import seal
-from cachekd.store.state import CacheState, is_committed, read_state
+from cachekd.store.state import CacheState, committed, is_committed, read_state
+from cachekd.store.texts import lacks_text, refuse_mix
 
 
 def merge(sources: Sequence[str], target: str) -> Manifest:
@@ -46,6 +48,7 @@ def merge(sources: Sequence[str], target: str) -> Manifest:
 def _bring(place: Location, state: CacheState, into: Location) -> None:
     """All that a cache has: files that are named by their digest, plans, then commit records."""
     copy_samples(place, state, into)
+    state = _without_others(state, into)
     copy_files(place, {shard_name(digest): digest for digest in state.shards()}, into)
     copy_files(place, {prior_name(digest): digest for digest in state.priors()}, into)
     kept = [facts.digest for facts in state.attention().values()]
@@ -56,6 +59,17 @@ def _bring(place: Location, state: CacheState, into: Location) -> None:
         data = place.read(name)
         if not into.create(name, data) and not is_committed(into, plan, number):
             into.replace(name, data)
+
+
+def _without_others(state: CacheState, into: Location) -> CacheState:
+    """A state but for units of which another cache has other shards: its records stay."""
+    there = {f"units/{name}" for name in into.names("units")}
+    left = dict(state.units)
+    for unit, record in state.units.items():
+        theirs = committed(into, *unit) if unit_name(*unit) in there else None
+        if theirs is not None and theirs.files() != record.files():
+            del left[unit]
+    return replace(state, units=left)
 
 
 def seal_union(united: Sequence[tuple[Location, CacheState]], into: Location) -> Manifest:
@@ -69,7 +83,8 @@ def open_all(
     """The sources and what is committed in each, and the target, with its identity written.
 
     Raises:
-        MismatchError: two caches have another source or capture; names each field that differs.
+        MismatchError: two caches have another source or capture; names each field that differs. Or
+            one of them is without text.
     """
     if not sources:
         raise ConfigError("merge: expected at least one cache to merge; found none")
@@ -88,6 +103,9 @@ def _refuse(door: str, left: CacheState, right: CacheState, left_url: str, right
     here, there = left.identity, right.identity
     refuse_difference(door, here.facts(), there.facts(), left_url, right_url)
     warn_of_difference(door, here.provenance, there.provenance, left_url, right_url)
+    if left.plans and right.plans:  # else there is nothing yet
+        lacks = [lacks_text(plan.changed for plan in own.plans.values()) for own in (left, right)]
+        refuse_mix(door, lacks[0], lacks[1], left_url, right_url)
 
 
 def copy_samples(place: Location, state: CacheState, into: Location) -> None:

@@ -7,7 +7,7 @@ header, one prior) may stand in one shard.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +29,7 @@ from cachekd.store.io import Location
 from cachekd.store.priors import Priors
 from cachekd.store.shards import Shard, ShardFacts
 from cachekd.store.tables import LOGITS, footer_bytes, numpy_of, packed_of, write_table
+from cachekd.types import Int32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,6 +68,21 @@ class StoredRows:
         column = LOGITS.get_field_index("input_ids")
         nothing = pa.nulls(len(self), LOGITS.field("input_ids").type)
         return replace(self, table=self.table.set_column(column, LOGITS.field(column), nothing))
+
+    def with_text(self, text_of: Callable[[bytes], Int32]) -> StoredRows:
+        """The same rows; those without their token ids have what is given for their key."""
+        column = self.table["input_ids"].combine_chunks()
+        if not column.null_count:
+            return self
+        filled = pa.array(
+            [
+                numpy_of(ids.values) if ids.is_valid else text_of(key)
+                for key, ids in zip(self.keys, column, strict=True)
+            ],
+            LOGITS.field("input_ids").type,
+        )
+        number = LOGITS.get_field_index("input_ids")
+        return replace(self, table=self.table.set_column(number, LOGITS.field(number), filled))
 
 
 def read_rows(

@@ -89,7 +89,7 @@ def write_shard(
             "key": [keys[i] for i in order],
             "n_tokens": [len(documents[i]) for i in order],
             "n_entries": [len(targets[i].ids) for i in order],
-            "input_ids": [documents[i] for i in order],
+            "input_ids": [None if documents[i][0] == NO_TEXT else documents[i] for i in order],
             "targets": [codec.encode(targets[i]) for i in order],
         },
         LOGITS,

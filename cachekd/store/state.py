@@ -111,14 +111,19 @@ def load_unit(name: str, data: bytes) -> UnitRecord:
 
 def is_committed(location: Location, plan: str, number: int) -> bool:
     """Whether a unit's record parses and its files are there."""
+    return committed(location, plan, number) is not None
+
+
+def committed(location: Location, plan: str, number: int) -> UnitRecord | None:
+    """A unit's record, if it parses and its files are there."""
     name = unit_name(plan, number)
     if not location.exists(name):
-        return False
+        return None
     try:
         record = load_unit(name, location.read(name, most_bytes("unit")))
     except CorruptCache:
-        return False
-    return all(map(location.exists, record.files()))
+        return None
+    return record if all(map(location.exists, record.files())) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

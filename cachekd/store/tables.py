@@ -226,9 +226,8 @@ def ints_or(column: pa.Array, default: int) -> Int32:
 
 def whole_of(column: pa.ChunkedArray) -> pa.Array:
     """A column in one piece."""
-    array = column.combine_chunks()
-    # An empty column keeps no chunk.
-    return pa.array([], column.type) if isinstance(array, pa.ChunkedArray) else array
+    # Of an empty column without a chunk others make a list first, for which pandas is loaded.
+    return column.combine_chunks() if column.num_chunks else pa.nulls(0, column.type)
 
 
 def packed_of(column: pa.Array) -> Keys:

@@ -6,16 +6,17 @@ Comes in: samples and their keys. Goes out: the token ids of a key. A shard with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cachekd.data.packed import Keys, Places
-from cachekd.errors import DataError
+from cachekd.errors import DataError, MismatchError
 from cachekd.types import Int32, Sample
 
 NO_TEXT = -1  # stands for each token id that a shard does not hold
+TEXT_LEFT_OUT = "text left out"  # what a plan, and so a seal, says of records without text
 
 
 class Texts:
@@ -44,6 +45,31 @@ class Texts:
 def no_text(tokens: int) -> Int32:
     """What stands for the token ids of a document whose text the shard does not hold, [L]."""
     return np.full(tokens, NO_TEXT, np.int32)
+
+
+def lacks_text(changed: Iterable[Mapping[str, int]]) -> bool:
+    """Whether any plan of a cache says that records are without their text.
+
+    Args:
+        changed: field ``changed`` of each plan, or of each run of a seal.
+    """
+    return any(TEXT_LEFT_OUT in counts for counts in changed)
+
+
+def refuse_mix(door: str, left: bool, right: bool, left_url: str, right_url: str) -> None:
+    """Refuse to unite a cache without text (True) and one with it: readers would lack text.
+
+    Raises:
+        MismatchError: says which is which.
+    """
+    if left == right:
+        return
+    without, whole = (left_url, right_url) if left else (right_url, left_url)
+    raise MismatchError(
+        f"{door}: {without} was shared without the text of its samples (push --keys-only), and "
+        f"{whole} holds text. United, some records of one would stand for those of the other: keep "
+        "them in two places"
+    )
 
 
 def with_text(url: str, key: bytes, input_ids: Int32, texts: Texts | None) -> Int32:

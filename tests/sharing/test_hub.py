@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -16,10 +17,13 @@ from tiny import Ran
 
 import cachekd as package
 from cachekd.errors import CachekdError, ConfigError, MismatchError, StoreError
+from cachekd.store.io import Location
+from cachekd.store.layout import dump_document
+from cachekd.store.seal import seal
 from cachekd.store.verify import verify
 
 from .conftest import Maker, rows_of
-from .transfers import bytes_of, send
+from .transfers import HEAD, bytes_of, fetch, send
 
 REPO = "team/news"
 URL = f"hf://datasets/{REPO}"
@@ -160,3 +164,47 @@ def test_what_the_hub_refuses_is_told(
 def test_a_url_that_names_no_dataset_is_refused(shared: Path, cachekd: Callable[..., Ran]) -> None:
     ran = cachekd("push", shared, "hf://team/news")
     assert ran.code == 2 and "hf://datasets/OWNER/NAME" in ran.err
+
+
+def test_a_repo_takes_a_cache_without_text(hub: FakeHub, shared: Path, tmp_path: Path) -> None:
+    send(shared, URL, keys_only=True)
+    theirs = package.open_cache(str(hub.folder(REPO, tmp_path / "snapshot")))
+    mine = package.open_cache(str(shared))
+    assert theirs.sample_ids == mine.sample_ids and theirs.root != mine.root
+    tails = np.concatenate([record.logits.tail for record in mine]).astype(np.float64)
+    card = (tmp_path / "snapshot" / "README.md").read_text()
+    told = re.search(r"head, mean of 12 records \| ([0-9.]+)", card)
+    assert told is not None and abs(float(told[1]) - -np.expm1(tails).mean()) < 1e-4
+    assert not verify(str(tmp_path / "snapshot")).problems
+    with pytest.raises(MismatchError, match="without the text"):
+        send(shared, URL)
+
+
+def test_text_that_lies_in_a_repo_unsealed_is_refused(
+    hub: FakeHub, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as within:
+        within.setattr("cachekd.sharing.hub._seal", lambda *_: pytest.fail("cut off"))
+        with pytest.raises(pytest.fail.Exception, match="cut off"):
+            send(shared, URL)
+    commits = len(hub.repos[REPO])
+    with pytest.raises(ConfigError, match="takes nothing away"):
+        send(shared, URL, keys_only=True)
+    assert len(hub.repos[REPO]) == commits
+
+
+def test_a_second_producer_of_the_same_records_changes_nothing(
+    hub: FakeHub, shared: Path, make_cache: Maker, tmp_path: Path
+) -> None:
+    make_cache(tmp_path / "again", rows_of(12), domain_column="domain", sort_window=1)
+    for path in (tmp_path / "again" / "units").iterdir():  # made by another host
+        document = json.loads(path.read_bytes())
+        own = {key: value for key, value in document.items() if key not in HEAD}
+        path.write_bytes(dump_document("unit", {**own, "made": {"host": "another"}}))
+    (tmp_path / "again" / "manifest-1.json").unlink()
+    assert seal(Location(str(tmp_path / "again"))).root == package.open_cache(str(shared)).root
+    send(shared, URL)
+    report = send(tmp_path / "again", URL)
+    assert report["files_moved"] == 0
+    assert not verify(str(hub.folder(REPO, tmp_path / "snapshot"))).problems
+    fetch(tmp_path / "snapshot", tmp_path / "back")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import Family, Ran, write_rows
@@ -12,9 +14,10 @@ from tiny import Family, Ran, write_rows
 import cachekd as package
 from cachekd.sharing import catalogue, listed
 from cachekd.store.io import Location
+from cachekd.store.layout import dump_document
 
 from .conftest import Maker, rows_of
-from .transfers import send
+from .transfers import HEAD, send
 
 Run = Callable[..., Ran]
 
@@ -100,3 +103,58 @@ def test_a_sketch_tells_about_the_share(team: Path, monkeypatch: pytest.MonkeyPa
 def test_a_place_without_caches_says_so(cachekd: Run, tmp_path: Path) -> None:
     ran = cachekd("ls", tmp_path)
     assert ran.code == 0 and "no sealed cache" in ran.out
+
+
+def test_a_cache_in_the_place_of_another_has_its_own_entry(
+    team: Path, shared: Path, tmp_path: Path
+) -> None:
+    """Both have generation 1, so that their roots tell which of them lies there."""
+    few = {path: path.read_bytes() for path in (team / "catalogue").iterdir()}
+    few = {path: data for path, data in few.items() if json.loads(data)["folder"] == "few"}
+    shutil.rmtree(team / "few")
+    send(shared, team / "few")
+    assert len(list((team / "catalogue").iterdir())) == 2, "the old entry went"
+    for path, data in few.items():
+        path.write_bytes(data)  # as when two pushes pass each other
+    found, problems = catalogue.entries(Location(str(team)))
+    root = package.open_cache(str(shared)).root
+    assert {entry.folder: entry.root for entry in found} == {"few": root, "news": root}
+    assert not problems
+
+
+@pytest.mark.parametrize(
+    ("altered", "told"),
+    [({"totals": {}}, "lack samples"), ({"totals": {"samples": 1, "tokens": 1}}, "lack bytes")],
+)
+def test_an_entry_that_lacks_counts_is_told_and_left_out(
+    team: Path, cachekd: Run, altered: dict[str, object], told: str
+) -> None:
+    alter(team, altered)
+    ran = cachekd("ls", team, "--json")
+    assert ran.code == 0, ran.err
+    assert {one["cache"]: one["samples"] for one in ran.json["caches"]} == {"few": 4, "news": 12}
+    assert [told in problem for problem in ran.json["left_out"]] == [True]
+
+
+@pytest.mark.parametrize("clock", ["yesterday", 5, None])
+def test_an_entry_with_a_bad_clock_is_not_counted(
+    team: Path, cachekd: Run, family: Family, tmp_path: Path, clock: object
+) -> None:
+    alter(team, {"provenance": {**alter(team, {})["provenance"], "clock": clock}})
+    data = write_rows(tmp_path / "mine.jsonl", rows_of(4))
+    ran = cachekd("ls", team, "--json", "--data", data, "--tokenizer", family.teacher)
+    assert ran.code == 0, ran.err
+    by_name = {one["cache"]: one for one in ran.json["caches"]}
+    assert "how rows became tokens" in by_name["news"]["not_counted"]
+    assert by_name["few"]["covered"] == 0.0
+
+
+def alter(team: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """The entry of one cache with other values, its checksum right."""
+    for path in (team / "catalogue").iterdir():
+        document = json.loads(path.read_bytes())
+        if document["folder"] == "news":
+            own = {key: value for key, value in document.items() if key not in HEAD}
+            path.write_bytes(dump_document("catalogue", {**own, **fields}))
+            return own
+    raise AssertionError("it has an entry")

@@ -15,6 +15,7 @@ from tiny import Ran
 import cachekd as package
 from cachekd.errors import CorruptCache
 from cachekd.store.merge import merge
+from cachekd.store.recode import recode
 from cachekd.store.verify import verify
 
 from .conftest import Maker, rows_of
@@ -40,6 +41,16 @@ def test_shards_are_copied_byte_for_byte(shared: Path, make_cache: Maker, tmp_pa
             np.testing.assert_array_equal(met.logits.tail, record.logits.tail)
             np.testing.assert_array_equal(met.logits.logprobs, record.logits.logprobs)
     assert not verify(str(both)).problems
+
+
+def test_shards_of_units_that_are_there_already_are_not_copied(
+    cache: Path, shared: Path, tmp_path: Path
+) -> None:
+    """The same plan, captured with other bytes."""
+    recode([str(shared)], str(tmp_path / "other"))
+    before = bytes_of(cache)
+    merge([str(tmp_path / "other")], str(cache))
+    assert bytes_of(cache) == before
 
 
 def test_a_cache_into_itself_and_again_changes_nothing(cache: Path, shared: Path) -> None:

@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from tiny import Ran, write_rows
 
 import cachekd as package
+from cachekd.sharing.content import part_of, sealed_content
+from cachekd.sharing.copier import Copier
+from cachekd.store.io import Location
+from cachekd.store.merge import merge
+from cachekd.store.state import load_unit
 from cachekd.store.verify import verify
 
 from .conftest import Maker, rows_of
@@ -54,6 +60,60 @@ def test_a_part_by_the_rows_of_a_file(
     assert (ran.json["records_wanted"], ran.json["records_found"]) == (2, 2)
     assert ran.json["shards"] <= 2
     assert cachekd("verify", tmp_path / "part").code == 0
+
+
+def test_of_a_part_only_its_own_commit_records_are_read(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = Location.read
+
+    def read(place: Location, name: str, most: int | None = None) -> bytes:
+        if place.url.endswith("/news") and name.startswith("units/"):
+            asked.append(name)
+        return real(place, name, most)
+
+    send(shared, f"memory://{tmp_path}/team/news")
+    monkeypatch.setattr(Location, "read", read)
+    report = fetch(f"memory://{tmp_path}/team/news", tmp_path / "part", fraction=0.2, seed=1)
+    units = list((tmp_path / "part" / "units").iterdir())
+    assert report["shards"] == len(units) < report["shards_of"]
+    assert {Path(name).name for name in asked} == {path.name for path in units}
+
+
+def test_a_shard_that_nobody_reads_from_comes_with_its_record(
+    shared: Path, make_cache: Maker, tmp_path: Path
+) -> None:
+    """In a union of two captures of the same rows one shard of each key is in force."""
+    make_cache(tmp_path / "other", rows_of(12), domain_column="domain", unit_tokens=10_000)
+    merge([str(shared), str(tmp_path / "other")], str(tmp_path / "both"))
+    whole = sealed_content(Location(str(tmp_path / "both")))
+    index = whole.index()
+    read = {index.shards[int(shard)] for shard in index.shards_of(index.keys)}
+    unread = whole.manifest.shards.keys() - read
+    assert unread
+    copier = Copier(whole.location, whole.location, 1)
+    for shards in (unread, whole.manifest.shards.keys(), {min(unread), min(read)}):
+        part = part_of(whole, shards, {}, copier.read_all)
+        named = [name for name in part.documents if name.startswith("units/")]
+        records = [load_unit(name, whole.location.read(name)) for name in named]
+        assert {record.shard.digest for record in records} == set(shards)
+
+
+def test_rows_that_cannot_be_used_are_counted(
+    shared: Path, family: Any, tmp_path: Path, cachekd: Callable[..., Ran]
+) -> None:
+    bad = [{"instruction": "x", "output": None}] * 5
+    data = write_rows(tmp_path / "mine.jsonl", [*rows_of(2), *bad])
+    send(shared, tmp_path / "team" / "news")
+    asked = ("--json", "--tokenizer", family.teacher)
+    part = cachekd("pull", shared, tmp_path / "part", "--keys-from", data, *asked)
+    assert part.code == 0, part.err
+    assert (part.json["records_wanted"], part.json["rows_skipped"]) == (2, 5)
+    (line,) = cachekd("ls", tmp_path / "team", "--data", data, *asked).json["caches"]
+    assert (line["covered"], line["rows_skipped"]) == (1.0, 5)
+    table = cachekd("ls", tmp_path / "team", "--data", data, *asked[1:]).out
+    assert "100.0 % (without 5 rows" in table
 
 
 def test_attention_travels_beside_its_logits(attentive: Path, tmp_path: Path) -> None:

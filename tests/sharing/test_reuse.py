@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ from tiny import Family, Ran, write_rows
 
 import cachekd as package
 from cachekd.errors import CacheNotFound, ConfigError
+from cachekd.sharing import copier
+from cachekd.sharing import reuse as reusing
 from cachekd.sharing.content import sealed_content
 from cachekd.store.io import Location
+from cachekd.store.listing import Entry
 from cachekd.store.merge import merge
 from cachekd.store.verify import verify
 from cachekd.types import TopKLogits
@@ -51,6 +54,44 @@ def test_only_the_rest_is_scored(shared: Path, make_cache: Maker, tmp_path: Path
     make_cache(tmp_path / "alone", rows)
     same(tmp_path / "mine", tmp_path / "alone")
     assert not verify(str(tmp_path / "mine")).problems
+
+
+def test_records_without_text_get_that_of_the_run(
+    shared: Path, make_cache: Maker, tmp_path: Path
+) -> None:
+    send(shared, tmp_path / "bare", keys_only=True)
+    rows = [*rows_of(12)[2:10], *rows_of(16)[12:]]
+    made = make_cache(tmp_path / "mine", rows, reuse=str(tmp_path / "bare"))
+    assert (made["records_reused"], made["documents_to_score"]) == (8, 4)
+    make_cache(tmp_path / "alone", rows)
+    same(tmp_path / "mine", tmp_path / "alone")
+    assert not verify(str(tmp_path / "mine")).problems
+
+
+def test_folders_are_listed_once_whatever_the_number_of_shards(
+    shared: Path, make_cache: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    real = copier.listings
+
+    def listings(location: Location, folders: Iterable[str]) -> dict[str, Entry]:
+        named = list(folders)
+        seen.extend(named)
+        return real(location, named)
+
+    monkeypatch.setattr(copier, "listings", listings)
+    made = make_cache(tmp_path / "mine", rows_of(12), reuse=str(shared))
+    assert made["records_reused"] == 12 and made["shards"] > 3
+    assert max(map(seen.count, seen)) == 2, "before the copy, and after it"
+
+
+def test_another_cache_that_came_meanwhile_is_not_taken(
+    shared: Path, make_cache: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reusing, "caches_of", lambda url, identity: [Location(url)])
+    made = make_cache(tmp_path / "mine", rows_of(2), reuse=str(shared), logits_top_k=4)
+    assert made["records_reused"] == 0 and made["documents_to_score"] == 2
+    assert len(list((tmp_path / "mine" / "logits").glob("*.parquet"))) == made["shards"]
 
 
 def test_when_all_is_there_no_teacher_is_loaded(

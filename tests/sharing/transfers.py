@@ -9,6 +9,8 @@ from cachekd.sharing.pull import pull
 from cachekd.sharing.push import push
 from cachekd.store.io import Location
 
+HEAD = ("format", "version", "checksum")  # what every document has beside its own fields
+
 
 def bytes_of(url: object) -> dict[str, bytes]:
     """Every file of a cache but what a push makes for itself."""
