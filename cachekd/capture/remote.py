@@ -17,11 +17,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cachekd.capture.documents import Documents, ResponseRows
+from cachekd.capture.identify import bare_identity
 from cachekd.capture.job import Job
 from cachekd.capture.trial import learn
 from cachekd.capture.worker import UnitWorker, attending, load_teacher
 from cachekd.codecs._priors import Prior
 from cachekd.config import PrecomputeConfig
+from cachekd.data.digests import differences
 from cachekd.data.packed import Keys, Packed, Places
 from cachekd.data.spool import SpooledFiles
 from cachekd.engines._writers import OwnProcess
@@ -32,6 +34,7 @@ from cachekd.store.io import Location
 from cachekd.store.layout import plan_name
 from cachekd.store.plan import load_plan
 from cachekd.store.settings import using
+from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.teachers import Teacher, TeacherFacts
 from cachekd.types import Int64, Sample
 
@@ -205,19 +208,26 @@ class SentWorker:
 
 
 def _own_facts(opening: Opening) -> TeacherFacts:
-    """Who the teacher is here.
+    """Who the teacher is here, whose identity must be the run's: all that a source id is made of.
 
     Raises:
-        MismatchError: not the one that the run was begun with.
+        MismatchError: it is another; each field that differs is named.
     """
-    found: TeacherFacts = find("teachers", opening.config.backend).identify(opening.config)
-    for name in ("weights", "adapter", "code", "dtype"):
-        expected, own = getattr(opening.facts, name), getattr(found, name)
-        if expected != own:
-            raise MismatchError(
-                f"{platform.node()}: the teacher {opening.config.teacher} has other {name} here: "
-                f"expected {expected}, found {own}. Give all machines the same files"
-            )
+    config = opening.config
+    found: TeacherFacts = find("teachers", config.backend).identify(config)
+    own = bare_identity(config, found, tokenizer_facts(found.tokenizer_folder))
+    run = opening.identity
+    lines = differences(
+        {"source": run.source, "capture": run.capture},
+        {"source": own.source, "capture": own.capture},
+    )
+    if lines:
+        raise MismatchError(
+            f"{platform.node()}: the teacher {config.teacher} is another here than that of this "
+            "run. They differ in (this run / here):\n  "
+            + "\n  ".join(lines)
+            + "\nGive all machines the same files"
+        )
     return found
 
 
