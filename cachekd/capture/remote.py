@@ -26,6 +26,7 @@ from cachekd.config import PrecomputeConfig
 from cachekd.data.digests import differences
 from cachekd.data.packed import Keys, Packed, Places
 from cachekd.data.spool import SpooledFiles
+from cachekd.engines import Told
 from cachekd.engines._writers import OwnProcess
 from cachekd.errors import MismatchError, StoreError
 from cachekd.plugins import find
@@ -33,6 +34,7 @@ from cachekd.store.identity import Identity
 from cachekd.store.io import Location
 from cachekd.store.layout import plan_name
 from cachekd.store.plan import load_plan
+from cachekd.store.retries import counted, since
 from cachekd.store.settings import using
 from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.teachers import Teacher, TeacherFacts
@@ -152,6 +154,7 @@ class SentWorker:
     """See `cachekd.engines.RemoteWorker`; it loads its teacher once, when it is first needed."""
 
     def __init__(self) -> None:
+        self._counted = counted()
         self._held: tuple[TeacherFacts, Documents, Teacher] | None = None
         self._job: Job | None = None
         self._worker: UnitWorker | None = None
@@ -191,12 +194,13 @@ class SentWorker:
             self._worker = UnitWorker(teacher, writers, lambda: False, lambda _: None)
         self._worker.begin(job)
 
-    def do(self, number: int, samples: Samples) -> list[str]:
-        """Score and commit a unit; warnings that were logged meanwhile."""
+    def do(self, number: int, samples: Samples) -> Told:
+        """Score and commit a unit; what is told also holds what went wrong before the first."""
         assert self._job is not None and self._worker is not None, "begun before the first unit"
-        with _warnings() as told, _at_hand(self._job, samples):
+        with _warnings() as warnings, _at_hand(self._job, samples):
             self._worker.do(number)
-        return told
+        happened, self._counted = since(self._counted), counted()
+        return Told(warnings=warnings, happened=happened)
 
     def _loaded(self, opening: Opening) -> tuple[Job, Teacher]:
         if self._held is None:

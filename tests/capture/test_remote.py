@@ -13,8 +13,10 @@ from tiny import Family, chat_rows, write_rows
 
 from cachekd import PrecomputeConfig
 from cachekd.capture.prepare import prepare_job
-from cachekd.capture.remote import Opening, SentWorker, opening_of
+from cachekd.capture.remote import Opening, SentWorker, opening_of, samples_of
+from cachekd.capture.scoring import write_plan
 from cachekd.errors import MismatchError
+from cachekd.store.retries import count
 
 
 @pytest.fixture
@@ -76,3 +78,19 @@ def test_what_says_only_how_a_teacher_was_saved_may_differ(opening: Opening) -> 
     folder = Path(opening.config.teacher)
     change(folder / "config.json", lambda value: value.update(transformers_version="4.0.0"))
     SentWorker().load(opening)
+
+
+def test_what_networks_did_is_told_with_the_next_unit(opening: Opening) -> None:
+    """Also what was before the first unit, and in one that failed."""
+    job = prepare_job(opening.config)
+    write_plan(job)
+    opening = opening_of(job)
+    worker = SentWorker()
+    worker.begin(opening)
+    count("retries", 2)
+    with pytest.raises(KeyError):
+        worker.do(0, {})
+    count("retries")
+    told = worker.do(0, samples_of(job, [0]))
+    assert told.happened == {"retries": 3} and not told.warnings
+    assert worker.do(0, samples_of(job, [0])).happened == {}
