@@ -155,6 +155,7 @@ class SentWorker:
 
     def __init__(self) -> None:
         self._counted = counted()
+        self._warnings: list[str] = []  # not told yet
         self._held: tuple[TeacherFacts, Documents, Teacher] | None = None
         self._job: Job | None = None
         self._worker: UnitWorker | None = None
@@ -166,7 +167,7 @@ class SentWorker:
     def try_teacher(self, opening: Opening, samples: Samples, units: Sequence[int]) -> Prior | None:
         """What is learned of these units, whose samples these are (errors of `learn`)."""
         job, teacher = self._loaded(opening)
-        with _at_hand(job, samples):
+        with _warnings(self._warnings), _at_hand(job, samples):
             self._job, prior = learn(
                 job, teacher, units, stop_asked=lambda: False, scored=lambda _: None
             )
@@ -197,8 +198,9 @@ class SentWorker:
     def do(self, number: int, samples: Samples) -> Told:
         """Score and commit a unit; what is told also holds what went wrong before the first."""
         assert self._job is not None and self._worker is not None, "begun before the first unit"
-        with _warnings() as warnings, _at_hand(self._job, samples):
+        with _warnings(self._warnings), _at_hand(self._job, samples):
             self._worker.do(number)
+        warnings, self._warnings = self._warnings, []
         happened, self._counted = since(self._counted), counted()
         return Told(warnings=warnings, happened=happened)
 
@@ -206,7 +208,8 @@ class SentWorker:
         if self._held is None:
             facts, documents = _own_facts(opening), _documents(opening)
             job = _job(opening, facts, documents)
-            self._held = facts, documents, attending(job, load_teacher(job))
+            with _warnings(self._warnings):
+                self._held = facts, documents, attending(job, load_teacher(job))
         facts, documents, teacher = self._held
         return _job(opening, facts, documents), teacher
 
@@ -248,14 +251,13 @@ def _at_hand(job: Job, samples: Samples) -> Iterator[None]:
 
 
 @contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """Warnings of cachekd that are logged within: nobody reads the log of this process."""
-    told: list[str] = []
+def _warnings(told: list[str]) -> Iterator[None]:
+    """Add the warnings of cachekd that are logged within: nobody reads the log of this process."""
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
     log = logging.getLogger("cachekd")
     log.addHandler(handler)
     try:
-        yield told
+        yield
     finally:
         log.removeHandler(handler)

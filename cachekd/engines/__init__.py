@@ -56,8 +56,8 @@ class Told:
     """What a remote worker tells with each unit that it committed.
 
     Attributes:
-        warnings: that were logged meanwhile.
-        happened: what networks did since it told last, as `cachekd.store.retries` counts it.
+        warnings: that were logged since it told last, or since it began to load its teacher.
+        happened: what networks did in that time, as `cachekd.store.retries` counts it.
     """
 
     warnings: Sequence[str]

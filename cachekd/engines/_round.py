@@ -44,6 +44,7 @@ class Round:
         self._later: deque[int] = deque()  # those to be tried again, and those that others have
         self._tries: Counter[int] = Counter()
         self._failed: dict[int, str] = {}  # and not done since
+        self._warned: set[str] = set()
         self._given_up: Exception | None = None  # why no place is left
         self._beginning: dict[Any, Slot] = {}
         self._working: dict[Any, tuple[Slot, int]] = {}
@@ -146,7 +147,9 @@ class Round:
         self._pace = max(self._pace, seconds / self._tokens[number])
         self._orders.scored(self._tokens[number])
         for warning in told.warnings:
-            _log.warning("%s", warning)
+            if warning not in self._warned:  # each actor says what concerns the teacher
+                _log.warning("%s", warning)
+        self._warned.update(told.warnings)
         for kind, times in told.happened.items():
             count(kind, times)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +13,14 @@ import pytest
 from tiny import Family, chat_rows, write_rows
 
 from cachekd import PrecomputeConfig
+from cachekd.capture import remote
+from cachekd.capture.job import Job
 from cachekd.capture.prepare import prepare_job
 from cachekd.capture.remote import Opening, SentWorker, opening_of, samples_of
 from cachekd.capture.scoring import write_plan
 from cachekd.errors import MismatchError
 from cachekd.store.retries import count
+from cachekd.teachers import Teacher
 
 
 @pytest.fixture
@@ -80,8 +84,17 @@ def test_what_says_only_how_a_teacher_was_saved_may_differ(opening: Opening) -> 
     SentWorker().load(opening)
 
 
-def test_what_networks_did_is_told_with_the_next_unit(opening: Opening) -> None:
+def test_what_happened_is_told_with_the_next_unit(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also what was before the first unit, and in one that failed."""
+    log, load = logging.getLogger("cachekd.teachers.made_up"), remote.load_teacher
+
+    def warned(job: Job) -> Teacher:
+        log.warning("logits of whole %s are made", "batches")
+        return load(job)
+
+    monkeypatch.setattr(remote, "load_teacher", warned)
     job = prepare_job(opening.config)
     write_plan(job)
     opening = opening_of(job)
@@ -92,5 +105,7 @@ def test_what_networks_did_is_told_with_the_next_unit(opening: Opening) -> None:
         worker.do(0, {})
     count("retries")
     told = worker.do(0, samples_of(job, [0]))
-    assert told.happened == {"retries": 3} and not told.warnings
-    assert worker.do(0, samples_of(job, [0])).happened == {}
+    assert told.happened == {"retries": 3}
+    assert told.warnings == ["logits of whole batches are made"]
+    told = worker.do(0, samples_of(job, [0]))
+    assert not told.happened and not told.warnings

@@ -39,7 +39,7 @@ class Hand:
 
     def do(self, number: int, _: Any) -> Told:
         self._done.append(number)
-        return Told(warnings=(), happened={"retries": number})
+        return Told(warnings=["of the teacher"], happened={"retries": number})
 
 
 def run(
@@ -130,10 +130,12 @@ def test_a_unit_that_failed_here_and_was_done_elsewhere_is_not_named() -> None:
     assert not outcome.failed and not outcome.left
 
 
-def test_what_networks_did_in_actors_is_counted_here() -> None:
+def test_what_happened_in_actors_is_told_here(caplog: pytest.LogCaptureFixture) -> None:
+    """Counts are added up; what all actors warn of is said once."""
     before = counted()
-    _, done = run(at([]))
+    _, done = run(at([]), 3)
     assert since(before) == {"retries": sum(done)}
+    assert [record.getMessage() for record in caplog.records] == ["of the teacher"]
 
 
 @pytest.fixture
@@ -168,13 +170,13 @@ def test_a_run_names_units_that_kill_and_goes_on_when_they_no_longer_do(
         capture("ray", engine="ray")
     told = str(stopped.value).splitlines()
     assert len(told) == 2 and told[1].startswith("unit 2: ") and told[1].endswith("(1 try)")
-    fake.dies = at([2, 4, 6])
+    fake.dies = at([2, 6, 8])
     with pytest.raises(Incomplete) as stopped:
         capture("ray", engine="ray")
     told = str(stopped.value).splitlines()
     units = len(list((tmp_path / "ray" / "units").iterdir()))
     assert told[0].startswith(f"3 units failed each time they were tried: {units} of {units + 3} ")
-    assert [line.split(":")[0] for line in told[1:]] == ["unit 2", "unit 4", "unit 6"]
+    assert [line.split(":")[0] for line in told[1:]] == ["unit 2", "unit 6", "unit 8"]
     assert all(line.endswith("(3 tries)") for line in told[1:])
     fake.dies = at([])
     assert capture("ray", engine="ray")["root"] == capture("local")["root"]
