@@ -17,13 +17,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cachekd.capture.documents import Documents, ResponseRows
+from cachekd.capture.identify import bare_identity
 from cachekd.capture.job import Job
 from cachekd.capture.trial import learn
 from cachekd.capture.worker import UnitWorker, attending, load_teacher
 from cachekd.codecs._priors import Prior
 from cachekd.config import PrecomputeConfig
+from cachekd.data.digests import differences
 from cachekd.data.packed import Keys, Packed, Places
 from cachekd.data.spool import SpooledFiles
+from cachekd.engines import Told
 from cachekd.engines._writers import OwnProcess
 from cachekd.errors import MismatchError, StoreError
 from cachekd.plugins import find
@@ -31,7 +34,9 @@ from cachekd.store.identity import Identity
 from cachekd.store.io import Location
 from cachekd.store.layout import plan_name
 from cachekd.store.plan import load_plan
+from cachekd.store.retries import counted, since
 from cachekd.store.settings import using
+from cachekd.store.tokenizer import tokenizer_facts
 from cachekd.teachers import Teacher, TeacherFacts
 from cachekd.types import Int64, Sample
 
@@ -149,6 +154,8 @@ class SentWorker:
     """See `cachekd.engines.RemoteWorker`; it loads its teacher once, when it is first needed."""
 
     def __init__(self) -> None:
+        self._counted = counted()
+        self._warnings: list[str] = []  # not told yet
         self._held: tuple[TeacherFacts, Documents, Teacher] | None = None
         self._job: Job | None = None
         self._worker: UnitWorker | None = None
@@ -160,7 +167,7 @@ class SentWorker:
     def try_teacher(self, opening: Opening, samples: Samples, units: Sequence[int]) -> Prior | None:
         """What is learned of these units, whose samples these are (errors of `learn`)."""
         job, teacher = self._loaded(opening)
-        with _at_hand(job, samples):
+        with _warnings(self._warnings), _at_hand(job, samples):
             self._job, prior = learn(
                 job, teacher, units, stop_asked=lambda: False, scored=lambda _: None
             )
@@ -188,36 +195,46 @@ class SentWorker:
             self._worker = UnitWorker(teacher, writers, lambda: False, lambda _: None)
         self._worker.begin(job)
 
-    def do(self, number: int, samples: Samples) -> list[str]:
-        """Score and commit a unit; warnings that were logged meanwhile."""
+    def do(self, number: int, samples: Samples) -> Told:
+        """Score and commit a unit; what is told also holds what went wrong before the first."""
         assert self._job is not None and self._worker is not None, "begun before the first unit"
-        with _warnings() as told, _at_hand(self._job, samples):
+        with _warnings(self._warnings), _at_hand(self._job, samples):
             self._worker.do(number)
-        return told
+        warnings, self._warnings = self._warnings, []
+        happened, self._counted = since(self._counted), counted()
+        return Told(warnings=warnings, happened=happened)
 
     def _loaded(self, opening: Opening) -> tuple[Job, Teacher]:
         if self._held is None:
             facts, documents = _own_facts(opening), _documents(opening)
             job = _job(opening, facts, documents)
-            self._held = facts, documents, attending(job, load_teacher(job))
+            with _warnings(self._warnings):
+                self._held = facts, documents, attending(job, load_teacher(job))
         facts, documents, teacher = self._held
         return _job(opening, facts, documents), teacher
 
 
 def _own_facts(opening: Opening) -> TeacherFacts:
-    """Who the teacher is here.
+    """Who the teacher is here, whose identity must be the run's: all that a source id is made of.
 
     Raises:
-        MismatchError: not the one that the run was begun with.
+        MismatchError: it is another; each field that differs is named.
     """
-    found: TeacherFacts = find("teachers", opening.config.backend).identify(opening.config)
-    for name in ("weights", "adapter", "code", "dtype"):
-        expected, own = getattr(opening.facts, name), getattr(found, name)
-        if expected != own:
-            raise MismatchError(
-                f"{platform.node()}: the teacher {opening.config.teacher} has other {name} here: "
-                f"expected {expected}, found {own}. Give all machines the same files"
-            )
+    config = opening.config
+    found: TeacherFacts = find("teachers", config.backend).identify(config)
+    own = bare_identity(config, found, tokenizer_facts(found.tokenizer_folder))
+    run = opening.identity
+    lines = differences(
+        {"source": run.source, "capture": run.capture},
+        {"source": own.source, "capture": own.capture},
+    )
+    if lines:
+        raise MismatchError(
+            f"{platform.node()}: the teacher {config.teacher} is another here than that of this "
+            "run. They differ in (this run / here):\n  "
+            + "\n  ".join(lines)
+            + "\nGive all machines the same files"
+        )
     return found
 
 
@@ -234,14 +251,13 @@ def _at_hand(job: Job, samples: Samples) -> Iterator[None]:
 
 
 @contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """Warnings of cachekd that are logged within: nobody reads the log of this process."""
-    told: list[str] = []
+def _warnings(told: list[str]) -> Iterator[None]:
+    """Add the warnings of cachekd that are logged within: nobody reads the log of this process."""
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
     log = logging.getLogger("cachekd")
     log.addHandler(handler)
     try:
-        yield told
+        yield
     finally:
         log.removeHandler(handler)

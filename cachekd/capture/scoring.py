@@ -17,7 +17,7 @@ from cachekd.capture.meter import Meter, Show
 from cachekd.capture.together import Division, agree, others_left, write_first
 from cachekd.capture.worker import UnitWorker, worker_here
 from cachekd.codecs._priors import Prior
-from cachekd.engines import Crew, Engine, Orders
+from cachekd.engines import Crew, Engine, Orders, Outcome
 from cachekd.engines._ranks import Share, tell
 from cachekd.errors import Incomplete
 from cachekd.signals import StopFlag, stop_on_signals
@@ -115,7 +115,7 @@ def _score(
     try:
         job = agree(job, claims, meter, make)
     except Incomplete:
-        raise _incomplete(job, meter.flag) from None
+        raise _incomplete(job, meter.flag, Outcome(left=len(job.todo))) from None
     todo = frozenset(job.todo)
     outcome = crew.run(
         job,
@@ -127,10 +127,8 @@ def _score(
             scored=meter.scored,
         ),
     )
-    if outcome.left:
-        raise _incomplete(job, meter.flag)
-    if outcome.failed:
-        raise _failed(job, outcome.failed)
+    if outcome.left or outcome.failed:
+        raise _incomplete(job, meter.flag, outcome)
     seconds = meter.seconds()
     rate = meter.total / max(seconds, 1e-9)
     told = {"score_seconds": seconds, "tokens_per_second": rate}
@@ -142,18 +140,19 @@ def _left_to_others(job: Job) -> dict[str, Any]:
     return {"units_left_to_others": left} if left else {}
 
 
-def _incomplete(job: Job, flag: StopFlag) -> Incomplete:
-    why = "by a signal" if flag.asked else f"before --max-hours {job.config.max_hours}"
-    return Incomplete(f"stopped {why}: {_committed(job)}. Run the same command again to continue")
-
-
-def _failed(job: Job, failed: Any) -> Incomplete:
+def _incomplete(job: Job, flag: StopFlag, outcome: Outcome) -> Incomplete:
+    """Why units are left, and which ones failed, whatever else ended the run."""
+    failed, reasons = outcome.failed, []
+    if outcome.left:
+        asked = "by a signal" if flag.asked else f"before --max-hours {job.config.max_hours}"
+        reasons.append(f"stopped {f'as {outcome.ended}' if outcome.ended else asked}")
+    if failed:
+        units = "1 unit failed each time it was" if len(failed) == 1 else ""
+        reasons.append(f"{units or f'{len(failed)} units failed each time they were'} tried")
     named = [f"unit {number}: {why}" for number, why in sorted(failed.items())]
-    more = f"\n... and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-    return Incomplete(
-        f"{len(failed)} units failed each time they were tried; {_committed(job)}. Run the same "
-        "command again to try them once more:\n" + "\n".join(named[:_NAMED]) + more
-    )
+    more = [f"... and {len(named) - _NAMED} more"] if len(named) > _NAMED else []
+    first = f"{'; '.join(reasons)}: {_committed(job)}. Run the same command again to continue"
+    return Incomplete("\n".join([first + (":" if named else ""), *named[:_NAMED], *more]))
 
 
 def _committed(job: Job) -> str:

@@ -40,12 +40,28 @@ class Outcome:
     """What became of the units.
 
     Attributes:
-        left: units that were not done because an end was asked for.
-        failed: units that failed as often as they may, each with its last error.
+        left: how many units wait that might be begun.
+        failed: units that were tried and failed each time, with the last error; where an end came
+            first, some may be tried again and are among those left too.
+        ended: why no worker is left, where that is why units are; else empty.
     """
 
     left: int = 0
     failed: Mapping[int, str] = field(default_factory=dict)
+    ended: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a remote worker tells with each unit that it committed.
+
+    Attributes:
+        warnings: that were logged since it told last, or since it began to load its teacher.
+        happened: what networks did in that time, as `cachekd.store.retries` counts it.
+    """
+
+    warnings: Sequence[str]
+    happened: Mapping[str, int]
 
 
 class Crew(Protocol):
@@ -99,8 +115,8 @@ class RemoteWorker(Protocol):
     def begin(self, opening: Any) -> None:
         """Take units of this job from now on."""
 
-    def do(self, number: int, samples: Any) -> Sequence[str]:
-        """Score and commit a unit; warnings that were logged meanwhile."""
+    def do(self, number: int, samples: Any) -> Told:
+        """Score and commit a unit."""
 
 
 class Kit(Protocol):

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cachekd.engines import RemoteWorker
+from cachekd.engines import RemoteWorker, Told
 from cachekd.engines._cluster import Room
 from cachekd.errors import CachekdError, WorkerError
 
 PLACED_SECONDS = 300.0  # a node may have to be started first
-_MOST_DEATHS = 6  # in a row, of the actors of one slot
+_MOST_DEATHS = 6  # in a row, of the actors of one slot, or as many as it did units
 
 
 class UnitActor:
@@ -39,18 +39,31 @@ class UnitActor:
         """See `RemoteWorker`."""
         self._worker.begin(opening)
 
-    def do(self, number: int, samples: Any) -> Sequence[str]:
+    def do(self, number: int, samples: Any) -> Told:
         """See `RemoteWorker`."""
         return self._worker.do(number, samples)
 
 
 @dataclass(slots=True)
 class Slot:
-    """A place for an actor, and how many of its actors died in a row."""
+    """A place for an actor.
+
+    Attributes:
+        actor: the one that has it now.
+        placed: an answer that comes when that one has found its place.
+        deaths: of actors in a row that may be the fault of the place.
+        done: units that its actors committed.
+    """
 
     actor: Any
-    placed: Any = None  # an answer that comes when it has found its place
+    placed: Any = None
     deaths: int = 0
+    done: int = 0
+
+    @property
+    def most_deaths(self) -> int:
+        """Deaths in a row with which it is given up; they cost no more than what was done."""
+        return max(_MOST_DEATHS, self.done)
 
 
 class Actors:
@@ -77,14 +90,19 @@ class Actors:
         for slot in self.slots:
             self.ray.kill(slot.actor)
 
-    def replace(self, slot: Slot, error: Exception) -> None:
+    def replace(self, slot: Slot, error: Exception, *, blamed: bool = True) -> None:
         """Another actor in the place of one that died.
+
+        Args:
+            slot: the place.
+            error: how the actor's end was told.
+            blamed: whether it may be the fault of the place.
 
         Raises:
             WorkerError: too many died in a row.
         """
-        slot.deaths += 1
-        if slot.deaths >= _MOST_DEATHS:
+        slot.deaths += blamed
+        if slot.deaths >= slot.most_deaths:
             raise WorkerError(f"{slot.deaths} actors died one after another: {short(error)}")
         self.ray.kill(slot.actor)
         slot.actor, slot.placed = self._start(), None

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from cachekd.data.alignment import LossMask, response_rows, trained_rows
@@ -46,6 +47,7 @@ def texts(tokenizer, sample):
     )
 
 
+@examples(deadline=None)  # a busy machine is no fault of a row
 @given(prompt=WORDS, completion=ANSWERS, add_eos=st.booleans(), kind=st.integers(0, 2))
 def test_prompt_and_completion(
     tokenizer, affix_tokenizer, no_eos_tokenizer, settings, clock, prompt, completion, add_eos, kind
@@ -138,6 +140,7 @@ def test_history_is_never_lost(run, tokenizer, chat_tokenizer):
     )
 
 
+@examples(deadline=None)
 @given(turns=st.lists(st.tuples(WORDS, ANSWERS), min_size=1, max_size=3))
 def test_trained_tokens_of_a_conversation(chat_tokenizer, settings, clock, turns):
     history = [text for turn in turns[:-1] for text in turn]
