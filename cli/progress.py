@@ -67,7 +67,7 @@ class TokenProgress:
             self._bar.update(self._task, completed=done, total=total, text=pace)
         elif done >= total or time.monotonic() - self._last >= self._EVERY:
             self._last = time.monotonic()
-            left = f"{(total - done) / rate:,.0f} s left" if rate else ""
+            left = f"{(total - done) / rate:,.0f} s left" if rate and done <= total else ""
             parts = [f"{done:,} of {total:,} {self._unit}", pace, left]
             click.echo(f"{self._what}: " + ", ".join(filter(None, parts)), err=True)
 

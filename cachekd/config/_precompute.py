@@ -31,7 +31,9 @@ class RunConfig:
         1024, "Samples are sorted by length within windows of this many.", group="Run"
     )
     unit_tokens: int = option(
-        262144, "Tokens of a unit: one shard, the grain of resuming.", group="Run"
+        262144,
+        "Tokens of a unit: one shard, the grain of resuming; at least one batch.",
+        group="Run",
     )
     codec: str = option(
         "packed", "Codec plugin that packs the targets; changes sizes, never values.", group="Run"

@@ -8,6 +8,7 @@ of what is left, so that precompute of the same data would capture them again.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,6 +47,10 @@ from cachekd.store.tables import SAMPLES, packed_of, write_table
 from cachekd.store.texts import TEXT_LEFT_OUT
 
 CHANGED = ("plans", "units", "samples", KIND, ATTENTION, GENERATED)
+
+_EXPECTED_KEY = (
+    f"expected {2 * KEY_BYTES} hex digits a line (cachekd inspect CACHE --record N shows a key)"
+)
 
 
 @contextmanager
@@ -89,16 +94,20 @@ def _staging(above: str | None) -> Iterator[str]:
 
 def _read_keys(path: str) -> Keys:
     try:
-        lines = Path(path).read_text(encoding="ascii").split()
-        keys = [bytes.fromhex(line) for line in lines]
+        lines = Path(path).read_text(encoding="ascii").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"drop_keys: {path} cannot be read as keys in hex: {error}") from error
-    if not keys or any(len(key) != KEY_BYTES for key in keys):
-        raise DataError(
-            f"drop_keys: expected {2 * KEY_BYTES} hex digits a line in {path} (cachekd inspect "
-            "CACHE --record N shows a key)"
-        )
-    return Keys.of(sorted(set(keys)))
+    keys = set()
+    for number, line in enumerate(lines, 1):
+        if not re.fullmatch(rf"\s*([0-9a-fA-F]{{{2 * KEY_BYTES}}})?\s*", line):
+            raise DataError(
+                f"drop_keys: {path} line {number}: {_EXPECTED_KEY}; found {line[:80]!r}"
+            )
+        if line.strip():
+            keys.add(bytes.fromhex(line.strip()))
+    if not keys:
+        raise DataError(f"drop_keys: {path} is empty; {_EXPECTED_KEY}")
+    return Keys.of(sorted(keys))
 
 
 def refuse_kept(url: str, there: Iterable[str], changed: Content) -> None:

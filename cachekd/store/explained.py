@@ -47,6 +47,8 @@ def explained(error: Exception) -> tuple[str, str]:
     name, code, status = type(error).__name__, code_of(error), status_of(error)
     if code == "NoSuchBucket":
         return "there is no such bucket", "Check the name, or make the bucket first"
+    if isinstance(error, TypeError) and "keyword argument" in f"{error}":
+        return f"an option is not known there: {error}", "Check the names in --storage-options"
     denied = isinstance(error, PermissionError) or name.endswith("CredentialsError")
     if denied or status in _REFUSED:
         return f"access is refused: {_cause(error)}", _CREDENTIALS

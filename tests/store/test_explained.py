@@ -33,3 +33,9 @@ def test_credentials_of_digits_stay_text_and_other_numbers_do_not() -> None:
     given = {"secret": "12345678", "key": "007", "password": "1234", "port": "8080", "anon": "true"}
     options = settings_of(LocationConfig(storage_options=given)).options
     assert options == {**given, "port": 8080, "anon": True}
+
+
+def test_an_option_that_the_filesystem_does_not_know_is_no_outage() -> None:
+    error = TypeError("AioSession.__init__() got an unexpected keyword argument 'keey'")
+    told = told_of("s3://there", error, {"keey": "abc-canary"})
+    assert "'keey'. Check the names in --storage-options" in told and "again" not in told
