@@ -182,8 +182,8 @@ def watching(url: str, folder: Path) -> Iterator[dict[str, str | None]]:
     def watched(write: str) -> Callable[..., Any]:
         real = getattr(Location, write)
 
-        def act(self: Location, name: str, *args: Any) -> Any:
-            made = real(self, name, *args)
+        def act(self: Location, name: str, *args: Any, **further: Any) -> Any:
+            made = real(self, name, *args, **further)
             kind = name.partition("/")[0]
             if self.url == url and kind not in seen and not name.startswith(".probe"):
                 seen[kind] = None
