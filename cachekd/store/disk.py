@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -158,15 +158,7 @@ def try_lock(file: int) -> bool | None:
         True if it is locked now, False if another process has it, None if this filesystem knows no
         locks.
     """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            return None
-        raise
-    return True
+    return _taken(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
 
 
 def try_lock_bytes(file: int, offset: int, count: int = 1) -> bool | None:
@@ -175,27 +167,13 @@ def try_lock_bytes(file: int, offset: int, count: int = 1) -> bool | None:
     The process has them, not the open file: a second one of the same process has them too, and
     closing either lets go of all.
     """
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, count, offset)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        if error.errno in _NO_LOCKS:
-            return None
-        raise
-    return True
+    return _taken(lambda: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, count, offset))
 
 
 def share_byte(file: int, offset: int) -> bool:
     """Lock a byte beside others that share it; False while one has it alone."""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, offset)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        if error.errno not in _NO_LOCKS:
-            raise
-    return True
+    shared = _taken(lambda: fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, offset))
+    return shared is not False
 
 
 def free_bytes(file: int, offset: int, count: int = 1) -> None:
@@ -206,12 +184,19 @@ def free_bytes(file: int, offset: int, count: int = 1) -> None:
 
 def is_free(file: int) -> bool | None:
     """Whether no process has a file locked; None if this filesystem knows no locks."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    free = _taken(lambda: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB))
+    if free:
         fcntl.flock(file, fcntl.LOCK_UN)
-    except BlockingIOError:
-        return False
+    return free
+
+
+def _taken(lock: Callable[[], None]) -> bool | None:
+    """Whether a lock could be taken; None where there are none."""
+    try:
+        lock()
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
         if error.errno in _NO_LOCKS:
             return None
         raise

@@ -67,6 +67,7 @@ def test_what_cannot_be_fetched_is_left_to_the_reader() -> None:
     fetched = Fetched([0, 1, 2])
     with Ahead(fetched.files(fails=1), 1000).running():
         until(lambda: len(fetched.order) == 3)
+    assert sorted(fetched.order) == [0, 1, 2]
 
 
 def test_files_are_asked_for_before_they_are_read_and_a_failure_is_its_own_files() -> None:
